@@ -1,0 +1,82 @@
+"""The dimension key, and the dataclasses of arrays that cross modules.
+
+A tensor's name ends in the letters of its axes (`logp_NL`). The letters:
+
+  B  prompts (examples) in a step        G  samples per prompt            N  B * G rows; row n = b * G + g
+  P  prompt columns                      R  trace columns                 M  marker tokens between trace and answer
+  A  answer columns                      L  P + R + M + A columns         T  the queries of one forward call
+  V  vocabulary                          D  model width                   F  mlp width
+  H  query heads                         K  key/value heads               h  width of one head
+  S  slots of a key/value cache
+
+*Trace* = the sampled reasoning z. *Answer* = the reference y*, its end token included.
+*Completion* = what the model writes by itself at evaluation. *Marker* = the tokens that close a trace.
+A position of -1 marks an empty column: it is never attended to and never trained on.
+"""
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class Prompts:
+  """One step's question-answer pairs as token ids. Prompts are right-aligned, traces and answers left-aligned."""
+
+  prompt_BP: jax.Array  # int32, padded on the left
+  prompt_length_B: jax.Array  # int32, at least 1
+  answer_BA: jax.Array  # int32, padded on the right, ends with the end-of-answer token
+  answer_length_B: jax.Array  # int32, at least 1
+  trace_BR: jax.Array  # int32, a trace given by the data, padded on the right (R may be 0)
+  trace_length_B: jax.Array  # int32, 0 where the data gives no trace
+  example_B: jax.Array  # int32, position in the data stream: unique for each draw, so that each draw has its own keys
+
+
+@struct.dataclass
+class Rollouts:
+  """Sampled traces, left-aligned: the tokens as sampled, the stop token included."""
+
+  token_NR: jax.Array  # int32
+  length_N: jax.Array  # int32, sampled tokens, the stop token included
+  logp_NR: jax.Array  # float32, log-probability under the sampling policy; 0 beyond length
+  entropy_NR: jax.Array  # float32, entropy of the sampling distribution; 0 beyond length
+  ended_N: jax.Array  # bool, a stop token was sampled within the limit
+  marker_N: jax.Array  # bool, that stop token was the first marker token
+
+
+@struct.dataclass
+class AnswerScores:
+  """Teacher-forced log-probabilities of marker and answer; 0 beyond the answer's length."""
+
+  marker_logp_NM: jax.Array  # float32
+  answer_logp_NA: jax.Array  # float32, log c_i: the answer after its trace
+
+
+@struct.dataclass
+class TrainBatch:
+  """Rows `[pad | prompt | trace | marker | answer | pad]` with every coefficient of the update.
+
+  Coefficients already hold advantage, mask and normalisation, so the loss is a plain sum over rows and columns;
+  0 means "no gradient here". Column t holds the terms of predicting token_NL[:, t] from the columns before it.
+  """
+
+  token_NL: jax.Array  # int32
+  position_NL: jax.Array  # int32, -1 on pads
+  trace_coef_NL: jax.Array  # float32, A_k times the normaliser on trace tokens
+  behaviour_logp_NL: jax.Array  # float32, log-probability under the policy that sampled the trace
+  answer_coef_NL: jax.Array  # float32, s_i times the normaliser on answer tokens
+  format_coef_NL: jax.Array  # float32, weight times the normaliser on marker tokens the model did not emit
+  trace_mask_NL: jax.Array  # bool, for metrics
+  answer_mask_NL: jax.Array  # bool, for metrics
+
+
+@struct.dataclass
+class LossSums:
+  """A loss as sums: `total` is what is differentiated; each metric is (numerator, denominator), divided once at the end."""
+
+  total: jax.Array  # float32 []
+  metrics: dict  # name -> (numerator [], denominator [])
+
+
+def row_to_example(rows, samples_per_prompt: int):
+  """Repeats a per-prompt array or tree `[B, ...]` for each of its samples: `[B * G, ...]`."""
+  return jax.tree.map(lambda a: a.repeat(samples_per_prompt, axis=0), rows)
