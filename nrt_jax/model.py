@@ -1,0 +1,347 @@
+"""One decoder for Llama, Mistral, Qwen2 and Qwen3, and one forward for training, prefill, decoding and scoring.
+
+Parameters are plain trees; the layers are stacked on a leading axis. `forward` never writes a cache: it reads the
+given caches, attends over them and over the new tokens, and returns the new keys and values for the caller to keep.
+Masks follow from positions alone: a query at position p sees the slots with 0 <= position <= p (and, with a sliding
+window w, p - position < w), so padding, ragged prompts and empty slots need no masks of their own.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import struct
+
+from nrt_jax.errors import UserError, require_choice
+from nrt_jax.sharding import constrain
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite too
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+  """`rope_type="llama3"` of Hugging Face configs (Llama 3.1 and 3.2), or "linear"."""
+
+  rope_type: str = "llama3"
+  factor: float = 8.0
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  original_max_position_embeddings: int = 8192
+
+  def __post_init__(self):
+    require_choice("model.rope_scaling.rope_type", self.rope_type, ("llama3", "linear"))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+  """The architecture, in the words of Hugging Face's config.json, and how it is computed."""
+
+  family: str = "llama"  # decides the tensor names of the export
+  vocab_size: int = 512
+  hidden_size: int = 128
+  intermediate_size: int = 512
+  num_hidden_layers: int = 2
+  num_attention_heads: int = 4
+  num_key_value_heads: int = 4
+  head_dim: int = 32
+  rms_norm_eps: float = 1e-5
+  rope_theta: float = 10000.0
+  rope_scaling: RopeScaling | None = None
+  max_position_embeddings: int = 2048
+  sliding_window: int | None = None  # tokens that a query sees, itself included
+  sliding_layers: tuple[bool, ...] | None = None  # which layers use the window; None = all
+  qkv_bias: bool = False
+  output_bias: bool = False  # bias of the attention output projection
+  mlp_bias: bool = False
+  qk_norm: bool = False  # RMSNorm over each head of q and k (Qwen3)
+  tie_word_embeddings: bool = False
+  initializer_range: float = 0.02
+  compute_dtype: str = "float32"  # float32 | bfloat16; parameters stay float32
+  remat: str = "none"  # none | dots (keep matrix products) | full (recompute each layer)
+  layer_loop: str = "auto"  # scan: small programs | unroll: faster on CPU | auto: by platform
+
+  def __post_init__(self):
+    require_choice("model.family", self.family, FAMILIES)
+    require_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
+    require_choice("model.remat", self.remat, ("none", "dots", "full"))
+    require_choice("model.layer_loop", self.layer_loop, ("auto", "scan", "unroll"))
+    if self.num_attention_heads % self.num_key_value_heads:
+      raise UserError(
+        f"model.num_attention_heads: {self.num_attention_heads} is not a multiple of "
+        f"num_key_value_heads {self.num_key_value_heads}"
+      )
+    if self.sliding_layers is not None and len(self.sliding_layers) != self.num_hidden_layers:
+      raise UserError(
+        f"model.sliding_layers: found {len(self.sliding_layers)} entries, allowed: one for each of the "
+        f"{self.num_hidden_layers} layers"
+      )
+
+  @property
+  def scan_layers(self) -> bool:
+    if self.layer_loop == "auto":
+      return jax.default_backend() != "cpu"
+    return self.layer_loop == "scan"
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of one attention segment. Its rows M may be fewer than the queries' rows N: then each serves N/M.
+
+  `key` and `value` are one array `[layers, M, K, S, h]` where layers are scanned, else a tuple of `[M, K, S, h]`.
+  """
+
+  key: jax.Array | tuple
+  value: jax.Array | tuple
+  position_MS: jax.Array  # int32, -1 where the slot is empty
+
+
+def empty_cache(config: ModelConfig, rows: int, slots: int, dtype) -> KVCache:
+  """A cache of `rows` x `slots` with every slot empty."""
+  shape = (rows, config.num_key_value_heads, slots, config.head_dim)
+  if config.scan_layers:
+    key = value = jnp.zeros((config.num_hidden_layers, *shape), dtype)
+  else:
+    key = value = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+  return KVCache(key, value, jnp.full((rows, slots), -1, jnp.int32))
+
+
+def write_cache(cache: KVCache, new: KVCache, slot) -> KVCache:
+  """Puts the T slots of `new` into `cache` from slot number `slot` on, the same for all rows."""
+
+  def put(axis):
+    return lambda old, update: jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), slot, axis)
+
+  return KVCache(
+    key=jax.tree.map(put(-2), cache.key, new.key),
+    value=jax.tree.map(put(-2), cache.value, new.value),
+    position_MS=put(-1)(cache.position_MS, new.position_MS),
+  )
+
+
+def rope_frequencies(config: ModelConfig) -> np.ndarray:
+  """Inverse frequencies `[h / 2]` (RoFormer, arXiv 2104.09864 section 3.2.2; llama3 scaling as in Llama 3.1's code)."""
+  inverse = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+  scaling = config.rope_scaling
+  if scaling is None:
+    return inverse
+  if scaling.rope_type == "linear":
+    return inverse / scaling.factor
+  turns = scaling.original_max_position_embeddings * inverse / (2 * np.pi)
+  # Fast dimensions keep their frequency, slow ones are slowed by `factor`, those between are blended.
+  keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+  keep = np.clip(keep, 0.0, 1.0)
+  return inverse * keep + inverse / scaling.factor * (1 - keep)
+
+
+def _rotation(config: ModelConfig, position_NT):
+  """cos and sin `[N, T, 1, h / 2]`, in float32: bfloat16 would round position 257 to 256."""
+  angle = jnp.maximum(position_NT, 0)[..., None] * jnp.asarray(rope_frequencies(config), jnp.float32)[None, None]
+  return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+
+
+def _rotate(x_NTHh, rotation):
+  cos, sin = rotation
+  first, second = jnp.split(x_NTHh.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_NTHh.dtype)
+
+
+def visible(position_NT, position_MS, window: int | None):
+  """Which slots each query sees: bool `[M, N / M, T, S]`."""
+  rows = position_MS.shape[0]
+  query = position_NT.reshape(rows, -1, position_NT.shape[1], 1)
+  slot = position_MS[:, None, None, :]
+  seen = (slot >= 0) & (slot <= query)
+  return seen if window is None else seen & (query - slot < window)
+
+
+def attend(query_NTHh, segments):
+  """Softmax attention over several key/value segments at once, `[N, T, H, h]`.
+
+  Each segment is (key_MKSh, value_MKSh, seen_MrTS). A segment with fewer rows than the queries is read once for the
+  N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models.
+  """
+  N, T, H, h = query_NTHh.shape
+  logits, shapes = [], []
+  for key_MKSh, _, seen in segments:
+    M, K, _, _ = key_MKSh.shape
+    query = query_NTHh.reshape(M, N // M, T, K, H // K, h)
+    score = jnp.einsum("mrtkgh,mksh->mkrtgs", query, key_MKSh, preferred_element_type=jnp.float32) * h**-0.5
+    logits.append(jnp.where(seen[:, None, :, :, None], score, MASKED))
+    shapes.append((M, N // M, T, K, H // K))
+
+  def to_rows(x_mkrtg):  # [M, K, r, T, g] -> [N, T, K, g]
+    M, K, r, _, g = x_mkrtg.shape
+    return x_mkrtg.transpose(0, 2, 3, 1, 4).reshape(M * r, T, K, g)
+
+  def from_rows(x_NTKg, shape):
+    return x_NTKg.reshape(shape).transpose(0, 3, 1, 2, 4)
+
+  top = functools.reduce(jnp.maximum, [to_rows(score.max(-1)) for score in logits])
+  top = jax.lax.stop_gradient(top)
+  total = out = 0.0
+  for (_, value_MKSh, _), score, shape in zip(segments, logits, shapes):
+    weight = jnp.exp(score - from_rows(top, shape)[..., None])
+    total += to_rows(weight.sum(-1))
+    mixed = jnp.einsum("mkrtgs,mksh->mrtkgh", weight.astype(value_MKSh.dtype), value_MKSh)
+    out += mixed.reshape(N, T, -1, H // shape[3], h)
+  return (out / total[..., None]).astype(query_NTHh.dtype).reshape(N, T, H, h)
+
+
+class RMSNorm(nn.Module):
+  """x / rms(x) * scale over the last axis, computed in float32."""
+
+  eps: float
+
+  @nn.compact
+  def __call__(self, x):
+    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    x32 = x.astype(jnp.float32)
+    x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
+    return (x32 * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+
+
+class Block(nn.Module):
+  """One decoder layer: attention and mlp, each on a normalised copy of the residual stream."""
+
+  config: ModelConfig
+
+  def _dense(self, name, features, use_bias, axis=-1):
+    init = nn.initializers.normal(self.config.initializer_range)
+    dtype = jnp.dtype(self.config.compute_dtype)
+    return nn.DenseGeneral(features, axis=axis, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
+
+  @nn.compact
+  def __call__(self, x_NTD, rotation, caches, seen):
+    """`caches`: (key, value) of each cache segment for this layer; `seen`: masks of those and of the new tokens."""
+    c = self.config
+    y = RMSNorm(c.rms_norm_eps, name="attention_norm")(x_NTD)
+    q_NTHh = self._dense("q", (c.num_attention_heads, c.head_dim), c.qkv_bias)(y)
+    k_NTKh = self._dense("k", (c.num_key_value_heads, c.head_dim), c.qkv_bias)(y)
+    v_NTKh = self._dense("v", (c.num_key_value_heads, c.head_dim), c.qkv_bias)(y)
+    if c.qk_norm:
+      q_NTHh = RMSNorm(c.rms_norm_eps, name="q_norm")(q_NTHh)
+      k_NTKh = RMSNorm(c.rms_norm_eps, name="k_norm")(k_NTKh)
+    key = _rotate(k_NTKh, rotation).swapaxes(1, 2)
+    value = v_NTKh.swapaxes(1, 2)
+    segments = [(*kv, mask) for kv, mask in zip((*caches, (key, value)), seen)]
+    with jax.named_scope("attention"):
+      mixed_NTHh = attend(_rotate(q_NTHh, rotation), segments)
+    x_NTD = x_NTD + self._dense("o", c.hidden_size, c.output_bias, axis=(-2, -1))(mixed_NTHh)
+    y = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x_NTD)
+    gate = self._dense("gate", c.intermediate_size, c.mlp_bias)(y)
+    up = self._dense("up", c.intermediate_size, c.mlp_bias)(y)
+    x_NTD = x_NTD + self._dense("down", c.hidden_size, c.mlp_bias)(nn.silu(gate) * up)
+    return constrain(x_NTD, "batch", None, None), (key, value)
+
+
+# Logical axes of each parameter, by the last two names of its path (layers add a leading "layers" axis).
+LOGICAL_AXES = {
+  ("embedder", "embedding"): ("vocab", "embed"),
+  ("head", "kernel"): ("embed", "vocab"),
+  ("q", "kernel"): ("embed", "heads", "head_dim"),
+  ("k", "kernel"): ("embed", "kv_heads", "head_dim"),
+  ("v", "kernel"): ("embed", "kv_heads", "head_dim"),
+  ("o", "kernel"): ("heads", "head_dim", "embed"),
+  ("gate", "kernel"): ("embed", "mlp"),
+  ("up", "kernel"): ("embed", "mlp"),
+  ("down", "kernel"): ("mlp", "embed"),
+  ("q", "bias"): ("heads", "head_dim"),
+  ("k", "bias"): ("kv_heads", "head_dim"),
+  ("v", "bias"): ("kv_heads", "head_dim"),
+  ("o", "bias"): ("norm",),
+  ("gate", "bias"): ("mlp",),
+  ("up", "bias"): ("mlp",),
+  ("down", "bias"): ("norm",),
+}
+
+
+def logical_axes(params):
+  """The logical axes of every parameter: a tree like `params` whose leaves are tuples of names."""
+
+  def one(path, _):
+    names = tuple(entry.key for entry in path)
+    axes = ("norm",) if names[-1] == "scale" else LOGICAL_AXES[names[-2:]]
+    return ("layers", *axes) if names[0] == "layers" else axes
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def init_params(config: ModelConfig, key) -> dict:
+  """Random parameters, float32: normal(initializer_range) matrices, unit norms, zero biases."""
+  embed_key, head_key, layer_key = jax.random.split(key, 3)
+  normal = nn.initializers.normal(config.initializer_range)
+  x = jnp.zeros((1, 1, config.hidden_size), jnp.dtype(config.compute_dtype))
+  position = jnp.zeros((1, 1), jnp.int32)
+  seen = (visible(position, position, None),)
+
+  def init_layer(key):
+    return Block(config).init(key, x, _rotation(config, position), (), seen)["params"]
+
+  params = {
+    "embedder": {"embedding": normal(embed_key, (config.vocab_size, config.hidden_size))},
+    "layers": jax.vmap(init_layer)(jax.random.split(layer_key, config.num_hidden_layers)),
+    "final_norm": {"scale": jnp.ones((config.hidden_size,))},
+  }
+  if not config.tie_word_embeddings:
+    params["head"] = {"kernel": normal(head_key, (config.hidden_size, config.vocab_size))}
+  return params
+
+
+def _unstack(tree, count: int) -> list:
+  """Splits the leading layer axis. `lax.split` transposes to one concatenation, indexing to `count` padded sums."""
+  pieces = jax.tree.map(lambda a: [p.squeeze(0) for p in jax.lax.split(a, (1,) * count)], tree)
+  return [jax.tree.map(lambda p, i=i: p[i], pieces, is_leaf=lambda p: isinstance(p, list)) for i in range(count)]
+
+
+def _remat(config: ModelConfig, layer):
+  if config.remat == "none":
+    return layer
+  policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+  return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
+
+
+def forward(params, config: ModelConfig, token_NT, position_NT, caches: tuple[KVCache, ...] = ()):
+  """Runs tokens through the decoder after whatever `caches` hold.
+
+  Args: token_NT, position_NT int32 (position -1 = pad); caches: segments that the tokens may attend to, by position.
+  Returns: hidden_NTD after the final norm, in the compute dtype, and a KVCache of the new tokens (T slots).
+  """
+  dtype = jnp.dtype(config.compute_dtype)
+  x_NTD = constrain(params["embedder"]["embedding"].astype(dtype)[token_NT], "batch", None, None)
+  rotation = _rotation(config, position_NT)
+  positions = (*(cache.position_MS for cache in caches), position_NT)
+  windows = (None,) if config.sliding_window is None else (None, config.sliding_window)
+  masks = [tuple(visible(position_NT, p, window) for p in positions) for window in windows]
+  slides = config.sliding_layers or (config.sliding_window is not None,) * config.num_hidden_layers
+
+  def layer(x_NTD, inputs):
+    layer_params, layer_caches, slide = inputs
+    seen = masks[0] if len(masks) == 1 else jax.tree.map(lambda full, cut: jnp.where(slide, cut, full), *masks)
+    return Block(config).apply({"params": layer_params}, x_NTD, rotation, layer_caches, seen)
+
+  layer = _remat(config, layer)
+  key_values = tuple((cache.key, cache.value) for cache in caches)
+  if config.scan_layers:
+    x_NTD, (key, value) = jax.lax.scan(layer, x_NTD, (params["layers"], key_values, jnp.asarray(slides)))
+  else:
+    new = []
+    for i, layer_params in enumerate(_unstack(params["layers"], config.num_hidden_layers)):
+      x_NTD, pair = layer(x_NTD, (layer_params, tuple((k[i], v[i]) for k, v in key_values), jnp.asarray(slides[i])))
+      new.append(pair)
+    key, value = (tuple(part) for part in zip(*new))
+  hidden_NTD = RMSNorm(config.rms_norm_eps).apply({"params": params["final_norm"]}, x_NTD)
+  return hidden_NTD, KVCache(key, value, position_NT)
+
+
+def logits(params, config: ModelConfig, hidden):
+  """The head: hidden `[..., D]` -> float32 logits `[..., V]`. Callers chunk it where `...` is large."""
+  dtype = jnp.dtype(config.compute_dtype)
+  if config.tie_word_embeddings:
+    return jnp.einsum(
+      "...d,vd->...v", hidden, params["embedder"]["embedding"].astype(dtype), preferred_element_type=jnp.float32
+    )
+  return jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(dtype), preferred_element_type=jnp.float32)

@@ -1,0 +1,117 @@
+"""Device meshes, and the one table that says which mesh axis cuts which logical axis.
+
+Model code names logical axes only; everything about devices is decided here.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from nrt_jax.errors import UserError, require_choice
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# logical axis -> mesh axis. `batch` is the rows of activations; the others are axes of parameters and caches.
+RULES = {
+  "batch": ("data", "fsdp"),
+  "layers": None,
+  "vocab": "tensor",
+  "embed": "fsdp",
+  "heads": "tensor",
+  "kv_heads": "tensor",
+  "head_dim": None,
+  "mlp": "tensor",
+  "norm": None,
+}
+
+# While decoding, a weight is read once for every token: gather it over `fsdp` once per step instead.
+DECODE_RULES = {**RULES, "embed": None}
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+  """How a step is spread over devices."""
+
+  kind: str = "jit"  # jit: one program over a mesh | pmap: replicated state, gradients averaged by lax.psum
+  data: int = -1  # devices along the data axis; -1 takes what the other two leave
+  fsdp: int = 1  # devices that share parameters, gradients and optimizer state
+  tensor: int = 1  # devices that share heads, mlp and vocabulary
+  rollout_weights: str = "gathered"  # gathered: over fsdp, once per step | sharded: per generated token
+  micro_batches: int = 1  # pieces into which a minibatch is cut to bound the memory of the update
+
+  def __post_init__(self):
+    require_choice("parallel.kind", self.kind, ("jit", "pmap"))
+    require_choice("parallel.rollout_weights", self.rollout_weights, ("gathered", "sharded"))
+    for name in ("fsdp", "tensor", "micro_batches"):
+      if getattr(self, name) < 1:
+        raise UserError(f"parallel.{name}: found {getattr(self, name)}, allowed: 1 or more")
+    if self.data < 1 and self.data != -1:
+      raise UserError(f"parallel.data: found {self.data}, allowed: 1 or more, or -1 for all remaining devices")
+    if self.kind == "pmap" and (self.fsdp, self.tensor) != (1, 1):
+      raise UserError(
+        f"parallel.kind='pmap' replicates the state: found fsdp={self.fsdp}, tensor={self.tensor}, allowed: 1 and 1"
+      )
+
+
+def make_mesh(config: ParallelConfig, devices=None) -> jax.sharding.Mesh:
+  """The mesh ("data", "fsdp", "tensor") over `devices` (default: all). Raises UserError on a shape that does not fit."""
+  devices = jax.devices() if devices is None else devices
+  inner = config.fsdp * config.tensor
+  data = len(devices) // inner if config.data == -1 else config.data
+  if data * inner != len(devices):
+    raise UserError(
+      f"parallel: mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
+      f"{len(devices)} devices (fsdp x tensor must divide them; data=-1 takes the rest)"
+    )
+  shape = (data, config.fsdp, config.tensor)
+  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec_for(logical_axes: tuple, rules: dict = RULES) -> PartitionSpec:
+  """Translates logical axis names (None = not cut) into a PartitionSpec. A mesh axis used twice is an error."""
+  mesh_axes = [rules[name] if name is not None else None for name in logical_axes]
+  used = [a for entry in mesh_axes for a in (entry if isinstance(entry, tuple) else (entry,)) if a is not None]
+  if len(used) != len(set(used)):
+    raise ValueError(f"logical axes {logical_axes} cut the same mesh axis twice: {mesh_axes}")
+  return PartitionSpec(*mesh_axes)
+
+
+def shardings_for(mesh, abstract_tree, axes_tree, rules: dict = RULES, where: str = "model"):
+  """A NamedSharding for each leaf. Raises UserError naming the leaf, its size and the mesh axis that does not divide it."""
+
+  def one(path, leaf, axes):
+    spec = spec_for(axes, rules)
+    for size, name, entry in zip(leaf.shape, axes, spec):
+      ways = int(np.prod([mesh.shape[a] for a in (entry if isinstance(entry, tuple) else (entry,)) if a is not None]))
+      if size % ways:
+        raise UserError(
+          f"{where}{jax.tree_util.keystr(path)}: axis {name!r} of size {size} is not divisible by "
+          f"{ways}, the size of mesh axis {entry!r}; choose parallel.* so that it is"
+        )
+    return NamedSharding(mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(one, abstract_tree, axes_tree)
+
+
+def replicated(mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def rows_sharding(mesh) -> NamedSharding:
+  """Rows of a batch over every data-parallel device."""
+  return NamedSharding(mesh, spec_for(("batch",)))
+
+
+def data_parallel_ways(mesh) -> int:
+  """In how many pieces the rows of a batch are cut."""
+  return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def constrain(x, *logical_axes, rules: dict = RULES):
+  """`with_sharding_constraint` by logical names; does nothing where no mesh is set (one device, pmap)."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or not all(a in mesh.axis_names for a in MESH_AXES):
+    return x
+  return jax.lax.with_sharding_constraint(x, spec_for(logical_axes, rules))
