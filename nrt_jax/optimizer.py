@@ -1,0 +1,106 @@
+"""From an OptimizerConfig to an optax transformation: clip by global norm, precondition, decoupled decay, schedule."""
+
+from dataclasses import dataclass
+
+import jax
+import optax
+
+from nrt_jax.errors import UserError, require_choice
+
+# Leaves that weight decay leaves out, by name: layers are stacked, so a norm's scale has two axes and ndim can't tell.
+UNDECAYED = ("scale", "bias")
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+  """The update rule. Defaults are those of the released NRT code (nrt.md section 4)."""
+
+  name: str = "adamw"  # adamw | sgd (heavy ball)
+  learning_rate: float = 2e-6  # peak
+  schedule: str = "constant"  # after the warm-up: constant | cosine | linear (both down to end_ratio of the peak)
+  warmup_steps: int = 0  # training steps of linear warm-up
+  warmup_ratio: float = 0.0  # or the warm-up as a share of all steps, 0 to 1; set one of the two
+  end_ratio: float = 0.0  # learning rate at the end over its peak, 0 to 1 (cosine and linear)
+  beta1: float = 0.9  # decay of the first moment; the momentum of sgd
+  beta2: float = 0.95  # decay of the second moment (adamw)
+  eps: float = 1e-15  # added to the root of the second moment (adamw)
+  weight_decay: float = 0.01  # decoupled, times the learning rate; norms and biases are left out
+  max_grad_norm: float = 1.0  # gradients are scaled down to this global norm; 0 turns it off
+  minibatches: int = 1  # optimizer updates per rollout: the prompts of a step are split into so many minibatches
+
+  def __post_init__(self):
+    require_choice("optimizer.name", self.name, PRECONDITIONERS)
+    require_choice("optimizer.schedule", self.schedule, DECAYS)
+    for key in ("learning_rate", "warmup_steps", "eps", "weight_decay", "max_grad_norm"):
+      self._require(key, getattr(self, key) >= 0, "0 or more")
+    for key in ("warmup_ratio", "end_ratio"):
+      self._require(key, 0 <= getattr(self, key) <= 1, "0 to 1")
+    for key in ("beta1", "beta2"):
+      self._require(key, 0 <= getattr(self, key) < 1, "0 to below 1")
+    self._require("minibatches", self.minibatches >= 1, "1 or more")
+    self._require("warmup_ratio", not (self.warmup_ratio and self.warmup_steps), "0 where warmup_steps is set")
+
+  def _require(self, key: str, good: bool, allowed: str) -> None:
+    if not good:
+      raise UserError(f"optimizer.{key}: found {getattr(self, key)!r}, allowed: {allowed}")
+
+
+# name -> config -> the transformation that turns gradients into directions
+PRECONDITIONERS = {
+  "adamw": lambda config: optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+  "sgd": lambda config: optax.trace(config.beta1),
+}
+
+# schedule -> (config, updates after the warm-up) -> learning rate as a function of the updates after the warm-up
+DECAYS = {
+  "constant": lambda config, updates: optax.constant_schedule(config.learning_rate),
+  "cosine": lambda config, updates: optax.cosine_decay_schedule(config.learning_rate, updates, config.end_ratio),
+  "linear": lambda config, updates: optax.linear_schedule(
+    config.learning_rate, config.learning_rate * config.end_ratio, updates
+  ),
+}
+
+
+def warmup_updates(config: OptimizerConfig, total_steps: int) -> int:
+  """Optimizer updates of the warm-up; never more than the run has, so that a run cut short still warms up."""
+  steps = config.warmup_steps or round(config.warmup_ratio * total_steps)
+  return min(steps, total_steps) * config.minibatches
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+  """Learning rate as a function of the optimizer updates already made (training step t starts at t * minibatches).
+
+  Warm-up over W updates is peak * (update + 1) / W, so that the first update moves; then the decay over the rest, which
+  would reach end_ratio * peak at update total_steps * minibatches.
+  """
+  warmup = warmup_updates(config, total_steps)
+  decay = DECAYS[config.schedule](config, max(1, total_steps * config.minibatches - warmup))
+  if not warmup:
+    return decay
+  rise = optax.linear_schedule(config.learning_rate / warmup, config.learning_rate, warmup - 1)
+  return optax.join_schedules([rise, decay], [warmup])
+
+
+def decay_mask(params):
+  """Tree of bools, True where weight decay applies: every leaf whose name is not in UNDECAYED."""
+
+  def decayed(path, _):
+    names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    return names[-1] not in UNDECAYED
+
+  return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+  """The update rule for a run (or stage) of `total_steps` training steps; `update` needs the params.
+
+  Clipping by global norm, then the preconditioner, then decoupled weight decay (Loshchilov & Hutter 2019, Algorithm 2,
+  with the decay scaled by the learning rate as in torch.optim.AdamW), then minus the learning rate.
+  """
+  clip = optax.clip_by_global_norm(config.max_grad_norm) if config.max_grad_norm else optax.identity()
+  return optax.chain(
+    clip,
+    PRECONDITIONERS[config.name](config),
+    optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+    optax.scale_by_learning_rate(learning_rate(config, total_steps)),
+  )
