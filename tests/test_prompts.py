@@ -1,0 +1,300 @@
+"""Prompts: our chat templates against the public ones, and token sequences that never merge across a border."""
+
+import pytest
+
+from nrt_jax import errors, prompts
+from nrt_jax.prompts import PromptConfig
+
+MARKER = "<|response_start|>"
+TEXTS = ["How many clips did Natalia sell altogether in April and May?", "She sold 48 + 24 = 72 clips. #### 72"] * 4
+
+# The public templates (of Llama-3-8B-Instruct, Qwen3 and Qwen2.5 without tools, Mistral-7B-Instruct v0.3 and v0.1), as
+# far as conversations without tools reach.
+PUBLIC = {
+  "llama3": (
+    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    " + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
+    "{% endif %}{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
+  ),
+  "chatml": (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"
+    " + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+  ),
+  "mistral": (
+    "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
+    "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% endif %}{{ bos_token }}"
+    "{% for message in loop_messages %}{% if message['role'] == 'user' %}"
+    "{% if loop.last and system_message is defined %}"
+    "{{ '[INST] ' + system_message + '\n\n' + message['content'] + '[/INST]' }}"
+    "{% else %}{{ '[INST] ' + message['content'] + '[/INST]' }}{% endif %}"
+    "{% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
+  ),
+  "mistral_v1": (
+    "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
+    "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% endif %}{{ bos_token }}"
+    "{% for message in loop_messages %}{% if message['role'] == 'user' %}"
+    "{% if loop.first and system_message is defined %}"
+    "{{ ' [INST] ' + system_message + '\n\n' + message['content'] + ' [/INST]' }}"
+    "{% else %}{{ ' [INST] ' + message['content'] + ' [/INST]' }}{% endif %}"
+    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
+  ),
+}
+SPECIAL = {
+  "llama3": ("<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+  "chatml": ("<|im_start|>", "<|im_end|>"),
+  "mistral": ("<s>", "[INST]", "[/INST]"),
+  "mistral_v1": ("<s>",),
+}
+QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+
+
+def turn(role, content):
+  return {"role": role, "content": content}
+
+
+CONVERSATIONS = {
+  "one": [turn("user", "How many clips?")],
+  "spaces": [turn("user", "  How many clips? \n")],
+  "braces": [turn("user", "print({bos}, {eos}, {content}, {trimmed}, {question}) \\n {{ 1 }}")],
+  "turns": [turn("user", "48 + 24?"), turn("assistant", " 72 "), turn("user", "And 72 / 2?")],
+  "system": [turn("system", "Be brief. "), turn("user", "48 + 24?"), turn("assistant", "72"), turn("user", "72 / 2?")],
+}
+
+
+@pytest.fixture(scope="module")
+def family_tokenizer():
+  def build(family):
+    tokenizer = prompts.byte_pair_tokenizer(TEXTS, 290, special=SPECIAL[family])
+    if "<s>" in SPECIAL[family]:
+      tokenizer.bos_token = "<s>"
+    tokenizer.chat_template = PUBLIC[family]
+    return tokenizer
+
+  return build
+
+
+@pytest.fixture
+def byte_pairs():
+  return prompts.byte_pair_tokenizer(TEXTS, 300)
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("family", PUBLIC)
+def test_chat_templates_equal_the_public_ones(family_tokenizer, family, conversation):
+  pytest.importorskip("jinja2")
+  tokenizer, messages = family_tokenizer(family), CONVERSATIONS[conversation]
+  config = PromptConfig(template=family)
+  form = prompts.make_format(tokenizer, config)
+  theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+  ours = prompts.render_prompt(family, "", messages, tokenizer.bos_token, tokenizer.eos_token)
+  assert ours == theirs
+  ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+  assert prompts.encode_prompts(tokenizer, form, config, [messages])[0] == ids
+
+
+@pytest.mark.parametrize("family", PUBLIC)
+def test_a_configured_system_text_equals_a_system_turn(family_tokenizer, family):
+  pytest.importorskip("jinja2")
+  tokenizer, question = family_tokenizer(family), CONVERSATIONS["one"]
+  theirs = tokenizer.apply_chat_template(
+    [turn("system", QWEN_SYSTEM), *question], tokenize=False, add_generation_prompt=True
+  )
+  ours = prompts.render_prompt(family, QWEN_SYSTEM, question, tokenizer.bos_token, tokenizer.eos_token)
+  assert ours == theirs
+  assert QWEN_SYSTEM in ours
+  # A conversation's own system turn wins over the configured one.
+  assert QWEN_SYSTEM not in prompts.render_prompt(family, QWEN_SYSTEM, CONVERSATIONS["system"])
+
+
+def test_rendering_leaves_the_messages_alone():
+  messages = [turn("user", "48 + 24?")]
+  prompts.render_prompt("mistral", "Be brief.", messages)
+  assert messages == [turn("user", "48 + 24?")]
+
+
+@pytest.mark.parametrize("family", ["llama3", "chatml", "mistral"])
+def test_chat_is_detected_by_its_tokens(family_tokenizer, family):
+  form = prompts.make_format(family_tokenizer(family), PromptConfig(template="chat"))
+  assert form.template == family
+
+
+def test_a_template_of_another_family_is_an_error(family_tokenizer, byte_pairs):
+  with pytest.raises(errors.UserError, match=r"prompt.template: 'chatml' needs the tokens <\|im_start\|>, "):
+    prompts.make_format(family_tokenizer("llama3"), PromptConfig(template="chatml"))
+  with pytest.raises(errors.UserError, match="prompt.template: 'chat' finds no known chat token"):
+    prompts.make_format(byte_pairs, PromptConfig(template="chat"))
+
+
+def test_end_of_turn_is_a_stop_beside_the_end_token(family_tokenizer):
+  tokenizer = family_tokenizer("llama3")
+  form = prompts.make_format(tokenizer, PromptConfig(template="llama3"))
+  names = ("<|response_start|>", "<eos>", "<|eot_id|>")
+  assert form.stop_ids == tuple(tokenizer.convert_tokens_to_ids(name) for name in names)
+
+
+def test_every_special_token_can_be_a_stop(family_tokenizer):
+  tokenizer = family_tokenizer("chatml")
+  form = prompts.make_format(tokenizer, PromptConfig(stop_at_special=True))
+  special = {"<eos>", "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", MARKER}
+  assert set(tokenizer.convert_ids_to_tokens(list(form.stop_ids))) == special
+  assert len(form.stop_ids) == len(special)
+  assert form.stop_ids[:2] == (form.marker_ids[0], form.eos_id)
+
+
+def test_the_marker_becomes_one_token(byte_pairs):
+  size = len(byte_pairs)
+  form = prompts.make_format(byte_pairs, PromptConfig())
+  assert form.marker_ids == (size,) == form.added_ids
+  assert form.vocab_size_needed == size + 1
+  assert byte_pairs(f"72{MARKER}72")["input_ids"].count(size) == 1
+  again = prompts.make_format(byte_pairs, PromptConfig())
+  assert again.marker_ids == form.marker_ids and again.added_ids == ()
+
+
+def test_think_style_marker_keeps_the_text_after_its_tag(byte_pairs):
+  config = PromptConfig(marker="</think>\n\n", trace_open="<think>\n")
+  form = prompts.make_format(byte_pairs, config)
+  assert form.marker_ids[0] == byte_pairs.convert_tokens_to_ids("</think>") == form.added_ids[0]
+  assert prompts.decode(byte_pairs, form.marker_ids) == "</think>\n\n"
+  assert len(form.marker_ids) > 1
+  ids = prompts.encode_prompts(byte_pairs, form, config, ["How many?"])[0]
+  assert prompts.decode(byte_pairs, ids) == "How many?<think>\n"
+
+
+def test_a_word_of_the_vocabulary_can_be_the_marker():
+  tokenizer = prompts.word_tokenizer(["0", "1", "so"])
+  form = prompts.make_format(tokenizer, PromptConfig(marker="so"))
+  assert form.marker_ids == (2,) and form.added_ids == ()
+
+
+def test_the_pad_id_is_the_tokenizers_own_or_the_end_token(byte_pairs):
+  assert prompts.make_format(byte_pairs, PromptConfig()).pad_id == byte_pairs.pad_token_id != 0
+  byte_pairs.pad_token = None
+  form = prompts.make_format(byte_pairs, PromptConfig())
+  assert form.pad_id == form.eos_id
+
+
+def test_pieces_never_merge_across_their_borders():
+  # "clips" is one token here, so a prompt ending in "cl" and an answer "ips" would merge if tokenised together.
+  tokenizer = prompts.byte_pair_tokenizer(["clips"] * 50, 280)
+  config = PromptConfig()
+  form = prompts.make_format(tokenizer, config)
+  assert len(tokenizer("clips")["input_ids"]) == 1
+  parts = prompts.encode_example(tokenizer, form, config, "cl", "ips", "cl")
+  assert [prompts.decode(tokenizer, parts[k]) for k in ("prompt", "trace", "answer")] == ["cl", "cl", "ips<eos>"]
+
+
+def test_an_answer_ends_with_the_end_token_and_a_missing_trace_is_empty(byte_pairs):
+  config = PromptConfig()
+  form = prompts.make_format(byte_pairs, config)
+  parts = prompts.encode_example(byte_pairs, form, config, "48 + 24?", "72")
+  assert parts["answer"][-1] == byte_pairs.eos_token_id and parts["answer"].count(form.eos_id) == 1
+  assert parts["trace"] == []
+
+
+def test_data_cannot_write_control_tokens_into_answers_and_traces(byte_pairs):
+  config = PromptConfig()
+  form = prompts.make_format(byte_pairs, config)
+  text = f"72 <eos> {MARKER} 7"
+  parts = prompts.encode_example(byte_pairs, form, config, "q", text, text)
+  assert not set(parts["trace"]) & set(form.stop_ids)
+  assert not set(parts["answer"][:-1]) & set(form.stop_ids)
+  assert prompts.decode(byte_pairs, parts["trace"]) == text
+
+
+def test_a_given_trace_ends_at_its_first_stop_token():
+  tokenizer = prompts.word_tokenizer(["1", "2", "so"])
+  form = prompts.make_format(tokenizer, PromptConfig(marker="so"))
+  assert prompts.encode_traces(tokenizer, form, ["1 2 so 1"]) == [[0, 1]]
+
+
+def test_bos_comes_once_where_the_tokenizer_puts_it(family_tokenizer):
+  from tokenizers import processors
+
+  tokenizer = family_tokenizer("llama3")
+  bos = tokenizer.bos_token_id
+  plain = PromptConfig()
+  assert prompts.make_format(tokenizer, plain).prefix_ids == ()  # this tokenizer adds none
+  tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+    single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bos)]
+  )
+  form = prompts.make_format(tokenizer, plain)
+  assert form.prefix_ids == (bos,)
+  for config in (plain, PromptConfig(template="Q: {question}"), PromptConfig(template="llama3")):
+    form = prompts.make_format(tokenizer, config)
+    ids = prompts.encode_prompts(tokenizer, form, config, ["48 + 24?"])[0]
+    assert ids[0] == bos and ids.count(bos) == 1
+    assert bos not in prompts.encode_answers(tokenizer, form, ["72"])[0]
+
+
+def test_plain_and_question_templates():
+  one, many = CONVERSATIONS["one"], CONVERSATIONS["system"]
+  assert prompts.render_prompt("plain", "", one) == "How many clips?"
+  assert prompts.render_prompt("Question: {question}\nAnswer:", "", one) == "Question: How many clips?\nAnswer:"
+  assert prompts.render_prompt("Q: {question}", "Hi.", one) == "Hi.\n\nQ: How many clips?"
+  assert prompts.render_prompt("plain", "Hi.", many) == "Be brief. \n\n48 + 24?\n\n72\n\n72 / 2?"
+
+
+def test_split_completion_cuts_at_the_first_marker_and_the_next_stop():
+  tokenizer = prompts.word_tokenizer(["a", "b", "c"], special=("</t>",))
+  form = prompts.make_format(tokenizer, PromptConfig(marker="</t> c"))
+  (m, c), eos = form.marker_ids, form.eos_id
+  assert prompts.split_completion(form, [0, 1, m, c, 1, eos, 0]) == ([0, 1], [1])
+  assert prompts.split_completion(form, [0, m, 1, m, 0]) == ([0], [1])  # half a marker; a second marker ends the answer
+  assert prompts.split_completion(form, [m, c]) == ([], [])
+  assert prompts.split_completion(form, [0, 1]) == ([0, 1], None)  # never ended
+  assert prompts.split_completion(form, [0, eos, m, 1]) == ([0], None)  # ended before any marker
+  assert prompts.split_completion(form, []) == ([], None)
+
+
+def test_the_format_is_hashable_and_the_config_names_its_keys(byte_pairs):
+  hash(prompts.make_format(byte_pairs, PromptConfig()))
+  for key, value in (
+    ("template", "lama3"),
+    ("marker", " so"),
+    ("max_prompt_length", 0),
+    ("overlong_prompt", "cut"),
+    ("overlong_answer", "cut_left"),
+  ):
+    with pytest.raises(errors.UserError, match=f"^prompt.{key}: found "):
+      PromptConfig(**{key: value})
+  with pytest.raises(errors.UserError, match="did you mean 'llama3'"):
+    PromptConfig(template="lama3")
+
+
+def test_missing_end_token_and_end_token_as_marker_are_errors(byte_pairs):
+  with pytest.raises(errors.UserError, match="^prompt.marker: "):
+    prompts.make_format(byte_pairs, PromptConfig(marker="<eos>"))
+  byte_pairs.eos_token = None
+  with pytest.raises(errors.UserError, match="^prompt.tokenizer: .*end token"):
+    prompts.make_format(byte_pairs, PromptConfig())
+
+
+def test_a_saved_tokenizer_loads_back_beside_a_llama_config(tmp_path):
+  # transformers would build a Llama tokenizer of its own from the model type; the file must win.
+  saved = prompts.word_tokenizer(["sum", "0", "1"], tmp_path, special=(MARKER,))
+  (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+  loaded = prompts.load_tokenizer(tmp_path)
+  text = f"sum 1 0 {MARKER} 1 zzz"
+  assert loaded(text)["input_ids"] == saved(text)["input_ids"] == [0, 2, 1, saved.convert_tokens_to_ids(MARKER), 2, 5]
+  assert (loaded.eos_token_id, loaded.pad_token_id) == (3, 4)
+  assert prompts.decode(loaded, [0, 2, 4]) == "sum 1 <pad>"
+
+
+def test_a_tokenizer_that_cannot_be_loaded_is_one_clear_line(tmp_path):
+  with pytest.raises(errors.UserError, match="no such directory.*hub:owner/name"):
+    prompts.load_tokenizer("meta-llama/Llama-3.1-8B")
+  with pytest.raises(errors.UserError, match="holds none of tokenizer.json"):
+    prompts.load_tokenizer(tmp_path)
+  (tmp_path / "tokenizer.json").write_text("{ broken")
+  with pytest.raises(errors.UserError, match="can't be loaded: ") as caught:
+    prompts.load_tokenizer(tmp_path)
+  assert "\n" not in str(caught.value)
+
+
+def test_a_byte_pair_tokenizer_spells_any_text(byte_pairs):
+  text = "Zoë pays €3 — twice.\n#### 6"
+  assert prompts.decode(byte_pairs, byte_pairs(text)["input_ids"]) == text
+  with pytest.raises(errors.UserError, match="^vocab_size: found 200"):
+    prompts.byte_pair_tokenizer(TEXTS, 200)
