@@ -1,0 +1,171 @@
+"""Plain NumPy twins of the maths, written from the papers' equations: float64, one row or token at a time, no masks.
+
+Probabilities c and plain loops stand here where the library works on padded arrays of log-probabilities.
+"""
+
+import numpy as np
+
+AGGREGATION_NAMES = (
+  "log_prob", "prob", "geometric_mean", "arithmetic_mean", "weighted_sum_inverse_prob", "weighted_sum_log_prob"
+)
+
+
+def token_weights(name, base):
+  """w_i of the two weighted sums, from the probabilities after an empty trace."""
+  return 1 / base if name == "weighted_sum_inverse_prob" else -np.log(base)
+
+
+def aggregate(name, c, base):
+  """f(c) of one answer's token probabilities (NRT, table of aggregations)."""
+  if name == "log_prob":
+    return np.log(c).sum()
+  if name == "prob":
+    return c.prod()
+  if name == "geometric_mean":
+    return c.prod() ** (1 / len(c))
+  if name == "arithmetic_mean":
+    return c.mean()
+  return (token_weights(name, base) * c).mean()
+
+
+def answer_weights(name, c, base):
+  """s_i = α_i c_i with α_i = ∂f/∂c_i as that table has it."""
+  length = len(c)
+  if name == "log_prob":
+    alpha = 1 / c
+  elif name == "prob":
+    alpha = np.array([np.delete(c, i).prod() for i in range(length)])
+  elif name == "geometric_mean":
+    alpha = c.prod() ** (1 / length) / (length * c)
+  elif name == "arithmetic_mean":
+    alpha = np.full(length, 1 / length)
+  else:
+    alpha = token_weights(name, base) / length
+  return alpha * c
+
+
+def group_advantages(rewards, group_size, center, scale, valid):
+  """Advantages of one valid row at a time against the valid rows of its group."""
+  advantages = np.zeros(len(rewards))
+  for n in range(len(rewards)):
+    first = n // group_size * group_size
+    members = [m for m in range(first, first + group_size) if valid[m]]
+    others = [m for m in members if m != n]
+    if not valid[n] or (center == "leave_one_out" and not others):
+      continue
+    baseline = {"mean": members, "leave_one_out": others, "none": []}[center]
+    advantage = rewards[n] - (np.mean([rewards[m] for m in baseline]) if baseline else 0)
+    if scale == "std":
+      std = np.std([rewards[m] for m in members], ddof=1) if len(members) > 1 else 0
+      advantage = advantage / std if std > 0 else 0
+    advantages[n] = advantage
+  return advantages
+
+
+def standardised_tokens(rows, group_size):
+  """Each group's answer weights (ragged lists), centred and scaled over all tokens of the group."""
+  out = []
+  for first in range(0, len(rows), group_size):
+    tokens = np.concatenate(rows[first : first + group_size])
+    out += [(np.asarray(row) - tokens.mean()) / tokens.std(ddof=1) for row in rows[first : first + group_size]]
+  return out
+
+
+def ppo_clip(logp, behaviour_logp, advantage, low, high):
+  """Loss of one token and its derivative by logp."""
+  ratio = np.exp(logp - behaviour_logp)
+  clipped = min(max(ratio, low), high)
+  if ratio * advantage <= clipped * advantage:
+    return -ratio * advantage, -ratio * advantage
+  return -clipped * advantage, 0.0
+
+
+def cispo(logp, behaviour_logp, advantage, low, high):
+  """Loss of one token and its derivative by logp."""
+  ratio = np.exp(logp - behaviour_logp)
+  if (advantage > 0 and ratio > high) or (advantage < 0 and ratio < low):
+    return 0.0, 0.0
+  weight = min(max(ratio, low), high)
+  return -advantage * weight * logp, -advantage * weight
+
+
+def normalised_losses(rows, how, minibatches, group_size, constant):
+  """The loss of each minibatch, from ragged lists of token losses."""
+  losses = []
+  for m in range(minibatches):
+    chosen = [row for n, row in enumerate(rows) if (n // group_size) % minibatches == m]
+    if how == "token":
+      losses.append(np.concatenate(chosen).mean())
+    elif how == "sequence":
+      losses.append(np.mean([np.mean(row) for row in chosen if len(row)]))
+    else:
+      losses.append(np.mean([np.sum(row) / constant for row in chosen]))
+  return losses
+
+
+def central_difference(f, x, step=1e-6):
+  """Gradient of a scalar function at x, one coordinate at a time."""
+  gradient = np.zeros_like(x)
+  for i in range(x.size):
+    offset = np.zeros_like(x)
+    offset.flat[i] = step
+    gradient.flat[i] = (f(x + offset) - f(x - offset)) / (2 * step)
+  return gradient
+
+
+def padded(rows, width, fill=0.0):
+  """Ragged rows as a padded float32 array and its boolean mask."""
+  values = np.full((len(rows), width), fill, np.float32)
+  mask = np.zeros((len(rows), width), bool)
+  for n, row in enumerate(rows):
+    values[n, : len(row)] = row
+    mask[n, : len(row)] = True
+  return values, mask
+
+
+class ToyPolicy:
+  """A softmax policy small enough to enumerate: 9 traces of 2 tokens, then one reference answer of 3 tokens.
+
+  Logits are linear in parameters that trace and answer share, so that both terms of the gradient move the same numbers.
+  """
+
+  traces = [(a, b) for a in range(3) for b in range(3)]
+  answer = (0, 2, 1)
+
+  def __init__(self, seed=0, parameters=6):
+    features = np.random.default_rng(seed).normal
+    self.first = features(size=(3, parameters))
+    self.second = features(size=(3, 3, parameters))
+    self.after = features(size=(9, 3, 3, parameters))
+    self.theta = features(size=parameters)
+    self.base = np.array([0.9, 0.2, 0.05])
+
+  def chosen(self, k):
+    """(Features of the three symbols, symbol) at each of the 2 trace and 3 answer tokens of trace k."""
+    a, b = self.traces[k]
+    return [(self.first, a), (self.second[a], b)], [(self.after[k, i], y) for i, y in enumerate(self.answer)]
+
+  def probability(self, tokens, theta):
+    return np.array([np.exp(f[y] @ theta) / np.exp(f @ theta).sum() for f, y in tokens])
+
+  def scores(self, tokens, theta):
+    """∇ log π of each token: the chosen feature minus the expected one."""
+    return np.array([f[y] - np.exp(f @ theta) @ f / np.exp(f @ theta).sum() for f, y in tokens])
+
+  def objective(self, name, theta):
+    """J(θ) = Σ_z π(z) f(c(z)), exactly."""
+    total = 0.0
+    for k in range(len(self.traces)):
+      trace, answer = self.chosen(k)
+      total += self.probability(trace, theta).prod() * aggregate(name, self.probability(answer, theta), self.base)
+    return total
+
+  def two_terms(self, name, theta):
+    """The trace term and the answer term of ∇J, each the exact expectation over traces."""
+    trace_term, answer_term = 0.0, 0.0
+    for k in range(len(self.traces)):
+      trace, answer = self.chosen(k)
+      p, c = self.probability(trace, theta).prod(), self.probability(answer, theta)
+      trace_term += p * aggregate(name, c, self.base) * self.scores(trace, theta).sum(axis=0)
+      answer_term += p * answer_weights(name, c, self.base) @ self.scores(answer, theta)
+    return trace_term, answer_term
