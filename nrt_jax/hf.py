@@ -1,0 +1,350 @@
+"""Hugging Face model directories: safetensors <-> parameter tree (and, from hf_config, config.json <-> ModelConfig).
+
+`KEYS` is the only list of tensor names and serves reading and writing alike. Weights move tensor by tensor: reading
+holds one stacked leaf in host memory (in float32, all layers of one matrix), writing holds one shard. Pickled weights
+are never opened, and nothing is fetched.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jax.experimental import multihost_utils
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from nrt_jax.errors import UserError, require_choice
+from nrt_jax.hf_config import hf_config, read_json, read_model_config, write_config, write_json
+from nrt_jax.model import ModelConfig, init_params
+
+__all__ = (
+  "copy_tokenizer", "hf_config", "load_params", "read_model_config", "resize_vocabulary", "save_params",
+  "tensor_entries", "write_config",
+)  # fmt: skip
+
+# How a tensor lies in its file: as ours, with its axes merged into one, or as a matrix [output, input] of which the
+# input is made of our leading IN_1 or IN_2 axes.
+SAME, FLAT, IN_1, IN_2 = "same", "flat", 1, 2
+
+# Name in the file ({} is the layer's number), path in our tree, layout. A name counts where the tree has its path.
+KEYS = (
+  ("model.embed_tokens.weight", "embedder.embedding", SAME),
+  ("model.layers.{}.input_layernorm.weight", "layers.attention_norm.scale", SAME),
+  ("model.layers.{}.self_attn.q_proj.weight", "layers.q.kernel", IN_1),
+  ("model.layers.{}.self_attn.q_proj.bias", "layers.q.bias", FLAT),
+  ("model.layers.{}.self_attn.k_proj.weight", "layers.k.kernel", IN_1),
+  ("model.layers.{}.self_attn.k_proj.bias", "layers.k.bias", FLAT),
+  ("model.layers.{}.self_attn.v_proj.weight", "layers.v.kernel", IN_1),
+  ("model.layers.{}.self_attn.v_proj.bias", "layers.v.bias", FLAT),
+  ("model.layers.{}.self_attn.o_proj.weight", "layers.o.kernel", IN_2),
+  ("model.layers.{}.self_attn.o_proj.bias", "layers.o.bias", SAME),
+  ("model.layers.{}.self_attn.q_norm.weight", "layers.q_norm.scale", SAME),
+  ("model.layers.{}.self_attn.k_norm.weight", "layers.k_norm.scale", SAME),
+  ("model.layers.{}.post_attention_layernorm.weight", "layers.mlp_norm.scale", SAME),
+  ("model.layers.{}.mlp.gate_proj.weight", "layers.gate.kernel", IN_1),
+  ("model.layers.{}.mlp.gate_proj.bias", "layers.gate.bias", SAME),
+  ("model.layers.{}.mlp.up_proj.weight", "layers.up.kernel", IN_1),
+  ("model.layers.{}.mlp.up_proj.bias", "layers.up.bias", SAME),
+  ("model.layers.{}.mlp.down_proj.weight", "layers.down.kernel", IN_1),
+  ("model.layers.{}.mlp.down_proj.bias", "layers.down.bias", SAME),
+  ("model.norm.weight", "final_norm.scale", SAME),
+  ("lm_head.weight", "head.kernel", IN_1),
+)
+EMBEDDING, HEAD = KEYS[0][0], KEYS[-1][0]
+IGNORED = re.compile(r"\brotary_emb\.inv_freq$")  # a buffer of old Llama checkpoints, computed from the config
+
+EXPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
+READABLE_DTYPES = ("F32", "F16", "BF16")
+SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+TOKENIZER_FILES = (
+  "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json",
+  "*.tiktoken", "spiece.model", "chat_template*", "additional_chat_templates/*.jinja", "generation_config.json",
+)  # fmt: skip
+
+
+class Entry(NamedTuple):
+  """One tensor of a file and where it belongs in the parameter tree."""
+
+  name: str
+  path: str  # in our tree, joined by dots
+  layer: int | None  # index into the leaf's leading axis
+  layout: str | int
+  shape: tuple  # ours, without the layer axis
+
+  @property
+  def file_shape(self) -> tuple:
+    if self.layout == SAME:
+      return self.shape
+    if self.layout == FLAT:
+      return (math.prod(self.shape),)
+    return math.prod(self.shape[self.layout :]), math.prod(self.shape[: self.layout])
+
+
+def tensor_entries(config: ModelConfig) -> list[Entry]:
+  """Every tensor that a checkpoint of `config` holds, the layers of one leaf in a row."""
+  tree = traverse_util.flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0))), sep=".")
+  missing = tree.keys() - {path for _, path, _ in KEYS}
+  if missing:
+    raise NotImplementedError(f"hf.KEYS has no row for the parameters {sorted(missing)}")
+  entries = []
+  for name, path, layout in KEYS:
+    if path not in tree:
+      continue
+    if "{}" in name:
+      shape = tree[path].shape[1:]
+      entries += [Entry(name.format(i), path, i, layout, shape) for i in range(config.num_hidden_layers)]
+    else:
+      entries.append(Entry(name, path, None, layout, tree[path].shape))
+  return entries
+
+
+def _from_file(tensor: np.ndarray, entry: Entry) -> np.ndarray:
+  return (tensor.T if entry.layout in (IN_1, IN_2) else tensor).reshape(entry.shape)
+
+
+def _to_file(array: np.ndarray, entry: Entry, dtype: np.dtype) -> np.ndarray:
+  if entry.layout in (IN_1, IN_2):
+    array = array.reshape(entry.file_shape[::-1]).T
+  # safetensors writes the buffer as it lies in memory: without the copy a transposed view is stored untransposed.
+  return np.ascontiguousarray(array.reshape(entry.file_shape), dtype)
+
+
+def _weight_files(directory: Path) -> tuple[list[Path], dict]:
+  """The safetensors files of a directory and the index's name -> file map (empty for a single file)."""
+  if (directory / SINGLE_FILE).is_file():
+    return [directory / SINGLE_FILE], {}
+  index = directory / INDEX_FILE
+  if index.is_file():
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+      raise UserError(f"{index}: weight_map: found {type(weight_map).__name__}, allowed: tensor name -> file name")
+    # Only the name counts: an index must not lead out of its directory.
+    return [directory / Path(name).name for name in sorted(set(weight_map.values()))], weight_map
+  pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in directory.glob(pattern))
+  hint = f"; {pickles[0]} is a pickle, which is never loaded: convert it to safetensors" if pickles else ""
+  raise UserError(f"{directory}: found neither {SINGLE_FILE} nor {INDEX_FILE}{hint}")
+
+
+def _open_file(path: Path):
+  if not path.is_file():
+    raise UserError(f"{path}: no such file, though {INDEX_FILE} names it")
+  try:
+    return safe_open(path, framework="np")
+  except SafetensorError as e:
+    raise UserError(f"{path}: not a whole safetensors file: {e}") from None
+
+
+def _locate_tensors(directory: Path, entries: list[Entry], optional: tuple = ()) -> dict:
+  """Opens the files and finds each tensor: name -> open file. Reads headers only.
+
+  Raises UserError, with tensor and file, on a duplicate, unknown, missing or wrongly shaped tensor.
+  """
+  paths, weight_map = _weight_files(directory)
+  expected = {entry.name: entry for entry in entries}
+  found, where = {}, {}
+  for path in paths:
+    file = _open_file(path)
+    for name in file.keys():
+      if IGNORED.search(name):
+        continue
+      if name in found:
+        raise UserError(f"{path}: duplicate tensor {name}: {where[name].name} holds it too")
+      if name not in expected and name not in optional:
+        raise UserError(f"{path}: unknown tensor {name}: config.json describes a model without it")
+      found[name], where[name] = file, path
+      if name in expected:
+        _check_tensor(file.get_slice(name), expected[name], path)
+  missing = [name for name in expected if name not in found]
+  if missing:
+    place = weight_map.get(missing[0], INDEX_FILE if weight_map else SINGLE_FILE)
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    raise UserError(f"{directory / place}: missing tensor {missing[0]}{more}: config.json describes a model with it")
+  return found
+
+
+def _check_tensor(tensor, entry: Entry, path: Path) -> None:
+  shape = tuple(tensor.get_shape())
+  if shape != entry.file_shape:
+    raise UserError(
+      f"{path}: wrong shape of tensor {entry.name}: found {shape}, allowed by config.json: {entry.file_shape}"
+    )
+  require_choice(f"{path}: dtype of tensor {entry.name}", tensor.get_dtype(), READABLE_DTYPES)
+
+
+def _place(host: np.ndarray, sharding) -> jax.Array:
+  """Puts a host array on the devices; in a multi-process run each process keeps its own part only."""
+  if sharding is None:
+    return jnp.asarray(host)
+  return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def load_params(directory, config: ModelConfig, shardings=None) -> dict:
+  """Reads a safetensors directory (float32, float16 or bfloat16) into a float32 parameter tree.
+
+  `shardings`: one sharding, or a tree like the parameters. Leaf after leaf is assembled in host memory from all its
+  layers and placed before the next, so the host holds one stacked float32 leaf at a time.
+  Raises UserError on unknown, missing, duplicate and wrongly shaped tensors, before any weight is read.
+  """
+  directory = Path(directory)
+  entries = tensor_entries(config)
+  optional = (HEAD,) if config.tie_word_embeddings else ()
+  files = _locate_tensors(directory, entries, optional)
+  abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  placement = {}
+  if shardings is not None:
+    placement = traverse_util.flatten_dict(jax.tree.broadcast(shardings, abstract), sep=".")
+  params = {}
+  for path, group in itertools.groupby(entries, key=lambda entry: entry.path):
+    group = list(group)
+    stack = () if group[0].layer is None else (len(group),)
+    host = np.empty((*stack, *group[0].shape), np.float32)
+    for entry in group:
+      host[() if entry.layer is None else entry.layer] = _from_file(files[entry.name].get_tensor(entry.name), entry)
+    if config.tie_word_embeddings and group[0].name == EMBEDDING and HEAD in files:
+      _require_tied(host, files[HEAD], directory)
+    params[path] = _place(host, placement.get(path))
+  return traverse_util.unflatten_dict(params, sep=".")
+
+
+def _require_tied(embedding: np.ndarray, file, directory: Path) -> None:
+  if not np.array_equal(embedding, file.get_tensor(HEAD).astype(np.float32)):
+    raise UserError(
+      f"{directory}: tensor {HEAD} differs from {EMBEDDING} though config.json says tie_word_embeddings; "
+      "set it to false there to keep both"
+    )
+
+
+# ---- export ---------------------------------------------------------------------------------------------------------
+
+
+def save_params(
+  params,
+  config: ModelConfig,
+  directory,
+  dtype: str = "float32",
+  max_shard_bytes: int = 5 * 10**9,
+  source=None,
+  token_ids: dict | None = None,
+) -> None:
+  """Writes a model directory that transformers loads: config.json, safetensors (sharded above `max_shard_bytes`).
+
+  Tokenizer files are copied from the directory `source`; `token_ids` as in write_config. All is written beside
+  `directory` and renamed at the end; an earlier export there is replaced, any other content raises UserError.
+  In a multi-process run every process must call it, and process 0 writes.
+  """
+  require_choice("export dtype", dtype, tuple(EXPORT_DTYPES))
+  directory = Path(directory).absolute()
+  _require_replaceable(directory, source)
+  partial = directory.with_name(f".{directory.name}.partial")
+  if jax.process_index() == 0:
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    write_config(config, partial, dtype, source, token_ids)
+    if source is not None:
+      copy_tokenizer(source, partial)
+  _write_weights(params, config, partial, EXPORT_DTYPES[dtype], max_shard_bytes)
+  if jax.process_index() == 0:
+    _replace_directory(partial, directory)
+
+
+def _write_weights(params, config: ModelConfig, directory: Path, dtype: np.dtype, max_shard_bytes: int) -> None:
+  leaves = traverse_util.flatten_dict(params, sep=".")
+  shards = _plan_shards(tensor_entries(config), dtype.itemsize, max_shard_bytes)
+  weight_map, total = {}, 0
+  for number, shard in enumerate(shards, 1):
+    name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+    tensors = {entry.name: _to_file(_host_array(leaves[entry.path], entry), entry, dtype) for entry in shard}
+    weight_map |= dict.fromkeys(tensors, name)
+    total += sum(tensor.nbytes for tensor in tensors.values())
+    if jax.process_index() == 0:
+      save_file(tensors, directory / name, metadata={"format": "pt"})  # transformers refuses files without it
+  if len(shards) > 1 and jax.process_index() == 0:
+    write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, directory / INDEX_FILE)
+
+
+def _plan_shards(entries: list[Entry], itemsize: int, max_bytes: int) -> list[list[Entry]]:
+  """Cuts the entries, in their order, into shards of at most `max_bytes` (or one tensor)."""
+  shards, size = [[]], 0
+  for entry in entries:
+    nbytes = math.prod(entry.shape) * itemsize
+    if shards[-1] and size + nbytes > max_bytes:
+      shards.append([])
+      size = 0
+    shards[-1].append(entry)
+    size += nbytes
+  return shards
+
+
+def _host_array(leaf, entry: Entry) -> np.ndarray:
+  piece = leaf if entry.layer is None else leaf[entry.layer]
+  if piece.shape != entry.shape:
+    raise ValueError(f"{entry.path}: found {piece.shape}, the config asks for {entry.shape}")
+  if isinstance(piece, jax.Array) and not piece.is_fully_addressable:
+    piece = multihost_utils.process_allgather(piece, tiled=True)
+  return np.asarray(piece)
+
+
+def copy_tokenizer(source, directory) -> None:
+  """Copies tokenizer, chat template and generation_config.json of a model directory. UserError where it is absent."""
+  source, directory = Path(source), Path(directory)
+  if not source.is_dir():
+    raise UserError(f"{source}: no such directory to copy the tokenizer from")
+  for pattern in TOKENIZER_FILES:
+    for path in filter(Path.is_file, source.glob(pattern)):
+      target = directory / path.relative_to(source)
+      target.parent.mkdir(parents=True, exist_ok=True)
+      shutil.copyfile(path, target)
+
+
+def _require_replaceable(directory: Path, source) -> None:
+  if source is not None and Path(source).absolute() == directory:
+    raise UserError(f"{directory}: the export would replace the model it takes the tokenizer from; choose another one")
+  if directory.exists() and not directory.is_dir():
+    raise UserError(f"{directory}: is a file, allowed: a directory")
+  ours = ("config.json", "model*.safetensors", INDEX_FILE, "additional_chat_templates", *TOKENIZER_FILES)
+  for path in directory.glob("*"):
+    if not any(path.match(pattern) for pattern in ours):
+      raise UserError(f"{directory}: holds {path.name}, which is no part of an export; choose a new or empty directory")
+
+
+def _replace_directory(new: Path, directory: Path) -> None:
+  old = directory.with_name(f".{directory.name}.old")
+  shutil.rmtree(old, ignore_errors=True)
+  if directory.exists():
+    directory.rename(old)
+  new.rename(directory)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def resize_vocabulary(params, config: ModelConfig, new_vocab_size: int, init_from_token_id: int, token_ids=None):
+  """(params, config) with `new_vocab_size` rows of embedding and head.
+
+  The rows `token_ids` (default: all new ones; rows that already existed may be named too) become copies of the row
+  `init_from_token_id`; other new rows, there to pad the vocabulary for a mesh, become 0. Shards anew if needed.
+  Raises UserError when the vocabulary would shrink or an id lies outside of it.
+  """
+  if new_vocab_size < config.vocab_size:
+    raise UserError(f"vocabulary: found {config.vocab_size} tokens, allowed: at most the new size {new_vocab_size}")
+  token_ids = np.arange(config.vocab_size, new_vocab_size) if token_ids is None else np.asarray(token_ids, np.int32)
+  for token_id, size in ((init_from_token_id, config.vocab_size), *((i, new_vocab_size) for i in token_ids.tolist())):
+    if not 0 <= token_id < size:
+      raise UserError(f"vocabulary: found token id {token_id}, allowed: 0 to {size - 1}")
+
+  def resize(table_VD):
+    row_D = table_VD[init_from_token_id]
+    new_VD = jnp.zeros((new_vocab_size - config.vocab_size, row_D.shape[0]), row_D.dtype)
+    rows = jnp.broadcast_to(row_D[None], (len(token_ids), row_D.shape[0]))
+    return jnp.concatenate([table_VD, new_VD]).at[token_ids].set(rows)
+
+  params = {**params, "embedder": {"embedding": resize(params["embedder"]["embedding"])}}
+  if not config.tie_word_embeddings:
+    params["head"] = {"kernel": resize(params["head"]["kernel"].T).T}
+  return params, dataclasses.replace(config, vocab_size=new_vocab_size)

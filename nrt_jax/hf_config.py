@@ -1,0 +1,209 @@
+"""config.json of Hugging Face models <-> ModelConfig, for Llama, Mistral, Qwen2 and Qwen3.
+
+Defaults of absent keys are those of transformers' own config classes; where these differ by family, the key is
+required instead of guessed.
+"""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+
+from nrt_jax.errors import UserError, require_choice
+from nrt_jax.model import FAMILIES, ModelConfig, RopeScaling
+
+ARCHITECTURES = {family: f"{family.capitalize()}ForCausalLM" for family in FAMILIES}
+SIZES = (
+  "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+  "max_position_embeddings",
+)  # fmt: skip
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+_REQUIRED = object()
+_KINDS = {int: "a positive integer", float: "a number", bool: "true or false"}
+
+
+def read_json(path: Path) -> dict:
+  """The object in a JSON file. Raises UserError with file and line where there is none."""
+  if not path.is_file():
+    raise UserError(f"{path}: no such file")
+  try:
+    raw = json.loads(path.read_text(encoding="utf-8"))
+  except json.JSONDecodeError as e:
+    raise UserError(f"{path}:{e.lineno}: not valid JSON: {e.msg}") from None
+  except UnicodeDecodeError:
+    raise UserError(f"{path}: not a UTF-8 text file") from None
+  if not isinstance(raw, dict):
+    raise UserError(f"{path}: found a JSON {type(raw).__name__}, allowed: an object")
+  return raw
+
+
+def _field(raw: dict, where: str, key: str, kind: type, default=_REQUIRED):
+  """raw[key], checked; null counts as absent."""
+  value = raw.get(key)
+  if value is None:
+    if default is _REQUIRED:
+      raise UserError(f"{where}: the key {key!r} is missing")
+    return default
+  fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+  if not fits or (kind is int and value < 1):
+    raise UserError(f"{where}: {key}: found {value!r}, allowed: {_KINDS[kind]}")
+  return kind(value)
+
+
+def _parse_rope(raw: dict, where: str) -> dict:
+  """rope_theta and rope_scaling, from `rope_parameters` (transformers 5) or the two older keys."""
+  key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+  rope, where_rope = raw.get(key) or {}, f"{where}: {key}"
+  if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
+    raise UserError(f"{where_rope}: found {rope!r}, allowed: one set of parameters for all layers")
+  theta = _field(rope, where_rope, "rope_theta", float, _field(raw, where, "rope_theta", float, 10000.0))
+  for place in (rope, raw):
+    if place.get("partial_rotary_factor") not in (None, 1):
+      raise UserError(f"{where}: partial_rotary_factor: found {place['partial_rotary_factor']!r}, allowed: 1")
+  rope_type = rope.get("rope_type", rope.get("type", "default"))
+  require_choice(f"{where_rope}.rope_type", rope_type, ("default", "linear", "llama3"))
+  scaling = None
+  if rope_type == "linear":
+    scaling = RopeScaling("linear", factor=_field(rope, where_rope, "factor", float))
+  if rope_type == "llama3":
+    factors = {k: _field(rope, where_rope, k, float) for k in ("factor", "low_freq_factor", "high_freq_factor")}
+    length = "original_max_position_embeddings"
+    length = _field(rope, where_rope, length, int, raw.get("max_position_embeddings"))
+    scaling = RopeScaling("llama3", **factors, original_max_position_embeddings=length)
+  return {"rope_theta": theta, "rope_scaling": scaling}
+
+
+def _parse_window(raw: dict, where: str, family: str, layers: int) -> dict:
+  """sliding_window and sliding_layers: none for Llama, all layers for Mistral, chosen layers for Qwen."""
+  none = {"sliding_window": None, "sliding_layers": None}
+  if family == "llama" or (family != "mistral" and not _field(raw, where, "use_sliding_window", bool, False)):
+    return none
+  default = 4096 if "sliding_window" not in raw else None  # transformers' default; an explicit null means no window
+  window = _field(raw, where, "sliding_window", int, default)
+  if window is None or family == "mistral":
+    return {**none, "sliding_window": window}
+  types = raw.get("layer_types")
+  if types is None:
+    first = raw.get("max_window_layers", 28)  # may be 0
+    types = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
+  for name in types:
+    require_choice(f"{where}: layer_types", name, ("full_attention", "sliding_attention"))
+  if len(types) != layers:
+    raise UserError(f"{where}: layer_types: found {len(types)} entries, allowed: num_hidden_layers = {layers}")
+  slides = tuple(name == "sliding_attention" for name in types)
+  return {"sliding_window": window, "sliding_layers": None if all(slides) else slides} if any(slides) else none
+
+
+def _parse_config(raw: dict, where: str) -> dict:
+  """The fields of ModelConfig that config.json decides."""
+  field = functools.partial(_field, raw, where)
+  family = raw.get("model_type")
+  require_choice(f"{where}: model_type", family, FAMILIES)
+  for name in raw.get("architectures") or ():
+    require_choice(f"{where}: architectures", name, (ARCHITECTURES[family],))
+  require_choice(f"{where}: hidden_act", raw.get("hidden_act", "silu"), ("silu", "swish"))
+  if raw.get("quantization_config"):
+    raise UserError(f"{where}: quantization_config: quantised weights are not supported; use the original checkpoint")
+  fields = {key: field(key, int) for key in SIZES}
+  width, heads = fields["hidden_size"], fields["num_attention_heads"]
+  # Where a key may be absent, transformers' own default depends on the family; only these two follow from others.
+  fields["num_key_value_heads"] = field("num_key_value_heads", int, heads if family == "llama" else _REQUIRED)
+  fields["head_dim"] = field("head_dim", int, width // heads if family != "qwen3" else _REQUIRED)
+  if raw.get("head_dim") is None and width % heads:
+    raise UserError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}, and no head_dim")
+  bias = family in ("llama", "qwen3") and field("attention_bias", bool, False)
+  return {
+    **fields,
+    **_parse_rope(raw, where),
+    **_parse_window(raw, where, family, fields["num_hidden_layers"]),
+    "family": family,
+    "rms_norm_eps": field("rms_norm_eps", float),
+    "initializer_range": field("initializer_range", float, 0.02),
+    "tie_word_embeddings": field("tie_word_embeddings", bool, False),
+    "qkv_bias": bias or family == "qwen2",
+    "output_bias": bias,
+    "mlp_bias": family == "llama" and field("mlp_bias", bool, False),
+    "qk_norm": family == "qwen3",
+  }
+
+
+def read_model_config(directory, **overrides) -> ModelConfig:
+  """ModelConfig of `directory`/config.json; `overrides` are fields of ModelConfig, such as compute_dtype or remat.
+
+  Raises UserError on a missing file or key, and on an architecture, rope type or activation that the model lacks.
+  """
+  path = Path(directory) / "config.json"
+  for name in overrides:
+    require_choice("model", name, [f.name for f in dataclasses.fields(ModelConfig)])
+  return ModelConfig(**{**_parse_config(read_json(path), str(path)), **overrides})
+
+
+def _windows(config) -> tuple:
+  slides = config.sliding_layers or (True,) * config.num_hidden_layers
+  return tuple(config.sliding_window if slide else None for slide in slides)
+
+
+def hf_config(config: ModelConfig) -> dict:
+  """The config.json of a model, readable by transformers 4 and 5.
+
+  Raises UserError naming the field that the family's transformers class cannot express; a run that is to be exported
+  calls it early.
+  """
+  plain = ("num_key_value_heads", "head_dim", "rms_norm_eps", "initializer_range", "tie_word_embeddings", "rope_theta")
+  raw = {key: getattr(config, key) for key in (*SIZES, *plain)}
+  raw |= {"model_type": config.family, "architectures": [ARCHITECTURES[config.family]], "hidden_act": "silu"}
+  rope = None if config.rope_scaling is None else dataclasses.asdict(config.rope_scaling)
+  if rope and rope["rope_type"] == "linear":
+    rope = {"rope_type": "linear", "factor": rope["factor"]}
+  raw["rope_scaling"] = rope
+  raw["rope_parameters"] = {**(rope or {"rope_type": "default"}), "rope_theta": config.rope_theta}
+  windows = _windows(config)
+  if config.family in ("llama", "qwen3"):
+    raw["attention_bias"] = config.qkv_bias
+  if config.family == "llama":
+    raw["mlp_bias"] = config.mlp_bias
+  else:
+    raw["sliding_window"] = config.sliding_window
+  if config.family in ("qwen2", "qwen3"):
+    raw["use_sliding_window"] = any(windows)
+    raw["max_window_layers"] = next((i for i, window in enumerate(windows) if window), len(windows))
+    raw["layer_types"] = ["sliding_attention" if window else "full_attention" for window in windows]
+  _require_expressible(config, raw)
+  return raw
+
+
+def _require_expressible(config: ModelConfig, raw: dict) -> None:
+  architecture = raw["architectures"][0]
+  fields = _parse_config(raw, "model")
+  if _windows(ModelConfig(**fields)) != _windows(config):
+    raise UserError(f"model.sliding_window: {architecture} cannot slide in the chosen layers, {_windows(config)}")
+  for name in sorted(fields.keys() - {"sliding_window", "sliding_layers", "rope_scaling"}):
+    if fields[name] != getattr(config, name):
+      raise UserError(f"model.{name}: found {getattr(config, name)!r}, allowed with {architecture}: {fields[name]!r}")
+  if config.family == "llama" and config.hidden_size % config.num_attention_heads:
+    raise UserError(
+      f"model.hidden_size: found {config.hidden_size}, allowed with {architecture}: multiples of "
+      f"num_attention_heads {config.num_attention_heads}"
+    )
+
+
+def write_config(config: ModelConfig, directory, dtype: str = "float32", source=None, token_ids: dict | None = None):
+  """Writes `directory`/config.json. `dtype` says how the weights beside it are stored.
+
+  The ids of the bos, eos and pad tokens come from `token_ids`, else from `source`/config.json, else they are null.
+  """
+  ids = dict.fromkeys(TOKEN_IDS)
+  if source is not None and (Path(source) / "config.json").is_file():
+    ids |= {key: value for key, value in read_json(Path(source) / "config.json").items() if key in TOKEN_IDS}
+  for name in token_ids or {}:
+    require_choice("token_ids", name, TOKEN_IDS)
+  raw = {**hf_config(config), **ids, **(token_ids or {}), "torch_dtype": dtype}
+  write_json(raw, Path(directory) / "config.json")
+
+
+def write_json(raw: dict, path: Path) -> None:
+  """Writes to a temporary name, then renames."""
+  partial = path.with_name(f".{path.name}.partial")
+  partial.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
+  partial.replace(path)
