@@ -1,0 +1,335 @@
+"""Checkpoints: bit-exact, across meshes, the last k and the best, and whole or absent after SIGKILL."""
+
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import struct
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from nrt_jax.checkpoint import CheckpointConfig, Checkpoints
+from nrt_jax.errors import UserError
+
+SYNC = CheckpointConfig(async_save=False, keep_last=2)
+
+
+@struct.dataclass
+class State:
+  """Stands for state.TrainState: a dataclass with nested dicts, optax's NamedTuples, a step and a typed key."""
+
+  step: jax.Array
+  params: dict
+  opt_state: tuple
+  key: jax.Array
+
+
+def mesh(*shape):
+  return jax.make_mesh(shape, ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
+
+
+def shardings_of(state, on):
+  """Kernels over fsdp and tensor, the rest replicated."""
+  cut = NamedSharding(on, PartitionSpec("fsdp", "tensor"))
+  return jax.tree.map(lambda x: cut if x.ndim == 2 else NamedSharding(on, PartitionSpec()), state)
+
+
+def make_state(seed, on=None):
+  """Values with every awkward bit pattern: NaNs with payload, negative zero, infinities, denormals, bfloat16."""
+  rng = np.random.default_rng(seed)
+  bits = rng.integers(0, 2**32, size=(8, 16), dtype=np.uint32).view(np.float32)  # about 1 in 256 is a NaN
+  bits[0, :4] = [np.float32("nan"), -0.0, np.inf, 1e-42]
+  params = {
+    "layers": {"q": {"kernel": jnp.asarray(bits), "bias": jnp.asarray(rng.normal(size=16), jnp.bfloat16)}},
+    "norm": {"scale": jnp.asarray(rng.normal(size=8), jnp.float32)},
+  }
+  opt_state = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3)).init(params)
+  state = State(step=jnp.int32(seed), params=params, opt_state=opt_state, key=jax.random.key(seed))
+  return state if on is None else jax.device_put(state, shardings_of(state, on))
+
+
+def abstract(state, on=None):
+  shapes = jax.eval_shape(lambda: state)
+  if on is None:
+    return shapes
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings_of(state, on)
+  )
+
+
+def raw(leaf):
+  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  return np.asarray(leaf).tobytes()
+
+
+def assert_same_bits(found, wanted):
+  assert jax.tree.structure(found) == jax.tree.structure(wanted)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    assert a.dtype == b.dtype and a.shape == b.shape and raw(a) == raw(b)
+
+
+def test_round_trip_is_bit_exact_with_typed_keys(tmp_path):
+  states = {"policy": make_state(3), "reference": make_state(4).params}
+  record = {"position": [1, 7], "config": {"seed": 0}, "reward": 0.1}
+  checkpoints = Checkpoints(tmp_path / "checkpoints")
+  checkpoints.save(5, states, record)
+  checkpoints.close()
+  found, found_record = Checkpoints(tmp_path / "checkpoints").restore(None, abstract(states))
+  assert_same_bits(found, states)
+  assert found_record == record
+  assert jax.random.key_impl(found["policy"].key) == jax.random.key_impl(states["policy"].key)
+  assert raw(jax.random.split(found["policy"].key)) == raw(jax.random.split(states["policy"].key))
+
+
+def test_per_row_keys_of_another_kind_round_trip(tmp_path):
+  states = {"key_N": jax.random.split(jax.random.key(1, impl="rbg"), 3)}
+  checkpoints = Checkpoints(tmp_path, SYNC)
+  checkpoints.save(1, states, {})
+  assert_same_bits(checkpoints.restore(1, abstract(states))[0], states)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 2), (2, 2, 2), (8, 1, 1), (1, 1, 8)], ids=str)
+def test_restores_onto_another_mesh(tmp_path, shape):
+  """Saved from (data, fsdp, tensor) = (1, 4, 2)."""
+  states = {"policy": make_state(2, mesh(1, 4, 2))}
+  assert len(states["policy"].params["layers"]["q"]["kernel"].sharding.device_set) == 8
+  checkpoints = Checkpoints(tmp_path, SYNC)
+  checkpoints.save(1, states, {})
+  wanted = abstract(states, mesh(*shape))
+  found, _ = checkpoints.restore(1, wanted)
+  assert_same_bits(found, states)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    assert a.sharding == b.sharding
+
+
+def test_without_shardings_arrays_land_on_the_first_device(tmp_path):
+  states = {"policy": make_state(2, mesh(1, 4, 2))}
+  checkpoints = Checkpoints(tmp_path, SYNC)
+  checkpoints.save(1, states, {})
+  found, _ = checkpoints.restore(1, abstract(states))
+  assert all(leaf.devices() == {jax.devices()[0]} for leaf in jax.tree.leaves(found))
+
+
+def test_arrays_may_be_donated_while_the_save_is_running(tmp_path):
+  size = 2**22
+  states = {"w": jnp.arange(size, dtype=jnp.float32)}
+  wanted = np.arange(size, dtype=np.float32)
+  step = jax.jit(lambda states: jax.tree.map(lambda x: x * 0 - 1, states), donate_argnums=0)
+  checkpoints = Checkpoints(tmp_path)
+  checkpoints.save(1, states, {})
+  first, states = states, step(states)
+  for _ in range(3):
+    states = jax.block_until_ready(step(states))
+  assert first["w"].is_deleted()  # else nothing was donated
+  found, _ = checkpoints.restore(1, abstract(states))
+  np.testing.assert_array_equal(found["w"], wanted)
+
+
+def save_all(directory, config, values):
+  """One checkpoint per (step, metric), reopened in between, as after a restart."""
+  for step, value in values:
+    checkpoints = Checkpoints(directory, config)
+    checkpoints.save(step, {"w": jnp.full(3, step)}, {"step": step}, None if value is None else {"eval/acc": value})
+    checkpoints.close()
+  return checkpoints
+
+
+@pytest.mark.parametrize("async_save", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize(
+  "mode, values, kept, best",
+  [
+    ("max", [(1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2), (5, 0.3)], [2, 4, 5], 2),
+    ("min", [(1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2), (5, 0.3)], [3, 4, 5], 3),
+    ("max", [(1, None), (2, 0.9), (3, None), (4, float("nan")), (5, None)], [2, 4, 5], 2),
+    ("max", [(1, 0.5), (2, 0.9), (3, 0.1), (4, 0.2), (5, 0.95)], [4, 5], 5),
+    ("max", [(1, None), (2, None), (3, None)], [2, 3], 3),
+  ],
+  ids=["max", "min", "unmeasured", "new_best", "never_measured"],
+)
+def test_keeps_the_last_and_the_best(tmp_path, mode, values, kept, best, async_save):
+  config = CheckpointConfig(keep_last=2, keep_best="eval/acc", best_mode=mode, async_save=async_save)
+  checkpoints = save_all(tmp_path, config, values)
+  assert checkpoints.all_steps() == kept
+  assert checkpoints.best_step() == best
+  assert sorted(os.listdir(tmp_path)) == [str(step) for step in kept]  # nothing temporary, no trash
+  reader = Checkpoints(tmp_path, config, read_only=True)
+  assert (reader.all_steps(), reader.best_step(), reader.latest_step()) == (kept, best, values[-1][0])
+  assert reader.record(best) == {"step": best}
+
+
+def test_keeps_only_the_last_without_a_metric(tmp_path):
+  checkpoints = save_all(tmp_path, SYNC, [(1, 0.9), (2, 0.1), (3, 0.2)])
+  assert checkpoints.all_steps() == [2, 3]
+
+
+def test_a_saved_step_is_left_alone(tmp_path):
+  checkpoints = Checkpoints(tmp_path, SYNC)
+  checkpoints.save(1, {"w": jnp.zeros(2)}, {"first": True})
+  checkpoints.save(1, {"w": jnp.ones(2)}, {"first": False})
+  assert checkpoints.record() == {"first": True}
+
+
+@pytest.mark.parametrize("every, due", [(2, [2, 4, 6]), (4, [4]), (0, [])])
+def test_due(tmp_path, every, due):
+  checkpoints = Checkpoints(tmp_path, CheckpointConfig(every_steps=every))
+  assert [step for step in range(1, 7) if checkpoints.due(step)] == due
+
+
+def test_a_part_is_restored_without_the_rest(tmp_path):
+  states = {"policy": make_state(3)}
+  checkpoints = Checkpoints(tmp_path, SYNC)
+  checkpoints.save(1, states, {})
+  params_only = {"policy": struct.dataclass(type("Part", (), {"__annotations__": {"params": dict}}))(
+    params=abstract(states)["policy"].params
+  )}
+  found, _ = checkpoints.restore(1, params_only, partial=True)
+  assert_same_bits(found["policy"].params, states["policy"].params)
+  with pytest.raises(UserError, match="policy/key: found in the checkpoint, not in the state to be restored"):
+    checkpoints.restore(1, params_only)
+
+
+@pytest.mark.parametrize(
+  "change, says",
+  [
+    (lambda p: p["norm"].update(scale=jnp.zeros(9)), r"norm/scale: found float32\[8\] .*, allowed: float32\[9\]"),
+    (lambda p: p["norm"].update(scale=jnp.zeros(8, jnp.bfloat16)), r"norm/scale: found float32\[8\] .*bfloat16\[8\]"),
+    (lambda p: p.update(head=jnp.zeros(2)), r"params/head: found nothing in the checkpoint, allowed: float32\[2\]"),
+    (lambda p: p.pop("norm"), "params/norm/scale: found in the checkpoint, not in the state to be restored"),
+    (lambda p: p["norm"].update(scale=jax.random.key(0)), r"norm/scale: found float32\[8\] .*, allowed: uint32\[2\]"),
+  ],
+  ids=["shape", "dtype", "missing", "left_over", "key"],
+)
+def test_a_tree_that_does_not_fit_is_named(tmp_path, change, says):
+  checkpoints = Checkpoints(tmp_path, SYNC)
+  checkpoints.save(7, {"params": make_state(1).params}, {})
+  params = make_state(1).params
+  change(params)
+  with pytest.raises(UserError, match=f"7: .*{says}"):
+    checkpoints.restore(7, abstract({"params": params}))
+
+
+def test_missing_steps_and_directories_are_named(tmp_path):
+  with pytest.raises(UserError, match="nowhere: no such checkpoint directory"):
+    Checkpoints(tmp_path / "nowhere", read_only=True)
+  checkpoints = Checkpoints(tmp_path, SYNC)
+  assert checkpoints.latest_step() is None
+  with pytest.raises(UserError, match="holds no checkpoint"):
+    checkpoints.restore(None, {})
+  checkpoints.save(1, {"w": jnp.zeros(2)}, {})
+  with pytest.raises(UserError, match="found no checkpoint 9, allowed: 1"):
+    checkpoints.record(9)
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path):
+  states = {"w": jnp.zeros(4096)}
+  Checkpoints(tmp_path, SYNC).save(1, states, {})
+  for folder, _, files in os.walk(tmp_path / "1" / "state" / "d"):
+    for name in files:
+      os.truncate(os.path.join(folder, name), 3)
+  with pytest.raises(UserError, match="1: unreadable checkpoint; remove it to use an earlier one") as error:
+    Checkpoints(tmp_path, SYNC).restore(None, abstract(states))
+  assert "\n" not in str(error.value)
+
+
+def test_a_reader_leaves_a_running_save_alone(tmp_path):
+  save_all(tmp_path, SYNC, [(1, None)])
+  half, trash = tmp_path / "2.orbax-checkpoint-tmp", tmp_path / "trash"
+  half.mkdir(), trash.mkdir()
+  reader = Checkpoints(tmp_path, read_only=True)
+  assert reader.all_steps() == [1]
+  reader.close()
+  assert half.exists() and trash.exists()
+  with pytest.raises(ValueError, match="opened for reading"):
+    reader.save(3, {"w": jnp.zeros(1)}, {})
+  save_all(tmp_path, SYNC, [(3, None)])  # a writer cleans up
+  assert not half.exists() and not trash.exists()
+
+
+# Resumes, checks what it resumed from, then saves without pause; the content is a function of the step.
+WRITER = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from nrt_jax.checkpoint import CheckpointConfig, Checkpoints
+def states(step):
+  return {"w": jnp.asarray(np.random.default_rng(step).normal(size=2**21)), "key": jax.random.key(step)}
+checkpoints = Checkpoints(sys.argv[1], CheckpointConfig(keep_last=1))
+step = checkpoints.latest_step() or 0
+print("start", step, flush=True)
+while True:
+  step += 1
+  checkpoints.save(step, states(step), {"step": step})
+  print("began", step, flush=True)
+  checkpoints.wait()
+  print("saved", step, flush=True)
+"""
+
+
+def test_sigkill_at_any_moment_leaves_the_newest_whole_checkpoint(tmp_path):
+  """Five kills at random moments, the first and the last while the half-written directory is seen on disk."""
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  directory = tmp_path / "checkpoints"
+  half_written = newest = 0
+  delays = random.Random(0)
+  for kill in range(5):
+    log = tmp_path / f"log{kill}"
+    with open(log, "w") as out:
+      child = subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], cwd=root, stdout=out, stderr=out)
+      try:
+        wait_for(child, lambda: "saved" in log.read_text())
+        time.sleep(delays.uniform(0, 0.3))
+        if kill in (0, 4):
+          wait_for(child, lambda: temporaries(directory))
+      finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    half_written += bool(temporaries(directory))
+    assert log.read_text().startswith(f"start {newest}\n")  # it resumed from where the killed one had come
+    newest = check_newest(directory, at_least=int(log.read_text().split("saved ")[-1].split()[0]))
+  assert half_written >= 1  # else no kill fell into a save and the test has shown nothing
+
+
+def temporaries(directory):
+  return [name for name in os.listdir(directory) if "tmp" in name]
+
+
+def wait_for(child, true, seconds=60):
+  end = time.monotonic() + seconds
+  while not true():
+    assert child.poll() is None and time.monotonic() < end, "the writer died or hangs"
+    time.sleep(0.001)
+
+
+def check_newest(directory, at_least):
+  reader = Checkpoints(directory, read_only=True)
+  step = reader.latest_step()
+  assert step in (at_least, at_least + 1)  # the save after the last reported one may have been completed
+  shape = {"w": jax.ShapeDtypeStruct((2**21,), jnp.float32), "key": jax.eval_shape(lambda: jax.random.key(0))}
+  found, record = reader.restore(None, shape)
+  assert record == {"step": step}
+  wanted = np.random.default_rng(step).normal(size=2**21).astype(np.float32)
+  assert np.asarray(found["w"]).tobytes() == wanted.tobytes()
+  assert raw(found["key"]) == raw(jax.random.key(step))
+  return step
+
+
+@pytest.mark.parametrize(
+  "key, value, says",
+  [
+    ("keep_last", 0, "checkpoint.keep_last: found 0, allowed: 1 or more"),
+    ("every_steps", -1, "checkpoint.every_steps: found -1, allowed: 0 or more"),
+    ("best_mode", "maximum", "checkpoint.best_mode: found 'maximum', allowed: max, min (did you mean 'max'?)"),
+  ],
+)
+def test_wrong_values_name_key_value_and_choices(key, value, says):
+  with pytest.raises(UserError) as error:
+    dataclasses.replace(SYNC, **{key: value})
+  assert str(error.value) == says
