@@ -1,0 +1,323 @@
+"""Question-answer pairs from files, the hub or built-in tasks, as token arrays in an order that (epoch, index) fixes.
+
+The data set is map-style and held in memory as token ids. Nothing is streamed and no iterator has state of its own:
+`batch(dataset, position, ...)` is a pure function, so a run resumes at any position by naming it.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from nrt_jax import arrays, errors, prompts, readers, tasks
+
+TASK = "task:"
+OVERLONG_TRACE = ("drop", "cut", "error")
+STREAM_MODULUS = 2**31 - 1  # example_B is int32
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where the examples come from and which of them are used."""
+
+  source: str = "task:running_sum"  # .jsonl, .json, .csv or .parquet file; "hub:owner/name[:config]"; "task:<name>"
+  split: str = "train"  # of a hub data set or a task; a file has none
+  question_column: str = "question"
+  answer_column: str = "answer"
+  trace_column: str | None = None  # a given trace; an example without one (absent, null or "") has none
+  messages_column: str | None = None  # replaces question and answer: the last assistant turn is the answer (tulu 3)
+  shuffle_seed: int | None = None  # shuffles the source before offset and limit; None = its own order
+  offset: int = 0  # examples skipped at the start
+  limit: int | None = None  # examples used at most; None = all
+  examples: int = 10000  # how many a task makes; of no meaning elsewhere
+  task_options: tuple = ()  # a task's own options, as a mapping or (name, value) pairs
+  max_trace_length: int = 0  # tokens, columns for given traces; 0 = given traces are not used
+  overlong_trace: str = "drop"  # "drop" the example, "cut" the trace's end, or "error"
+
+  def __post_init__(self):
+    options = self.task_options.items() if hasattr(self.task_options, "items") else self.task_options
+    object.__setattr__(self, "task_options", tuple(sorted((str(key), value) for key, value in options)))
+    for key, least in (("offset", 0), ("limit", 1), ("examples", 1), ("max_trace_length", 0), ("shuffle_seed", 0)):
+      value = getattr(self, key)
+      if value is not None and value < least:
+        raise errors.UserError(f"data.{key}: found {value}, allowed: {least} or more")
+    errors.require_choice("data.overlong_trace", self.overlong_trace, OVERLONG_TRACE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One question-answer pair as text."""
+
+  question: str | tuple  # a text, or the turns before the answer as dicts of role and content
+  answer: str
+  trace: str | None
+  where: str  # "file:line", for messages
+
+
+class Source(NamedTuple):
+  """Random access to a data set of `length` examples."""
+
+  length: int
+  example: Callable[[int], Example]
+
+
+# ---- Sources -------------------------------------------------------------------------------------------------------
+
+
+def load_examples(config: DataConfig) -> list:
+  """Reads the examples that `config` names, in order.
+
+  Raises UserError: missing file or hub id, malformed line (with file and line), missing column (with those found),
+  empty data set.
+  """
+  source = _open(config)
+  if source.length == 0:
+    raise errors.UserError(f"data.source: {config.source} is an empty data set")
+  if config.offset >= source.length:
+    raise errors.UserError(f"data.offset: found {config.offset}, but {config.source} holds {source.length} examples")
+  order = np.arange(source.length)
+  if config.shuffle_seed is not None:
+    order = np.random.default_rng(config.shuffle_seed).permutation(source.length)
+  stop = source.length if config.limit is None else config.offset + config.limit
+  examples = [source.example(int(i)) for i in order[config.offset : stop]]
+  if config.trace_column and all(example.trace is None for example in examples):
+    raise errors.UserError(f"data.trace_column: no example of {config.source} has a {config.trace_column!r}")
+  return examples
+
+
+def _open(config) -> Source:
+  if config.source.startswith(TASK):
+    return _open_task(config)
+  if config.source.startswith(prompts.HUB):
+    return _open_hub(config)
+  rows = _read_file(config)
+  return Source(len(rows), lambda i: _to_example(config, rows[i][1], rows[i][0]))
+
+
+def _read_file(config):
+  path = pathlib.Path(config.source)
+  if path.suffix not in readers.READERS:
+    others = f"{prompts.HUB}owner/name, {TASK}<{'|'.join(tasks.TASKS)}>"
+    found = errors.choices(path.suffix, readers.READERS)
+    raise errors.UserError(f"data.source: {config.source}: file type: {found}; other sources: {others}")
+  if not path.is_file():
+    raise errors.UserError(f"data.source: {path}: no such file")
+  return readers.READERS[path.suffix](path)
+
+
+def _open_task(config) -> Source:
+  task = tasks.make_task(config.source.removeprefix(TASK), config.split, dict(config.task_options))
+  return Source(config.examples, lambda i: Example(*task.example(i), where=f"{config.source}[{config.split}]:{i}"))
+
+
+def _open_hub(config) -> Source:
+  import datasets  # here: it takes seconds to import and most runs don't need it
+
+  name, _, subset = config.source.removeprefix(prompts.HUB).partition(":")
+  try:
+    table = datasets.load_dataset(name, subset or None, split=config.split)
+  except Exception as error:  # whatever the hub, the network or the files make it raise
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    raise errors.UserError(f"data.source: {config.source}: can't be loaded: {reason[0]}") from error
+  return Source(len(table), lambda i: _to_example(config, table[i], f"{config.source}[{config.split}]: row {i + 1}"))
+
+
+def _to_example(config, row, where) -> Example:
+  trace = None
+  if config.trace_column and row.get(config.trace_column) not in (None, ""):
+    trace = _text(row, config.trace_column, where)
+  if config.messages_column:
+    question, answer = _split_messages(_column(row, config.messages_column, where), where)
+  else:
+    question, answer = _text(row, config.question_column, where), _text(row, config.answer_column, where)
+  return Example(question, answer, trace, where)
+
+
+def _column(row, name, where):
+  if name not in row:
+    raise errors.UserError(f"{where}: no column {name!r}; columns found: {', '.join(map(str, row))}")
+  return row[name]
+
+
+def _text(row, name, where) -> str:
+  value = _column(row, name, where)
+  if isinstance(value, (int, float)) and not isinstance(value, bool):
+    value = str(value)
+  if not isinstance(value, str):
+    raise errors.UserError(f"{where}: column {name!r} holds {type(value).__name__}, allowed: text or a number")
+  if not value.strip():
+    raise errors.UserError(f"{where}: column {name!r} is empty")
+  if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):  # JSON can write them, tokenizers fail
+    raise errors.UserError(f"{where}: column {name!r} holds half a character (a lone surrogate)")
+  return value
+
+
+def _split_messages(messages, where):
+  """The turns before the last assistant turn, and that turn's text. Turns after it are left out."""
+  if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
+    raise errors.UserError(f"{where}: messages must be a list of objects with role and content")
+  for message in messages:
+    errors.require_choice(f"{where}: role", message.get("role"), prompts.ROLES)
+  roles = [m["role"] for m in messages]
+  if "assistant" not in roles:
+    raise errors.UserError(f"{where}: no assistant turn, so there is no answer")
+  last = len(roles) - 1 - roles[::-1].index("assistant")
+  if last == 0 or roles[last - 1] != "user" or "system" in roles[1:last]:
+    found = ", ".join(roles)
+    raise errors.UserError(f"{where}: found the turns {found}; allowed: [system,] user, ..., user, assistant")
+  turns = [{"role": m["role"], "content": _text(m, "content", where)} for m in messages[: last + 1]]
+  return tuple(turns[:-1]), turns[-1]["content"]
+
+
+# ---- Token ids -----------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenDataset:
+  """Examples as token ids, all within the widths. Entry i of each list belongs to `examples[i]`."""
+
+  examples: list
+  prompts: list  # int32 arrays, 1 to P tokens each
+  answers: list  # int32 arrays, 1 to A tokens, the end token included unless the answer was cut
+  traces: list  # int32 arrays, 0 to R tokens, without marker
+  widths: tuple[int, int, int]  # P, A, R: the same for every batch, so that nothing is compiled twice
+  pad_id: int
+  counts: dict  # {prompts,answers,traces}_{dropped,cut} -> examples that the overlong policies touched
+
+  def __len__(self):
+    return len(self.examples)
+
+
+def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form) -> TokenDataset:
+  """Tokenises `examples` once and applies the overlong policies, counting what they drop and cut.
+
+  Raises UserError where a policy says so, a prompt has no tokens, or no example is left.
+  """
+  ids = {
+    "prompt": prompts.encode_prompts(tokenizer, form, prompt, [e.question for e in examples]),
+    "answer": prompts.encode_answers(tokenizer, form, [e.answer for e in examples]),
+    "trace": prompts.encode_traces(tokenizer, form, [e.trace or "" if data.max_trace_length else "" for e in examples]),
+  }
+  limits = {
+    "prompt": (prompt.max_prompt_length, "prompt.max_prompt_length", prompt.overlong_prompt),
+    "answer": (prompt.max_answer_length, "prompt.max_answer_length", prompt.overlong_answer),
+    "trace": (data.max_trace_length, "data.max_trace_length", data.overlong_trace),
+  }
+  kept, rows, counts = [], [], {f"{kind}s_{how}": 0 for kind in limits for how in ("dropped", "cut")}
+  for i, example in enumerate(examples):
+    row = _fit(example, {kind: ids[kind][i] for kind in ids}, limits, form.prefix_ids, counts)
+    if row is not None:
+      kept.append(example)
+      rows.append(row)
+  if not kept:
+    raise errors.UserError(f"data.source: none of the {len(examples)} examples of {data.source} is left: {counts}")
+  columns = {kind: [np.asarray(row[kind], np.int32) for row in rows] for kind in ids}
+  widths = tuple(limits[kind][0] for kind in ids)
+  return TokenDataset(kept, columns["prompt"], columns["answer"], columns["trace"], widths, form.pad_id, counts)
+
+
+def _fit(example, row, limits, prefix_ids, counts):
+  """The row within the limits, or None where a policy drops it. Counts each example under the first reason only."""
+  if not row["prompt"]:
+    raise errors.UserError(f"{example.where}: the prompt has no tokens")
+  over = [kind for kind in row if len(row[kind]) > limits[kind][0]]
+  for kind in over:
+    limit, key, policy = limits[kind]
+    if policy == "error":
+      raise errors.UserError(f"{example.where}: the {kind} has {len(row[kind])} tokens, {key} allows {limit}")
+    if policy == "drop":
+      counts[f"{kind}s_dropped"] += 1
+      return None
+  for kind in over:
+    counts[f"{kind}s_cut"] += 1
+    row[kind] = _cut_left(row[kind], limits[kind][0], prefix_ids) if kind == "prompt" else row[kind][: limits[kind][0]]
+  return row
+
+
+def _cut_left(ids, limit, prefix_ids):
+  """The newest tokens, behind the tokenizer's prefix (bos), which must stay first."""
+  newest = max(limit - len(prefix_ids), 0)
+  return [*prefix_ids, *ids[len(ids) - newest :]][:limit]
+
+
+def load_dataset(data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form) -> TokenDataset:
+  """`load_examples`, then `tokenize`."""
+  return tokenize(load_examples(data), data, prompt, tokenizer, form)
+
+
+# ---- Batches -------------------------------------------------------------------------------------------------------
+
+
+class Position(NamedTuple):
+  """Where the next batch starts: entry `index` of epoch `epoch`'s order. The whole state of the iterator."""
+
+  epoch: int = 0
+  index: int = 0
+
+
+def batch(dataset, position, batch_size: int, seed: int, host_index=0, host_count=1):
+  """The batch at `position`: (Prompts of NumPy arrays with this host's batch_size / host_count rows, next Position).
+
+  The stream is one seeded permutation of the data set after another; a batch wraps into the next one, so that no
+  example is lost or repeated. Host h holds the h-th part of the rows. Raises UserError for sizes that don't fit.
+  """
+  size, start = len(dataset), position[0] * len(dataset) + position[1]
+  if not 0 <= position[1] < size or position[0] < 0:
+    raise errors.UserError(f"data: position {tuple(position)} lies outside of a data set of {size} examples")
+  stream = start + _host_rows(batch_size, host_index, host_count)
+  index = np.array([_order(size, seed, int(epoch))[i] for epoch, i in zip(stream // size, stream % size)])
+  return _gather(dataset, index, stream % STREAM_MODULUS), Position(*divmod(start + batch_size, size))
+
+
+def _host_rows(batch_size, host_index, host_count):
+  if batch_size < 1 or batch_size % host_count:
+    raise errors.UserError(f"data: a batch of {batch_size} prompts can't be divided among {host_count} hosts")
+  rows = batch_size // host_count
+  return np.arange(host_index * rows, (host_index + 1) * rows)
+
+
+@functools.lru_cache(maxsize=4)
+def _order(size, seed, epoch):
+  return np.random.default_rng((seed, epoch)).permutation(size)
+
+
+def eval_batches(dataset, batch_size: int, host_index=0, host_count=1):
+  """Yields (Prompts, valid_B) over the data set in its own order; example_B holds the index of each example.
+
+  The last batch is filled up with the last example, and valid_B (bool) is False there.
+  """
+  rows = _host_rows(batch_size, host_index, host_count)
+  for start in range(0, len(dataset), batch_size):
+    index = np.minimum(start + rows, len(dataset) - 1)
+    yield _gather(dataset, index, index), start + rows < len(dataset)
+
+
+def _gather(dataset, index, example_B):
+  columns = ([column[i] for i in index] for column in (dataset.prompts, dataset.answers, dataset.traces))
+  return pack(*columns, example_B, dataset.widths, dataset.pad_id)
+
+
+def pack(prompt_ids, answer_ids, trace_ids, example_B, widths, pad_id: int) -> arrays.Prompts:
+  """Lists of id sequences as arrays of the widths (P, A, R): prompts padded on the left, the others on the right."""
+  prompt_BP, prompt_length_B = _pad(prompt_ids, widths[0], pad_id, left=True)
+  answer_BA, answer_length_B = _pad(answer_ids, widths[1], pad_id)
+  trace_BR, trace_length_B = _pad(trace_ids, widths[2], pad_id)
+  return arrays.Prompts(
+    prompt_BP=prompt_BP,
+    prompt_length_B=prompt_length_B,
+    answer_BA=answer_BA,
+    answer_length_B=answer_length_B,
+    trace_BR=trace_BR,
+    trace_length_B=trace_length_B,
+    example_B=np.asarray(example_B, np.int32),
+  )
+
+
+def _pad(rows, width, pad_id, left=False):
+  padded = np.full((len(rows), width), pad_id, np.int32)
+  for row, ids in zip(padded, rows):
+    row[width - len(ids) if left else 0 : width if left else len(ids)] = ids
+  return padded, np.array([len(ids) for ids in rows], np.int32)
