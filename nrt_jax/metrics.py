@@ -1,0 +1,232 @@
+"""What a run tells about itself: metrics.jsonl, samples.jsonl, TensorBoard scalars and a live progress line.
+
+One line per step, in order, and nothing in it of when it was written: a run that was interrupted and resumed leaves the
+same files as one that was not (but for its measured times).
+"""
+
+import collections
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from nrt_jax.errors import UserError
+
+PROGRESS_SECONDS = 5.0  # between progress lines where they can't be drawn in place
+RATE_WINDOW = 20  # writes over which the speed behind the ETA is measured
+ESCAPE = "backslashreplace"  # half a character, as byte-level tokens may decode to, becomes a valid JSON escape
+
+# What the progress line shows, where it has been measured: (label, metric, format).
+PROGRESS = (
+  ("reward", "reward/mean", "{:.3f}"),
+  ("loss", "loss/total", "{:.3f}"),
+  ("trace", "trace/length_mean", "{:.1f}"),
+  ("tokens/s", "throughput/generated_tokens_per_s", "{:,.0f}"),
+  ("trained tokens/s", "throughput/trained_tokens_per_s", "{:,.0f}"),
+)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+  """What is written, and how often."""
+
+  every_steps: int = 1  # training steps between metrics
+  samples_every_steps: int = 20  # training steps between samples; 0 writes none
+  samples_per_step: int = 4  # samples written each time
+  tensorboard: bool = True  # scalars for TensorBoard besides, where tensorboardX is installed
+  progress: bool = True  # progress on stderr
+
+  def __post_init__(self):
+    for key, least in (("every_steps", 1), ("samples_every_steps", 0), ("samples_per_step", 0)):
+      if getattr(self, key) < least:
+        raise UserError(f"logging.{key}: found {getattr(self, key)!r}, allowed: {least} or more")
+
+
+class MetricsWriter:
+  """Writes metrics and samples of the steps after `start_step` into `workdir`, where an earlier run's are dropped.
+
+  `stream` (stderr) takes progress and notes. Every host but the first passes primary=False and writes nothing.
+  """
+
+  def __init__(self, workdir, config: LoggingConfig, total_steps: int, start_step: int = 0, stream=None, primary=True):
+    self._config = config
+    self._total_steps = total_steps
+    self._primary = primary
+    if not primary:
+      return
+    os.makedirs(workdir, exist_ok=True)
+    self._metrics_file = _reopen(os.path.join(workdir, "metrics.jsonl"), start_step)
+    self._samples_file = _reopen(os.path.join(workdir, "samples.jsonl"), start_step)
+    self._progress = Progress(total_steps, sys.stderr if stream is None else stream, enabled=config.progress)
+    self._tensorboard = self._open_tensorboard(os.path.join(workdir, "tensorboard"), start_step)
+
+  def due(self, step: int) -> bool:
+    """Whether the metrics of `step` are to be fetched and written: every `every_steps`, and the last."""
+    return step % self._config.every_steps == 0 or step == self._total_steps
+
+  def samples_due(self, step: int) -> bool:
+    """Whether samples of `step` are to be fetched and written."""
+    every = self._config.samples_every_steps
+    return every > 0 and self._config.samples_per_step > 0 and step % every == 0
+
+  def write(self, step: int, metrics: dict) -> None:
+    """Appends one JSON line `{"step": step, name: value, ...}`; NaN and infinities become null, as JSON has none."""
+    if not self._primary:
+      return
+    metrics = json_safe(metrics)
+    _append(self._metrics_file, {"step": step, **metrics})
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
+    if self._tensorboard is not None:
+      for name, value in numbers.items():
+        self._tensorboard.add_scalar(name, value, step)
+      self._tensorboard.flush()
+    self._progress.show(step, numbers)
+
+  def write_samples(self, step: int, samples: list[dict]) -> None:
+    """Appends one JSON line per sample, `samples_per_step` at most, each with its step."""
+    for sample in samples[: self._config.samples_per_step] if self._primary else ():
+      _append(self._samples_file, {"step": step, **json_safe(sample)})
+
+  def note(self, text: str) -> None:
+    """A line for the user on stderr that doesn't run into the progress line; shown even where progress is off."""
+    if self._primary:
+      self._progress.note(text)
+
+  def close(self) -> None:
+    if not self._primary:
+      return
+    self._progress.close()
+    self._metrics_file.close()
+    self._samples_file.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+
+  def _open_tensorboard(self, logdir: str, start_step: int):
+    """A SummaryWriter that has TensorBoard forget what an interrupted run wrote beyond `start_step`."""
+    if not self._config.tensorboard:
+      return None
+    try:
+      import tensorboardX
+    except ImportError:
+      self.note("TensorBoard files are left out: tensorboardX is not installed (pip install tensorboardX)")
+      return None
+    suffix = f".{start_step}.{os.getpid()}"  # files are named by the second: a quick restart must not overwrite
+    return tensorboardX.SummaryWriter(logdir, purge_step=start_step + 1 if start_step else 0, filename_suffix=suffix)
+
+
+class Progress:
+  """The progress line: redrawn in place on a terminal, else a line every PROGRESS_SECONDS and at the last step."""
+
+  def __init__(self, total_steps: int, stream, enabled: bool = True, clock=time.monotonic):
+    self._total_steps = total_steps
+    self._stream = stream
+    self._enabled = enabled
+    self._clock = clock
+    self._in_place = stream.isatty()
+    self._drawn = False  # the cursor stands behind a line drawn in place
+    self._last_shown = -math.inf
+    self._times = collections.deque(maxlen=RATE_WINDOW)  # (seconds, step); begins after the first, compiling step
+    self._numbers = {}  # the newest of each metric, as not every write holds all of them
+
+  def show(self, step: int, numbers: dict) -> None:
+    """Shows `step` with the metrics of PROGRESS."""
+    self._numbers.update(numbers)
+    now = self._clock()
+    self._times.append((now, step))
+    waits = not self._in_place and now - self._last_shown < PROGRESS_SECONDS and step != self._total_steps
+    if not self._enabled or waits:
+      return
+    self._last_shown = now
+    self._put(self.line(step), stay=self._in_place)
+
+  def line(self, step: int) -> str:
+    parts = [f"step {step}/{self._total_steps}"]
+    parts += [f"{label} {form.format(self._numbers[name])}" for label, name, form in PROGRESS if name in self._numbers]
+    return "  ".join([*parts, f"ETA {duration(self.seconds_left(step))}"])
+
+  def seconds_left(self, step: int) -> float:
+    """Remaining steps at the speed of the last writes; NaN before two of them."""
+    (start, first), (now, last) = self._times[0], self._times[-1]
+    return (self._total_steps - step) * (now - start) / (last - first) if last > first else math.nan
+
+  def note(self, text: str) -> None:
+    self._put(text, stay=False)
+
+  def close(self) -> None:
+    if self._drawn:
+      self._stream.write("\n")
+      self._stream.flush()
+    self._drawn = False
+
+  def _put(self, text: str, stay: bool) -> None:
+    """Writes over the line in place, cut to the terminal's width if it is to stay there itself."""
+    if stay:
+      text = text[: shutil.get_terminal_size().columns - 1]
+    clear = "\r\x1b[K" if self._drawn or stay else ""
+    self._stream.write(clear + text + ("" if stay else "\n"))
+    self._stream.flush()
+    self._drawn = stay
+
+
+def duration(seconds: float) -> str:
+  """12s, 3m05s, 1h02m, or -- where unknown."""
+  if not math.isfinite(seconds):
+    return "--"
+  seconds = round(seconds)
+  if seconds < 60:
+    return f"{seconds}s"
+  if seconds < 3600:
+    return f"{seconds // 60}m{seconds % 60:02d}s"
+  return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+def json_safe(value):
+  """`value` with arrays as lists, NumPy and JAX scalars as Python's, tuples as lists, NaN and infinities as None."""
+  if isinstance(value, dict):
+    return {str(key): json_safe(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [json_safe(item) for item in value]
+  if hasattr(value, "dtype"):
+    return json_safe(np.asarray(value).tolist())
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json_atomic(path: str, value) -> None:
+  """Writes indented JSON under a temporary name and renames it: readers see the old file or the new one, whole."""
+  _replace(path, json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _replace(path: str, text: str) -> None:
+  temporary = f"{path}.{os.getpid()}.tmp"
+  with open(temporary, "w", encoding="utf-8", errors=ESCAPE) as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def _append(file, line: dict) -> None:
+  file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+  file.flush()
+
+
+def _reopen(path: str, start_step: int):
+  """Opens for appending, holding only the lines of steps up to `start_step`; a run from step 0 begins empty."""
+  if os.path.exists(path):
+    with open(path, encoding="utf-8", errors="replace") as file:
+      lines = file.read().split("\n")  # not splitlines, which cuts at characters that JSON strings may hold
+    _replace(path, "".join(line + "\n" for line in lines if start_step and _step_of(line) <= start_step))
+  return open(path, "a", encoding="utf-8", errors=ESCAPE)
+
+
+def _step_of(line: str) -> float:
+  """The line's step; infinite where the line is half-written or no such line."""
+  try:
+    return float(json.loads(line)["step"])
+  except (ValueError, KeyError, TypeError):
+    return math.inf
