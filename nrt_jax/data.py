@@ -150,8 +150,10 @@ def _text(row, name, where) -> str:
     raise errors.UserError(f"{where}: column {name!r} holds {type(value).__name__}, allowed: text or a number")
   if not value.strip():
     raise errors.UserError(f"{where}: column {name!r} is empty")
-  if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):  # JSON can write them, tokenizers fail
-    raise errors.UserError(f"{where}: column {name!r} holds half a character (a lone surrogate)")
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:  # JSON can write these, tokenizers fail on them
+    raise errors.UserError(f"{where}: column {name!r} holds half a character (a lone surrogate)") from error
   return value
 
 

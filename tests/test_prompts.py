@@ -1,5 +1,7 @@
 """Prompts: our chat templates against the public ones, and token sequences that never merge across a border."""
 
+import json
+
 import pytest
 
 from nrt_jax import errors, prompts
@@ -272,9 +274,12 @@ def test_missing_end_token_and_end_token_as_marker_are_errors(byte_pairs):
 
 
 def test_a_saved_tokenizer_loads_back_beside_a_llama_config(tmp_path):
-  # transformers would build a Llama tokenizer of its own from the model type; the file must win.
+  # By the class's name transformers 5 would build a Llama tokenizer of its own, which loses the unknown words and more
+  # ([2, 1, 6, 2] below); the tokenizer.json must win.
   saved = prompts.word_tokenizer(["sum", "0", "1"], tmp_path, special=(MARKER,))
   (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+  settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings | {"tokenizer_class": "LlamaTokenizer"}))
   loaded = prompts.load_tokenizer(tmp_path)
   text = f"sum 1 0 {MARKER} 1 zzz"
   assert loaded(text)["input_ids"] == saved(text)["input_ids"] == [0, 2, 1, saved.convert_tokens_to_ids(MARKER), 2, 5]
