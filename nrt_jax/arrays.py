@@ -38,7 +38,6 @@ class Rollouts:
   token_NR: jax.Array  # int32
   length_N: jax.Array  # int32, sampled tokens, the stop token included
   logp_NR: jax.Array  # float32, log-probability under the sampling policy; 0 beyond length
-  entropy_NR: jax.Array  # float32, entropy of the sampling distribution; 0 beyond length
   ended_N: jax.Array  # bool, a stop token was sampled within the limit
   marker_N: jax.Array  # bool, that stop token was the first marker token
 
@@ -65,8 +64,10 @@ class TrainBatch:
   behaviour_logp_NL: jax.Array  # float32, log-probability under the policy that sampled the trace
   answer_coef_NL: jax.Array  # float32, s_i times the normaliser on answer tokens
   format_coef_NL: jax.Array  # float32, weight times the normaliser on marker tokens the model did not emit
-  trace_mask_NL: jax.Array  # bool, for metrics
+  trace_mask_NL: jax.Array  # bool, tokens of the trace loss, for metrics
+  sampled_mask_NL: jax.Array  # bool, tokens that were drawn at the sampling temperature, and are scored at it
   answer_mask_NL: jax.Array  # bool, for metrics
+  first: int = struct.field(pytree_node=False)  # no coefficient is non-zero before this column: the head starts here
 
 
 @struct.dataclass
@@ -74,9 +75,9 @@ class LossSums:
   """A loss as sums: `total` is what is differentiated; each metric is (numerator, denominator), divided once at the end."""
 
   total: jax.Array  # float32 []
-  metrics: dict  # name -> (numerator [], denominator [])
+  metrics: dict  # name -> (numerator [], denominator []); or a plain [], combined by max if it ends in "_max", else by sum
 
 
-def row_to_example(rows, samples_per_prompt: int):
-  """Repeats a per-prompt array or tree `[B, ...]` for each of its samples: `[B * G, ...]`."""
-  return jax.tree.map(lambda a: a.repeat(samples_per_prompt, axis=0), rows)
+def repeat_rows(tree, samples_per_prompt: int):
+  """Repeats each row of a tree of `[B, ...]` for its samples: `[B * G, ...]`, row n = b * G + g."""
+  return jax.tree.map(lambda a: a.repeat(samples_per_prompt, axis=0), tree)

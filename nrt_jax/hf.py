@@ -64,6 +64,7 @@ IGNORED = re.compile(r"\brotary_emb\.inv_freq$")  # a buffer of old Llama checkp
 EXPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 READABLE_DTYPES = ("F32", "F16", "BF16")
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
+SETTINGS_FILE = "nrt_jax.json"
 TOKENIZER_FILES = (
   "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json",
   "*.tiktoken", "spiece.model", "chat_template*", "additional_chat_templates/*.jinja", "generation_config.json",
@@ -233,10 +234,12 @@ def save_params(
   max_shard_bytes: int = 5 * 10**9,
   source=None,
   token_ids: dict | None = None,
+  settings: dict | None = None,
 ) -> None:
   """Writes a model directory that transformers loads: config.json, safetensors (sharded above `max_shard_bytes`).
 
-  Tokenizer files are copied from the directory `source`; `token_ids` as in write_config. All is written beside
+  Tokenizer files are copied from the directory `source`; `token_ids` as in write_config; `settings` (JSON) become
+  SETTINGS_FILE, for our own commands. All is written beside
   `directory` and renamed at the end; an earlier export there is replaced, any other content raises UserError.
   In a multi-process run every process must call it, and process 0 writes.
   """
@@ -250,6 +253,8 @@ def save_params(
     write_config(config, partial, dtype, source, token_ids)
     if source is not None:
       copy_tokenizer(source, partial)
+    if settings is not None:
+      write_json(settings, partial / SETTINGS_FILE)
   _write_weights(params, config, partial, EXPORT_DTYPES[dtype], max_shard_bytes)
   if jax.process_index() == 0:
     _replace_directory(partial, directory)
@@ -309,7 +314,7 @@ def _require_replaceable(directory: Path, source) -> None:
     raise UserError(f"{directory}: the export would replace the model it takes the tokenizer from; choose another one")
   if directory.exists() and not directory.is_dir():
     raise UserError(f"{directory}: is a file, allowed: a directory")
-  ours = ("config.json", "model*.safetensors", INDEX_FILE, "additional_chat_templates", *TOKENIZER_FILES)
+  ours = ("config.json", SETTINGS_FILE, "model*.safetensors", INDEX_FILE, "additional_chat_templates", *TOKENIZER_FILES)
   for path in directory.glob("*"):
     if not any(path.match(pattern) for pattern in ours):
       raise UserError(f"{directory}: holds {path.name}, which is no part of an export; choose a new or empty directory")

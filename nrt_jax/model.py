@@ -63,6 +63,7 @@ class ModelConfig:
   compute_dtype: str = "float32"  # float32 | bfloat16; parameters stay float32
   remat: str = "none"  # none | dots (keep matrix products) | full (recompute each layer)
   layer_loop: str = "auto"  # scan: small programs | unroll: faster on CPU | auto: by platform
+  head_chunk: int = 2048  # tokens per device whose logits exist at the same time
 
   def __post_init__(self):
     require_choice("model.family", self.family, FAMILIES)
@@ -297,6 +298,17 @@ def _unstack(tree, count: int) -> list:
   return [jax.tree.map(lambda p, i=i: p[i], pieces, is_leaf=lambda p: isinstance(p, list)) for i in range(count)]
 
 
+def decoding_params(params, config: ModelConfig, rules: dict | None = None):
+  """The copy of the policy that a rollout reads: cast to the compute dtype once, cut by `rules` (None: as it is).
+
+  Unrolled layers are taken apart here, so that the decoding loop holds no slice of a stacked weight.
+  """
+  params = jax.tree.map(lambda p: p.astype(config.compute_dtype), params)
+  if rules is not None:
+    params = jax.tree.map(lambda p, axes: constrain(p, *axes, rules=rules), params, logical_axes(params))
+  return params if config.scan_layers else {**params, "layers": _unstack(params["layers"], config.num_hidden_layers)}
+
+
 def _remat(config: ModelConfig, layer):
   if config.remat == "none":
     return layer
@@ -329,7 +341,8 @@ def forward(params, config: ModelConfig, token_NT, position_NT, caches: tuple[KV
     x_NTD, (key, value) = jax.lax.scan(layer, x_NTD, (params["layers"], key_values, jnp.asarray(slides)))
   else:
     new = []
-    for i, layer_params in enumerate(_unstack(params["layers"], config.num_hidden_layers)):
+    layers = params["layers"]
+    for i, layer_params in enumerate(layers if isinstance(layers, list) else _unstack(layers, config.num_hidden_layers)):
       x_NTD, pair = layer(x_NTD, (layer_params, tuple((k[i], v[i]) for k, v in key_values), jnp.asarray(slides[i])))
       new.append(pair)
     key, value = (tuple(part) for part in zip(*new))

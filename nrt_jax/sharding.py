@@ -109,9 +109,15 @@ def data_parallel_ways(mesh) -> int:
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def batch_ways() -> int:
+  """In how many pieces the mesh in use cuts the rows of a batch; 1 where none is set."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return data_parallel_ways(mesh) if not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names) else 1
+
+
 def constrain(x, *logical_axes, rules: dict = RULES):
   """`with_sharding_constraint` by logical names; does nothing where no mesh is set (one device, pmap)."""
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or not all(a in mesh.axis_names for a in MESH_AXES):
+  if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
     return x
   return jax.lax.with_sharding_constraint(x, spec_for(logical_axes, rules))

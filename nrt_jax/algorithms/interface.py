@@ -1,0 +1,44 @@
+"""What an algorithm is, and what it is given.
+
+An algorithm is two functions. `collect` turns prompts into a TrainBatch whose coefficients hold every decision about
+rewards, advantages and normalisation; `loss` turns the current policy's log-probabilities and that batch into sums.
+Neither knows devices, files or tokenizers: what touches those comes in as `Tools`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+
+class Tools(NamedTuple):
+  """Functions of the compiled program that an algorithm may call."""
+
+  samples_per_prompt: int  # G
+  minibatches: int  # optimizer updates per rollout
+  marker_ids: tuple
+  pad_id: int
+  # (params, prompts, key) -> (Rollouts [N], AnswerScores after the trace [N], AnswerScores after an empty trace [B])
+  rollout: Callable
+  # (params, prompts) -> AnswerScores after an empty trace [B]
+  score_empty_trace: Callable
+  # (params, batch) -> (log-probability, entropy) of each token, [N, L]; sampled tokens at the sampling temperature
+  log_probs: Callable
+  # sum over the devices that share the batch: identity in one program over a mesh, psum under pmap
+  all_sum: Callable
+
+
+class Collected(NamedTuple):
+  """What `collect` returns."""
+
+  batch: object  # arrays.TrainBatch
+  sums: dict  # metric name -> (numerator, denominator), or a plain number combined by max if it ends in "_max"
+  samples: dict  # name -> array [N, ...]: what samples.jsonl shows of each row
+
+
+class Algorithm(NamedTuple):
+  """One row of the table of methods."""
+
+  config: type  # frozen dataclass of the keys under `algorithm`
+  collect: Callable  # (tools, config, states, prompts, key) -> Collected
+  loss: Callable  # (tools, config, params, batch) -> LossSums
+  needs_base: Callable  # config -> bool: does it read `states.base`?
+  samples_traces: bool  # False for supervised methods: one row per prompt, no sampling

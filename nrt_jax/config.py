@@ -1,0 +1,159 @@
+"""From the nested mapping that a config file makes to frozen dataclasses. A misspelt key is an error that names it."""
+
+import copy
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+
+from nrt_jax.algorithms import ALGORITHMS
+from nrt_jax.checkpoint import CheckpointConfig
+from nrt_jax.data import DataConfig
+from nrt_jax.errors import UserError, choices, require_choice
+from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.metrics import LoggingConfig
+from nrt_jax.optimizer import OptimizerConfig
+from nrt_jax.prompts import PromptConfig
+from nrt_jax.sampler import SamplingConfig
+from nrt_jax.sharding import ParallelConfig
+
+# What a stage may set for itself. The rest (model, devices, files) belongs to the whole run.
+STAGE_KEYS = (
+  "total_steps", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm", "optimizer", "evaluation",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ModelSource:
+  """Where the policy comes from, and how it is computed."""
+
+  path: str | None = None  # directory in Hugging Face format: config.json, safetensors, tokenizer
+  weights: str = "pretrained"  # pretrained: from `path` | random: only the architecture of `path`
+  compute_dtype: str = "float32"  # float32 | bfloat16; master parameters stay float32
+  remat: str = "none"  # none | dots | full
+  layer_loop: str = "auto"  # auto | scan | unroll
+  head_chunk: int = 2048  # tokens per device whose logits exist at the same time
+
+  def __post_init__(self):
+    require_choice("model.weights", self.weights, ("pretrained", "random"))
+
+
+@dataclass(frozen=True)
+class RunConfig:
+  """One stage of a run, complete."""
+
+  algorithm_name: str  # a row of ALGORITHMS
+  algorithm: object  # that row's config
+  stage: str = "main"
+  seed: int = 0
+  total_steps: int = 100  # of this stage; a run of several stages is capped by the top-level value in each
+  prompts_per_step: int = 32  # over all devices
+  samples_per_prompt: int = 8  # G
+  from_checkpoint: str | None = None  # workdir whose newest policy this run starts from, before model.path's weights
+  model: ModelSource = field(default_factory=ModelSource)
+  data: DataConfig = field(default_factory=DataConfig)
+  prompt: PromptConfig = field(default_factory=PromptConfig)
+  sampling: SamplingConfig = field(default_factory=SamplingConfig)
+  optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+  parallel: ParallelConfig = field(default_factory=ParallelConfig)
+  checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+  evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+  logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+  def __post_init__(self):
+    for key in ("total_steps", "prompts_per_step", "samples_per_prompt"):
+      if getattr(self, key) < 1:
+        raise UserError(f"{key}: found {getattr(self, key)}, allowed: 1 or more")
+    if ALGORITHMS[self.algorithm_name].samples_traces and self.sampling.temperature == 0:
+      raise UserError("sampling.temperature: found 0 (greedy), allowed in training: above 0, or all samples are equal")
+
+
+def defaults(algorithm: str = "nrt") -> dict:
+  """Every key with its default as a nested dict, for a config file to start from."""
+  require_choice("algorithm.name", algorithm, ALGORITHMS)
+  run = RunConfig(algorithm, ALGORITHMS[algorithm].config())
+  values = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name not in ("algorithm_name", "stage")}
+  values = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
+  values["algorithm"] = {"name": algorithm, **values["algorithm"]}
+  values["data"]["task_options"] = {}
+  return values
+
+
+def stages_of(values: dict) -> list[RunConfig]:
+  """Reads a whole config: one RunConfig per stage, in order. Raises UserError naming the key that is wrong."""
+  values = copy.deepcopy(dict(values))
+  stages = values.pop("stages", None)
+  if not stages:
+    return [_run_config(values, "main", "")]
+  runs, names = [], set()
+  for number, stage in enumerate(stages):
+    stage = dict(stage)
+    where = f"stages[{number}]"
+    name = stage.pop("name", None)
+    if not isinstance(name, str) or name in names:
+      raise UserError(f"{where}.name: found {name!r}, allowed: a text of its own for each stage")
+    names.add(name)
+    for key in stage:
+      if key not in STAGE_KEYS:
+        raise UserError(f"{where}: unknown key: {choices(key, STAGE_KEYS)}")
+    merged = _merge(values, stage)
+    merged["total_steps"] = min(merged["total_steps"], values.get("total_steps", merged["total_steps"]))
+    runs.append(_run_config(merged, name, where + "."))
+  return runs
+
+
+def _merge(base: dict, over: dict) -> dict:
+  """`over` laid over `base`, key by key. Another algorithm starts from its own defaults."""
+  merged = dict(base)
+  for key, value in over.items():
+    old = base.get(key)
+    other_algorithm = key == "algorithm" and isinstance(value, dict) and value.get("name") not in (None, old["name"])
+    merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) and not other_algorithm else value
+  return merged
+
+
+def _run_config(values: dict, stage: str, where: str) -> RunConfig:
+  values = dict(values)
+  algorithm = dict(values.pop("algorithm", {}))
+  name = algorithm.pop("name", "nrt")
+  require_choice(f"{where}algorithm.name", name, ALGORITHMS)
+  allowed = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("algorithm_name", "stage")]
+  for key in values:
+    if key not in allowed:
+      raise UserError(f"config: unknown key: {choices(key, [*allowed, 'stages'])}")
+  settings = build(ALGORITHMS[name].config, algorithm, f"{where}algorithm")
+  fixed = {"algorithm_name": name, "algorithm": settings, "stage": stage}
+  return build(RunConfig, values, where.rstrip("."), fixed)
+
+
+def build(cls, values, where: str, fixed: dict | None = None):
+  """Makes the dataclass `cls` from a mapping, nested dataclasses included; every mistake names its full key."""
+  if not hasattr(values, "items"):
+    raise UserError(f"{where}: found {values!r}, allowed: a mapping of keys")
+  hints = typing.get_type_hints(cls)
+  arguments = dict(fixed or {})
+  for key, value in values.items():
+    name = f"{where}.{key}" if where else key
+    if key not in hints:
+      raise UserError(f"{where or 'config'}: unknown key: {choices(key, hints)}")
+    arguments[key] = _convert(hints[key], value, name)
+  return cls(**arguments)
+
+
+def _convert(hint, value, name: str):
+  """Checks a value against its annotation: ints serve as floats, lists as tuples, mappings as dataclasses."""
+  options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+  if value is None and type(None) in options:
+    return None
+  for option in options:
+    if dataclasses.is_dataclass(option):
+      return build(option, value, name)
+    kind = typing.get_origin(option) or option
+    if kind is tuple:
+      return value if hasattr(value, "items") else tuple(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+      return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+      return value
+  allowed = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+  raise UserError(f"{name}: found {value!r}, allowed: {allowed}")

@@ -1,0 +1,95 @@
+"""Evaluation on held-out pairs: the model writes trace, marker and answer by itself, and the answer is compared.
+
+The comparison is for people to read: training never sees it.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nrt_jax import data, prompts, tasks
+from nrt_jax.data import DataConfig
+from nrt_jax.errors import UserError
+from nrt_jax.sampler import SamplingConfig
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+  """What is evaluated, and when."""
+
+  name: str = "heldout"  # metrics are called eval/<name>/...
+  data: DataConfig | None = None  # None: no evaluation
+  every_steps: int = 100  # training steps between evaluations; 0 = only at the start and the end
+  batch_prompts: int = 32  # prompts generated at a time
+  temperature: float = 0.0  # 0 = greedy
+  max_completion_length: int = 0  # tokens; 0 = room for the longest trace, marker and answer of training
+
+  def __post_init__(self):
+    if self.every_steps < 0 or self.batch_prompts < 1 or self.max_completion_length < 0:
+      raise UserError(
+        f"evaluation: found every_steps={self.every_steps}, batch_prompts={self.batch_prompts}, "
+        f"max_completion_length={self.max_completion_length}, allowed: >= 0, >= 1, >= 0"
+      )
+
+  def sampling(self, trace_length: int, marker_width: int, answer_length: int) -> SamplingConfig:
+    """How completions are generated."""
+    length = self.max_completion_length or trace_length + marker_width + answer_length
+    return SamplingConfig(max_trace_length=length, temperature=self.temperature)
+
+
+@dataclass(frozen=True)
+class Completion:
+  """One completion and its grade."""
+
+  question: str | tuple
+  reference: str
+  trace: str
+  answer: str | None  # None: the model never wrote the marker
+  trace_length: int  # tokens
+  correct: bool
+
+
+def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
+  """Cuts a completion (a list of ids) at its marker, decodes both parts and grades the answer."""
+  trace_ids, answer_ids = prompts.split_completion(form, token_ids)
+  answer = None if answer_ids is None else prompts.decode(tokenizer, answer_ids).strip()
+  return Completion(
+    question=example.question,
+    reference=example.answer,
+    trace=prompts.decode(tokenizer, trace_ids),
+    answer=answer,
+    trace_length=len(trace_ids),
+    correct=answer is not None and bool(grade(answer, example.answer)),
+  )
+
+
+def grader(config: DataConfig):
+  """How an answer is compared with the reference: a built-in task's own way, else exact match."""
+  if config.source.startswith(data.TASK):
+    return tasks.make_task(config.source.removeprefix(data.TASK), config.split, dict(config.task_options)).grade
+  return tasks.exact_match
+
+
+def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, form, key) -> tuple[dict, list[Completion]]:
+  """Runs `generate(params, prompts, key) -> Rollouts` over a TokenDataset; every example counts once.
+
+  Returns: {"eval/<name>/<metric>": value} with accuracy, marker_fraction and trace_length, and the completions.
+  """
+  grade, completions = grader(config.data), []
+  for batch, valid_B in data.eval_batches(dataset, config.batch_prompts):
+    rollouts = generate(params, batch, key)
+    tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)
+    for row in np.flatnonzero(valid_B):
+      ids = tokens[row, : lengths[row]].tolist()
+      completions.append(read_completion(tokenizer, form, ids, dataset.examples[batch.example_B[row]], grade))
+  return summarise(config.name, completions), completions
+
+
+def summarise(name: str, completions: list[Completion]) -> dict:
+  """Means over the completions."""
+  count = max(1, len(completions))
+  return {
+    f"eval/{name}/accuracy": sum(c.correct for c in completions) / count,
+    f"eval/{name}/marker_fraction": sum(c.answer is not None for c in completions) / count,
+    f"eval/{name}/trace_length": sum(c.trace_length for c in completions) / count,
+  }

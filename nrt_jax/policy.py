@@ -1,0 +1,63 @@
+"""From a ModelSource to what a run starts with: tokenizer, prompt format, architecture and parameters."""
+
+import dataclasses
+import functools
+
+import jax
+
+from nrt_jax import hf, prompts
+from nrt_jax.config import ModelSource
+from nrt_jax.errors import UserError
+from nrt_jax.model import ModelConfig, init_params, logical_axes
+from nrt_jax.sharding import RULES, shardings_for
+
+
+def open_tokenizer(model: ModelSource, prompt: prompts.PromptConfig):
+  """(tokenizer, PromptFormat): the prompt's own tokenizer, else the one in the model's directory."""
+  where = prompt.tokenizer or model.path
+  if where is None:
+    raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
+  tokenizer = prompts.load_tokenizer(where)
+  return tokenizer, prompts.make_format(tokenizer, prompt)
+
+
+def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_ways: int = 1) -> ModelConfig:
+  """The architecture of `model.path`, its vocabulary grown to the tokenizer's and rounded up to what the mesh divides."""
+  if model.path is None:
+    raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
+  computed = {f: getattr(model, f) for f in ("compute_dtype", "remat", "layer_loop", "head_chunk")}
+  config = hf.read_model_config(model.path, **computed)
+  rows = max(config.vocab_size, form.vocab_size_needed)
+  return dataclasses.replace(config, vocab_size=-(-rows // tensor_ways) * tensor_ways)
+
+
+def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFormat, seed: int, mesh=None):
+  """The parameters, on the mesh if there is one. New tokens' rows are copies of the end token's.
+
+  Random weights are made on the devices, under jit; pretrained ones are read tensor by tensor.
+  """
+  shardings = param_shardings(config, mesh)
+  if model.weights == "random":
+    init = jax.jit(functools.partial(init_params, config), out_shardings=shardings)
+    return init(jax.random.key(seed))
+  stored = hf.read_model_config(model.path)
+  if stored.vocab_size == config.vocab_size and not form.added_ids:
+    return hf.load_params(model.path, stored, shardings)
+  # The stored vocabulary may not divide over the mesh: read it whole, grow it, then cut it.
+  params = hf.load_params(model.path, stored, param_shardings(stored, mesh, {**RULES, "vocab": None}))
+  new_ids = sorted({*form.added_ids, *range(stored.vocab_size, form.vocab_size_needed)})
+  params, _ = hf.resize_vocabulary(params, stored, config.vocab_size, form.eos_id, new_ids)
+  return params if shardings is None else jax.device_put(params, shardings)
+
+
+def abstract_params(config: ModelConfig):
+  """Shapes and dtypes of the parameters."""
+  return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+
+
+def param_shardings(config: ModelConfig, mesh, rules: dict = RULES):
+  """How the mesh cuts the parameters; None without a mesh. UserError where a size does not divide."""
+  if mesh is None:
+    return None
+  params = abstract_params(config)
+  return shardings_for(mesh, params, logical_axes(params), rules)

@@ -1,0 +1,98 @@
+"""Training rows: prompt, trace, marker and answer spliced on the device, and how rows are cut into pieces.
+
+The text is never tokenised again: what was sampled is what is trained on.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class Rows:
+  """Rows `[pad | prompt | trace | marker | answer | pad]`; the valid tokens of a row are contiguous.
+
+  With P=2, R=4, M=1, A=3, a prompt of 2, a trace of 1 and an answer of 2 tokens:
+
+      column     0  1  2  3  4  5  6  7  8  9
+      token      .  .  .  p  p  z  m  y  y  .
+      position  -1 -1 -1  0  1  2  3  4  5 -1
+  """
+
+  token_NL: jax.Array  # int32
+  position_NL: jax.Array  # int32, -1 on pads
+  trace_mask_NL: jax.Array  # bool
+  marker_mask_NL: jax.Array  # bool
+  answer_mask_NL: jax.Array  # bool
+  first: int = struct.field(pytree_node=False)  # P, the first column that can hold something after the prompt
+
+
+def _shift_right(x_NC, shift_N, fill):
+  """Moves each row of x to the right by its shift and fills in from the left: one gather."""
+  source = jnp.arange(x_NC.shape[1])[None] - shift_N[:, None]
+  moved = jnp.take_along_axis(x_NC, jnp.maximum(source, 0), axis=1)
+  return jnp.where(source >= 0, moved, fill)
+
+
+def splice(prompt_NP, prompt_length_N, trace_NR, trace_length_N, marker_ids, answer_NA, answer_length_N, pad_id) -> Rows:
+  """Right-aligns prompt + trace in front of marker + answer.
+
+  A gap left inside a row would put a pad in front of the marker, and the marker would be learnt from the pad's query.
+  """
+  N, P = prompt_NP.shape
+  R, M, A = trace_NR.shape[1], len(marker_ids), answer_NA.shape[1]
+  gap_N = R - trace_length_N
+  head = _shift_right(jnp.concatenate([prompt_NP, trace_NR], 1), gap_N, pad_id)
+  marker = jnp.broadcast_to(jnp.asarray(marker_ids, jnp.int32).reshape(1, M), (N, M))
+  column = jnp.arange(P + R + M + A)[None]
+  start_N = P - prompt_length_N + gap_N
+  end_N = P + R + M + answer_length_N
+  valid = (column >= start_N[:, None]) & (column < end_N[:, None])
+  token = jnp.where(valid, jnp.concatenate([head, marker, answer_NA], 1), pad_id)
+  return Rows(
+    token_NL=token.astype(jnp.int32),
+    position_NL=jnp.where(valid, column - start_N[:, None], -1),
+    trace_mask_NL=(column >= P + gap_N[:, None]) & (column < P + R),
+    marker_mask_NL=jnp.broadcast_to((column >= P + R) & (column < P + R + M), token.shape),
+    answer_mask_NL=(column >= P + R + M) & valid,
+    first=P,
+  )
+
+
+def align_trace(x_NR, trace_length_N, rows: Rows, marker_width: int, answer_width: int):
+  """Puts per-trace-token values `[N, R]` into the columns of the spliced rows; 0 elsewhere."""
+  moved = _shift_right(x_NR, x_NR.shape[1] - trace_length_N, 0)
+  moved = jnp.pad(moved, ((0, 0), (rows.first, marker_width + answer_width)))
+  return jnp.where(rows.trace_mask_NL, moved, 0)
+
+
+def align_suffix(marker_NM, answer_NA, rows: Rows):
+  """Puts per-marker and per-answer values into the columns of the spliced rows; 0 elsewhere."""
+  suffix = jnp.concatenate([marker_NM, answer_NA], 1)
+  moved = jnp.pad(suffix, ((0, 0), (rows.token_NL.shape[1] - suffix.shape[1], 0)))
+  return jnp.where(rows.marker_mask_NL | rows.answer_mask_NL, moved, 0)
+
+
+def cut_rows(tree, pieces: int):
+  """Cuts `[N, ...]` into `[pieces, N / pieces, ...]`, piece i taking every pieces-th row.
+
+  Strided, so that rows that are spread over devices stay where they are: each device holds a share of every piece.
+  """
+  return jax.tree.map(lambda a: a.reshape(a.shape[0] // pieces, pieces, *a.shape[1:]).swapaxes(0, 1), tree)
+
+
+def join_rows(tree):
+  """Undoes `cut_rows`."""
+  return jax.tree.map(lambda a: a.swapaxes(0, 1).reshape(a.shape[0] * a.shape[1], *a.shape[2:]), tree)
+
+
+def cut_groups(tree, pieces: int, samples_per_prompt: int):
+  """Like `cut_rows`, but whole groups of G rows stay together: piece m holds the prompts b with b % pieces == m."""
+  grouped = jax.tree.map(lambda a: a.reshape(-1, samples_per_prompt, *a.shape[1:]), tree)
+  return jax.tree.map(lambda a: a.reshape(a.shape[0], -1, *a.shape[3:]), cut_rows(grouped, pieces))
+
+
+def join_groups(tree, samples_per_prompt: int):
+  """Undoes `cut_groups`."""
+  grouped = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, samples_per_prompt, *a.shape[2:]), tree)
+  return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), join_rows(grouped))

@@ -1,0 +1,199 @@
+"""Sampling traces: one prefill per prompt, then one `lax.while_loop` that stops as soon as every row has.
+
+The prompt's keys and values `[B]` are shared by the G samples of the prompt; each row appends to a trace cache of its
+own `[B * G]`. Random numbers come from one key per row, so a row's tokens do not depend on what else is in the batch.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from nrt_jax.arrays import Prompts, Rollouts, repeat_rows
+from nrt_jax.errors import UserError
+from nrt_jax.model import KVCache, ModelConfig, empty_cache, forward, logits, write_cache
+from nrt_jax.sharding import constrain
+
+BLOCK = 128  # columns of the vocabulary summed at once when inverting the cumulative distribution
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+  """How traces are drawn."""
+
+  max_trace_length: int = 64  # tokens, the stop token included (R)
+  temperature: float = 1.0  # 0 = greedy
+  top_k: int = 0  # 0 = off
+  top_p: float = 1.0  # 1 = off
+  wave_prompts: int = 0  # prompts sampled and scored at a time, to bound the cache; 0 = all of the step's
+
+  def __post_init__(self):
+    if self.max_trace_length < 1:
+      raise UserError(f"sampling.max_trace_length: found {self.max_trace_length}, allowed: 1 or more")
+    if self.temperature < 0:
+      raise UserError(f"sampling.temperature: found {self.temperature}, allowed: 0 (greedy) or more")
+    if self.top_k < 0:
+      raise UserError(f"sampling.top_k: found {self.top_k}, allowed: 0 (off) or more")
+    if not 0 < self.top_p <= 1:
+      raise UserError(f"sampling.top_p: found {self.top_p}, allowed: above 0, up to 1 (off)")
+    if self.wave_prompts < 0:
+      raise UserError(f"sampling.wave_prompts: found {self.wave_prompts}, allowed: 0 (all at once) or more")
+
+
+@struct.dataclass
+class Context:
+  """What the model has computed when sampling ends: enough to go on from any row without a second pass."""
+
+  prompt_cache: KVCache  # B rows
+  trace_cache: KVCache  # N rows; the stop token is not in it
+  prompt_hidden_BD: jax.Array  # final hidden state of the last prompt token
+  hidden_ND: jax.Array  # final hidden state of the last trace token, or of the prompt's if the trace is empty
+
+
+@struct.dataclass
+class LoopState:
+  step: jax.Array  # int32 [], tokens sampled so far
+  token_NR: jax.Array
+  logp_NR: jax.Array
+  length_N: jax.Array
+  ended_N: jax.Array  # bool, a stop token was sampled
+  hidden_ND: jax.Array  # predicts the next token
+  cache: KVCache
+
+
+def row_keys(key, example_B, samples_per_prompt: int):
+  """One key per row, from (step key, example, sample)."""
+
+  def one(example, sample):
+    return jax.random.fold_in(jax.random.fold_in(key, example), sample)
+
+  example_N = repeat_rows(example_B, samples_per_prompt)
+  return jax.vmap(one)(example_N, jnp.arange(example_N.shape[0]) % samples_per_prompt)
+
+
+def filter_logits(logits_NV, top_k: int, top_p: float):
+  """Sets to -inf what top-k, then nucleus sampling (arXiv 1904.09751 section 3.1) exclude; ties at the edge stay."""
+  if 0 < top_k < logits_NV.shape[-1]:
+    kth = jax.lax.top_k(logits_NV, top_k)[0][:, -1:]
+    logits_NV = jnp.where(logits_NV >= kth, logits_NV, -jnp.inf)
+  if top_p < 1:
+    descending = -jnp.sort(-logits_NV, axis=-1)
+    probability = jax.nn.softmax(descending, axis=-1)
+    before = jnp.cumsum(probability, axis=-1) - probability  # mass of the likelier tokens; the first is always kept
+    edge = jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
+    logits_NV = jnp.where(logits_NV >= edge, logits_NV, -jnp.inf)
+  return logits_NV
+
+
+def _first_above(weight_NC, target_N):
+  """Index of the first column whose cumulative weight exceeds the target, and the cumulative weight before it."""
+  cumulative = jnp.cumsum(weight_NC, axis=-1)
+  # Rounding may leave the target at or above the total: then the last column with any weight is meant.
+  last = weight_NC.shape[-1] - 1 - jnp.argmax(weight_NC[:, ::-1] > 0, axis=-1)
+  above = cumulative > target_N[:, None]
+  index = jnp.where(above.any(-1), jnp.argmax(above, axis=-1), last)
+  before = jnp.take_along_axis(cumulative - weight_NC, index[:, None], -1)[:, 0]
+  return index, before
+
+
+def draw(logits_NV, uniform_N):
+  """Samples softmax(logits) by inverting its cumulative distribution, with one uniform number per row.
+
+  Two levels (blocks, then columns of one block) read the logits once; a Gumbel draw would need N * V random numbers.
+  """
+  N, V = logits_NV.shape
+  weight = jnp.exp(logits_NV - logits_NV.max(-1, keepdims=True))
+  weight = jnp.pad(weight, ((0, 0), (0, -V % BLOCK))).reshape(N, -1, BLOCK)
+  block_sum = weight.sum(-1)
+  target_N = uniform_N * block_sum.sum(-1)
+  block, before = _first_above(block_sum, target_N)
+  inside = jnp.take_along_axis(weight, block[:, None, None], axis=1)[:, 0]
+  column, _ = _first_above(inside, target_N - before)
+  return (block * BLOCK + column).astype(jnp.int32)
+
+
+def choose(logits_NV, keys_N, step, sampling: SamplingConfig):
+  """The next token of each row and its log-probability at the sampling temperature (before top-k and top-p)."""
+  greedy = sampling.temperature == 0
+  scaled = logits_NV if greedy else logits_NV / sampling.temperature
+  if greedy:
+    token = jnp.argmax(scaled, -1).astype(jnp.int32)
+  else:
+    uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, step)))(keys_N)
+    token = draw(filter_logits(scaled, sampling.top_k, sampling.top_p), uniform)
+  logp = jnp.take_along_axis(scaled, token[:, None], -1)[:, 0] - jax.nn.logsumexp(scaled, -1)
+  return token, logp
+
+
+def _constrain_cache(cache: KVCache) -> KVCache:
+  def one(x):
+    return constrain(x, *(None,) * (x.ndim - 4), "batch", "kv_heads", None, None)
+
+  return cache.replace(key=jax.tree.map(one, cache.key), value=jax.tree.map(one, cache.value))
+
+
+def prefill(params, config: ModelConfig, prompts: Prompts):
+  """Runs the prompts once: the final hidden state of their last tokens `[B, D]`, and their cache."""
+  P = prompts.prompt_BP.shape[1]
+  position_BP = jnp.arange(P)[None] - (P - prompts.prompt_length_B[:, None])
+  hidden_BPD, cache = forward(params, config, prompts.prompt_BP, jnp.maximum(position_BP, -1))
+  return hidden_BPD[:, -1], cache
+
+
+def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_id: int, prompts: Prompts, key, samples):
+  """Samples `samples` traces for each prompt until a stop token or the length limit.
+
+  Args: stop_ids: tuple of token ids that end a trace; pad_id fills token_NR behind them; key: of this step.
+  Returns: Rollouts (marker_N: the stop token was stop_ids[0]) and the Context for scoring on the same caches.
+  """
+  R = sampling.max_trace_length
+  with jax.named_scope("prefill"):
+    prompt_hidden_BD, prompt_cache = prefill(params, config, prompts)
+  prompt_length_N = repeat_rows(prompts.prompt_length_B, samples)
+  N = prompt_length_N.shape[0]
+  keys_N = row_keys(key, prompts.example_B, samples)
+  stops = jnp.asarray(stop_ids, jnp.int32)
+
+  def keep_going(state: LoopState):
+    return (state.step < R) & ~jnp.all(state.ended_N)
+
+  def one_token(state: LoopState) -> LoopState:
+    with jax.named_scope("sample_token"):
+      token, logp = choose(logits(params, config, state.hidden_ND), keys_N, state.step, sampling)
+    alive = ~state.ended_N
+    stop = alive & (token[:, None] == stops[None]).any(-1)
+    grows = alive & ~stop
+    position = jnp.where(grows, prompt_length_N + state.step, -1)
+    with jax.named_scope("decode"):
+      hidden, new = forward(params, config, token[:, None], position[:, None], (prompt_cache, state.cache))
+    put = jax.lax.dynamic_update_slice_in_dim
+    return LoopState(
+      step=state.step + 1,
+      token_NR=put(state.token_NR, jnp.where(alive, token, pad_id)[:, None], state.step, 1),
+      logp_NR=put(state.logp_NR, jnp.where(alive, logp, 0.0)[:, None], state.step, 1),
+      length_N=state.length_N + alive,
+      ended_N=state.ended_N | stop,
+      hidden_ND=jnp.where(grows[:, None], hidden[:, 0], state.hidden_ND),
+      cache=write_cache(state.cache, new, state.step),
+    )
+
+  state = LoopState(
+    step=jnp.int32(0),
+    token_NR=jnp.full((N, R), pad_id, jnp.int32),
+    logp_NR=jnp.zeros((N, R)),
+    length_N=jnp.zeros(N, jnp.int32),
+    ended_N=jnp.zeros(N, bool),
+    hidden_ND=repeat_rows(prompt_hidden_BD, samples),
+    cache=_constrain_cache(empty_cache(config, N, R, jnp.dtype(config.compute_dtype))),
+  )
+  state = jax.lax.while_loop(keep_going, one_token, state)
+  last = jnp.take_along_axis(state.token_NR, jnp.maximum(state.length_N - 1, 0)[:, None], 1)[:, 0]
+  rollouts = Rollouts(
+    token_NR=state.token_NR,
+    length_N=state.length_N,
+    logp_NR=state.logp_NR,
+    ended_N=state.ended_N,
+    marker_N=state.ended_N & (last == stop_ids[0]),
+  )
+  return rollouts, Context(prompt_cache, state.cache, prompt_hidden_BD, state.hidden_ND)

@@ -1,0 +1,69 @@
+"""Teacher-forced log-probabilities: of whole rows, and of an answer on the rollout's own cache."""
+
+import jax
+import jax.numpy as jnp
+
+from nrt_jax.arrays import AnswerScores
+from nrt_jax.model import ModelConfig, forward, logits
+from nrt_jax.sharding import batch_ways
+
+
+def token_log_probs(params, config: ModelConfig, hidden_NTD, target_NT, inverse_temperature_NT=None):
+  """log softmax(logits / temperature)[target] and the entropy of that distribution, both float32 `[N, T]`.
+
+  The head runs over chunks of columns, in the backward pass too (each chunk's logits are computed again), so an
+  array `[N, T, V]` never exists. Rows are not chunked: they are what is spread over devices.
+  """
+  N, T, _ = hidden_NTD.shape
+  width = min(T, max(1, config.head_chunk * batch_ways() // N))
+  chunks = -(-T // width)
+  scale_NT = jnp.ones((N, T)) if inverse_temperature_NT is None else inverse_temperature_NT
+
+  def cut(x):
+    x = jnp.pad(x, ((0, 0), (0, chunks * width - T)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(N, chunks, width, *x.shape[2:]).swapaxes(0, 1)
+
+  @jax.checkpoint
+  def chunk(inputs):
+    hidden, target, scale = inputs
+    with jax.named_scope("head"):
+      scaled = logits(params, config, hidden) * scale[..., None]
+      total = jax.nn.logsumexp(scaled, axis=-1)
+      logp = jnp.take_along_axis(scaled, target[..., None], -1)[..., 0] - total
+      mean = jnp.sum(jax.nn.softmax(jax.lax.stop_gradient(scaled)) * jax.lax.stop_gradient(scaled), -1)
+      return logp, jax.lax.stop_gradient(total) - mean
+
+  if chunks == 1:
+    return chunk((hidden_NTD, target_NT, scale_NT))
+  logp, entropy = jax.lax.map(chunk, (cut(hidden_NTD), cut(target_NT), cut(scale_NT)))
+  return tuple(x.swapaxes(0, 1).reshape(N, chunks * width)[:, :T] for x in (logp, entropy))
+
+
+def row_log_probs(params, config: ModelConfig, token_NL, position_NL, first: int, inverse_temperature_NL=None):
+  """Log-probability of each token given those before it, and the entropy there; 0 before column `first` and on pads.
+
+  Returns: logp_NL, entropy_NL, float32. `first` is static and at least 1.
+  """
+  hidden_NLD, _ = forward(params, config, token_NL, position_NL)
+  scale = None if inverse_temperature_NL is None else inverse_temperature_NL[:, first:]
+  logp, entropy = token_log_probs(params, config, hidden_NLD[:, first - 1 : -1], token_NL[:, first:], scale)
+  valid = position_NL[:, first:] >= 0
+  return tuple(jnp.pad(jnp.where(valid, x, 0.0), ((0, 0), (first, 0))) for x in (logp, entropy))
+
+
+def score_answers(params, config: ModelConfig, marker_ids, answer_NA, answer_length_N, start_N, hidden_ND, caches):
+  """Scores marker + answer on top of what `caches` hold: |answer| tokens, not a second pass over prompt and trace.
+
+  Args: start_N: position of the first marker token; hidden_ND: final hidden state of the token before it.
+  """
+  N, M = answer_NA.shape[0], len(marker_ids)
+  marker = jnp.broadcast_to(jnp.asarray(marker_ids, jnp.int32).reshape(1, M), (N, M))
+  suffix = jnp.concatenate([marker, answer_NA], 1)
+  column = jnp.arange(suffix.shape[1])[None]
+  valid = column < M + answer_length_N[:, None]
+  position = jnp.where(valid, start_N[:, None] + column, -1)
+  hidden, _ = forward(params, config, suffix[:, :-1], position[:, :-1], caches)
+  hidden = jnp.concatenate([hidden_ND[:, None].astype(hidden.dtype), hidden], 1)
+  logp, _ = token_log_probs(params, config, hidden, suffix)
+  logp = jnp.where(valid, logp, 0.0)
+  return AnswerScores(marker_logp_NM=logp[:, :M], answer_logp_NA=logp[:, M:])

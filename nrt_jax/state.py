@@ -1,0 +1,23 @@
+"""The training state: plain trees, so that checkpoints, shardings and donation need no special cases."""
+
+import jax
+from flax import struct
+
+
+@struct.dataclass
+class TrainState:
+  """What a step changes."""
+
+  step: jax.Array  # int32 [], training steps done, all stages together
+  updates: jax.Array  # int32 [], optimizer updates done in this stage
+  params: dict  # float32 master parameters
+  opt_state: tuple  # of the stage's optimizer
+  key: jax.Array  # typed key of the run; each step folds its number in, so a resumed run draws the same numbers
+
+
+@struct.dataclass
+class States:
+  """Every state that an algorithm may read: the policy that is trained, and frozen parameters to compare it with."""
+
+  policy: TrainState
+  base: dict | None = None  # parameters at the start of the stage, where the algorithm asks for a frozen base
