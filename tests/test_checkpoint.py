@@ -277,26 +277,56 @@ while True:
 
 def test_sigkill_at_any_moment_leaves_the_newest_whole_checkpoint(tmp_path):
   """Five kills at random moments, the first and the last while the half-written directory is seen on disk."""
-  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   directory = tmp_path / "checkpoints"
   half_written = newest = 0
   delays = random.Random(0)
   for kill in range(5):
     log = tmp_path / f"log{kill}"
-    with open(log, "w") as out:
-      child = subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], cwd=root, stdout=out, stderr=out)
-      try:
-        wait_for(child, lambda: "saved" in log.read_text())
-        time.sleep(delays.uniform(0, 0.3))
-        if kill in (0, 4):
-          wait_for(child, lambda: temporaries(directory))
-      finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+    child = start_writer(directory, log)
+    try:
+      wait_for(child, lambda: "saved" in log.read_text())
+      time.sleep(delays.uniform(0, 0.3))
+      if kill in (0, 4):
+        wait_for(child, lambda: temporaries(directory))
+    finally:
+      child.send_signal(signal.SIGKILL)
+      child.wait()
     half_written += bool(temporaries(directory))
     assert log.read_text().startswith(f"start {newest}\n")  # it resumed from where the killed one had come
     newest = check_newest(directory, at_least=int(log.read_text().split("saved ")[-1].split()[0]))
   assert half_written >= 1  # else no kill fell into a save and the test has shown nothing
+
+
+def test_sigkill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(tmp_path):
+  """Step 1 is given 20,000 more files, so that the kill falls into its deletion; its name must be gone before them."""
+  directory = tmp_path / "checkpoints"
+  writer = Checkpoints(directory, SYNC)
+  writer.save(1, {"w": jnp.zeros(2**21), "key": jax.random.key(1)}, {"step": 1})
+  (directory / "1" / "more").mkdir()
+  for i in range(20_000):
+    (directory / "1" / "more" / str(i)).touch()
+  child = start_writer(directory, tmp_path / "log")
+  try:
+    wait_for(child, lambda: 0 < files_below(directory) < 20_000)
+  finally:
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+  assert files_below(directory) > 0  # else the kill came too late to show anything
+  assert 1 not in Checkpoints(directory, read_only=True).all_steps()
+  check_newest(directory, at_least=2)
+  Checkpoints(directory, SYNC)
+  assert files_below(directory) == 0  # the next run clears the rest away
+
+
+def files_below(directory):
+  """How many of the 20,000 are left, under whichever name."""
+  return sum(len(names) for folder, _, names in os.walk(directory) if folder.endswith("more"))
+
+
+def start_writer(directory, log):
+  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+  with open(log, "w") as out:
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], cwd=root, stdout=out, stderr=out)
 
 
 def temporaries(directory):
