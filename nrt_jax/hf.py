@@ -174,9 +174,7 @@ def _locate_tensors(directory: Path, entries: list[Entry], optional: tuple = ())
 def _check_tensor(tensor, entry: Entry, path: Path) -> None:
   shape = tuple(tensor.get_shape())
   if shape != entry.file_shape:
-    raise UserError(
-      f"{path}: wrong shape of tensor {entry.name}: found {shape}, allowed by config.json: {entry.file_shape}"
-    )
+    raise UserError(f"{path}: wrong shape of tensor {entry.name}: found {shape}, by config.json: {entry.file_shape}")
   require_choice(f"{path}: dtype of tensor {entry.name}", tensor.get_dtype(), READABLE_DTYPES)
 
 
@@ -196,12 +194,11 @@ def load_params(directory, config: ModelConfig, shardings=None) -> dict:
   """
   directory = Path(directory)
   entries = tensor_entries(config)
-  optional = (HEAD,) if config.tie_word_embeddings else ()
-  files = _locate_tensors(directory, entries, optional)
-  abstract = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  files = _locate_tensors(directory, entries, optional=(HEAD,) if config.tie_word_embeddings else ())
   placement = {}
   if shardings is not None:
-    placement = traverse_util.flatten_dict(jax.tree.broadcast(shardings, abstract), sep=".")
+    tree = traverse_util.unflatten_dict({entry.path: 0 for entry in entries}, sep=".")
+    placement = traverse_util.flatten_dict(jax.tree.broadcast(shardings, tree), sep=".")
   params = {}
   for path, group in itertools.groupby(entries, key=lambda entry: entry.path):
     group = list(group)
@@ -223,8 +220,6 @@ def _require_tied(embedding: np.ndarray, file, directory: Path) -> None:
     )
 
 
-# ---- export ---------------------------------------------------------------------------------------------------------
-
 
 def save_params(
   params,
@@ -239,9 +234,8 @@ def save_params(
   """Writes a model directory that transformers loads: config.json, safetensors (sharded above `max_shard_bytes`).
 
   Tokenizer files are copied from the directory `source`; `token_ids` as in write_config; `settings` (JSON) become
-  SETTINGS_FILE, for our own commands. All is written beside
-  `directory` and renamed at the end; an earlier export there is replaced, any other content raises UserError.
-  In a multi-process run every process must call it, and process 0 writes.
+  SETTINGS_FILE, for our own commands. All is written beside `directory` and renamed at the end; an earlier export there
+  is replaced, other content raises UserError. In a multi-process run all processes call it, and process 0 writes.
   """
   require_choice("export dtype", dtype, tuple(EXPORT_DTYPES))
   directory = Path(directory).absolute()
