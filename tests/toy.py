@@ -1,0 +1,87 @@
+"""Tiny models, prompts and runs that several test files share. No tokenizer: token ids are made up."""
+
+import numpy as np
+
+import jax
+from nrt_jax import config, programs, sharding
+from nrt_jax.arrays import Prompts
+from nrt_jax.model import ModelConfig, init_params
+from nrt_jax.prompts import PromptFormat
+
+VOCAB, MARKER, SECOND_MARKER, EOS, PAD = 24, 20, 21, 22, 23  # text is 0 to 19: id 0 is a word like any other
+
+# Weights far from zero: traces, and with them rewards, must differ clearly, or std-scaled advantages amplify rounding.
+MODEL = ModelConfig(
+  vocab_size=VOCAB,
+  hidden_size=16,
+  intermediate_size=32,
+  num_hidden_layers=2,
+  num_attention_heads=4,
+  num_key_value_heads=2,
+  head_dim=4,
+  initializer_range=0.4,
+)
+
+
+def form(marker_ids=(MARKER,), stop_ids=None, pad_id=PAD) -> PromptFormat:
+  stop_ids = (marker_ids[0], EOS) if stop_ids is None else stop_ids
+  return PromptFormat("plain", (), marker_ids, stop_ids, EOS, pad_id, VOCAB, ())
+
+
+def prompts(count, seed=0, prompt_width=5, answer_width=4, trace_width=0) -> Prompts:
+  """`count` ragged examples: full, shortest and everything between."""
+  rng = np.random.default_rng(seed)
+
+  def ragged(width, low, left, last=None):
+    length = rng.integers(low, width + 1, count)
+    length[:2] = [width, low][: len(length[:2])]
+    token = rng.integers(0, MARKER, (count, width)).astype(np.int32)
+    if last is not None:
+      token[np.arange(count), length - 1] = last
+    column = np.arange(width)[None]
+    valid = column >= width - length[:, None] if left else column < length[:, None]
+    return np.where(valid, token, PAD).astype(np.int32), length.astype(np.int32)
+
+  prompt = ragged(prompt_width, 1, left=True)
+  answer = ragged(answer_width, 1, left=False, last=EOS)
+  trace = ragged(trace_width, 0, left=False)
+  return Prompts(*prompt, *answer, *trace, example_B=np.arange(100, 100 + count, dtype=np.int32))
+
+
+def params(model=MODEL, seed=1):
+  return init_params(model, jax.random.key(seed))
+
+
+def run_config(algorithm="nrt", **over) -> config.RunConfig:
+  """A run with small defaults; `over` holds keys like `optimizer__learning_rate=1e-3` or `samples_per_prompt=4`."""
+  values = config.defaults(algorithm)
+  values.update(prompts_per_step=8, samples_per_prompt=4)
+  values["sampling"]["max_trace_length"] = 6
+  # At Adam's default 1e-15 the first step is the sign of the gradient, and rounding of a zero gradient decides it.
+  values["optimizer"].update(learning_rate=1e-2, eps=1e-3)
+  for key, value in over.items():
+    *parents, last = key.split("__")
+    at = values
+    for parent in parents:
+      at = at[parent]
+    assert last in at, key
+    at[last] = value
+  return config.stages_of(values)[0]
+
+
+def setup(algorithm="nrt", model=MODEL, prompt_format=None, **over) -> programs.Setup:
+  run = run_config(algorithm, **over)
+  needs_mesh = any(key in ("parallel__data", "parallel__fsdp", "parallel__tensor") for key in over)
+  mesh = sharding.make_mesh(run.parallel) if needs_mesh else None
+  return programs.Setup(run, model, prompt_format or form(), mesh)
+
+
+def largest_difference(left, right) -> float:
+  """Over all leaves of two trees of the same structure, which must not be empty."""
+  pairs = list(zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True))
+  assert pairs and all(a.shape == b.shape and a.size for a, b in pairs)
+  return max(float(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()) for a, b in pairs)
+
+
+def largest(tree) -> float:
+  return max(float(np.abs(a).max()) for a in jax.tree.leaves(tree))
