@@ -70,10 +70,10 @@ def grader(config: DataConfig):
   return tasks.exact_match
 
 
-def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, form, key) -> tuple[dict, list[Completion]]:
+def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, form, key) -> tuple[dict, list]:
   """Runs `generate(params, prompts, key) -> Rollouts` over a TokenDataset; every example counts once.
 
-  Returns: {"eval/<name>/<metric>": value} with accuracy, marker_fraction and trace_length, and the completions.
+  Returns: {"eval/<name>/<metric>": value} with accuracy, marker_fraction and trace_length, and a Completion each.
   """
   grade, completions = grader(config.data), []
   for batch, valid_B in data.eval_batches(dataset, config.batch_prompts):

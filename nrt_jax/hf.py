@@ -22,7 +22,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.hf_config import hf_config, read_json, read_model_config, write_config, write_json
+from nrt_jax.files import write_json
+from nrt_jax.hf_config import hf_config, read_json, read_model_config, write_config
 from nrt_jax.model import ModelConfig, init_params
 
 __all__ = (
@@ -248,7 +249,7 @@ def save_params(
     if source is not None:
       copy_tokenizer(source, partial)
     if settings is not None:
-      write_json(settings, partial / SETTINGS_FILE)
+      write_json(partial / SETTINGS_FILE, settings)
   _write_weights(params, config, partial, EXPORT_DTYPES[dtype], max_shard_bytes)
   if jax.process_index() == 0:
     _replace_directory(partial, directory)
@@ -266,7 +267,7 @@ def _write_weights(params, config: ModelConfig, directory: Path, dtype: np.dtype
     if jax.process_index() == 0:
       save_file(tensors, directory / name, metadata={"format": "pt"})  # transformers refuses files without it
   if len(shards) > 1 and jax.process_index() == 0:
-    write_json({"metadata": {"total_size": total}, "weight_map": weight_map}, directory / INDEX_FILE)
+    write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _plan_shards(entries: list[Entry], itemsize: int, max_bytes: int) -> list[list[Entry]]:

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.files import write_json
 from nrt_jax.model import FAMILIES, ModelConfig, RopeScaling
 
 ARCHITECTURES = {family: f"{family.capitalize()}ForCausalLM" for family in FAMILIES}
@@ -199,11 +200,4 @@ def write_config(config: ModelConfig, directory, dtype: str = "float32", source=
   for name in token_ids or {}:
     require_choice("token_ids", name, TOKEN_IDS)
   raw = {**hf_config(config), **ids, **(token_ids or {}), "torch_dtype": dtype}
-  write_json(raw, Path(directory) / "config.json")
-
-
-def write_json(raw: dict, path: Path) -> None:
-  """Writes to a temporary name, then renames."""
-  partial = path.with_name(f".{path.name}.partial")
-  partial.write_text(json.dumps(raw, indent=2) + "\n", encoding="utf-8")
-  partial.replace(path)
+  write_json(Path(directory) / "config.json", raw)

@@ -13,9 +13,9 @@ import sys
 import time
 from dataclasses import dataclass
 
-import numpy as np
 
 from nrt_jax.errors import UserError
+from nrt_jax.files import json_safe, write_text
 
 PROGRESS_SECONDS = 5.0  # between progress lines where they can't be drawn in place
 RATE_WINDOW = 20  # writes over which the speed behind the ETA is measured
@@ -185,31 +185,6 @@ def duration(seconds: float) -> str:
   return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
-def json_safe(value):
-  """`value` with arrays as lists, NumPy and JAX scalars as Python's, tuples as lists, NaN and infinities as None."""
-  if isinstance(value, dict):
-    return {str(key): json_safe(item) for key, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [json_safe(item) for item in value]
-  if hasattr(value, "dtype"):
-    return json_safe(np.asarray(value).tolist())
-  return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_json_atomic(path: str, value) -> None:
-  """Writes indented JSON under a temporary name and renames it: readers see the old file or the new one, whole."""
-  _replace(path, json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def _replace(path: str, text: str) -> None:
-  temporary = f"{path}.{os.getpid()}.tmp"
-  with open(temporary, "w", encoding="utf-8", errors=ESCAPE) as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
 def _append(file, line: dict) -> None:
   file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
   file.flush()
@@ -220,7 +195,8 @@ def _reopen(path: str, start_step: int):
   if os.path.exists(path):
     with open(path, encoding="utf-8", errors="replace") as file:
       lines = file.read().split("\n")  # not splitlines, which cuts at characters that JSON strings may hold
-    _replace(path, "".join(line + "\n" for line in lines if start_step and _step_of(line) <= start_step))
+    kept = [line + "\n" for line in lines if start_step and _step_of(line) <= start_step]
+    write_text(path, "".join(kept), errors=ESCAPE)
   return open(path, "a", encoding="utf-8", errors=ESCAPE)
 
 

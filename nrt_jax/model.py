@@ -1,9 +1,8 @@
 """One decoder for Llama, Mistral, Qwen2 and Qwen3, and one forward for training, prefill, decoding and scoring.
 
-Parameters are plain trees; the layers are stacked on a leading axis. `forward` never writes a cache: it reads the
-given caches, attends over them and over the new tokens, and returns the new keys and values for the caller to keep.
-Masks follow from positions alone: a query at position p sees the slots with 0 <= position <= p (and, with a sliding
-window w, p - position < w), so padding, ragged prompts and empty slots need no masks of their own.
+Parameters are plain trees; the layers are stacked on a leading axis. Masks follow from positions alone: a query at
+position p sees the slots with 0 <= position <= p (and, with a sliding window w, p - position < w), so padding, ragged
+prompts and empty slots need no masks of their own.
 """
 
 import functools
@@ -110,17 +109,28 @@ def empty_cache(config: ModelConfig, rows: int, slots: int, dtype) -> KVCache:
   return KVCache(key, value, jnp.full((rows, slots), -1, jnp.int32))
 
 
-def write_cache(cache: KVCache, new: KVCache, slot) -> KVCache:
-  """Puts the T slots of `new` into `cache` from slot number `slot` on, the same for all rows."""
+def put_slots(old, new, slot, axis):
+  """`old` with `new` put in from index `slot` of `axis` on."""
+  return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
 
-  def put(axis):
-    return lambda old, update: jax.lax.dynamic_update_slice_in_dim(old, update.astype(old.dtype), slot, axis)
 
+def _write_cache(cache: KVCache, new: KVCache, slot) -> KVCache:
   return KVCache(
-    key=jax.tree.map(put(-2), cache.key, new.key),
-    value=jax.tree.map(put(-2), cache.value, new.value),
-    position_MS=put(-1)(cache.position_MS, new.position_MS),
+    key=put_slots(cache.key, new.key, slot, -2),
+    value=put_slots(cache.value, new.value, slot, -2),
+    position_MS=put_slots(cache.position_MS, new.position_MS, slot, -1),
   )
+
+
+def grow_cache(cache: KVCache, slots: int) -> KVCache:
+  """The same cache with room for `slots` slots, the new ones empty."""
+  more = slots - cache.position_MS.shape[1]
+
+  def pad(x):
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, more), (0, 0)))
+
+  position_MS = jnp.pad(cache.position_MS, ((0, 0), (0, more)), constant_values=-1)
+  return KVCache(jax.tree.map(pad, cache.key), jax.tree.map(pad, cache.value), position_MS)
 
 
 def rope_frequencies(config: ModelConfig) -> np.ndarray:
@@ -216,8 +226,11 @@ class Block(nn.Module):
     return nn.DenseGeneral(features, axis=axis, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
 
   @nn.compact
-  def __call__(self, x_NTD, rotation, caches, seen):
-    """`caches`: (key, value) of each cache segment for this layer; `seen`: masks of those and of the new tokens."""
+  def __call__(self, x_NTD, rotation, caches, seen, slot=None):
+    """`caches`: (key, value) of each cache segment for this layer; `seen`: one mask for each segment attended to.
+
+    The new tokens are the last segment. With `slot` they are first written into the last cache, which takes that place.
+    """
     c = self.config
     y = RMSNorm(c.rms_norm_eps, name="attention_norm")(x_NTD)
     q_NTHh = self._dense("q", (c.num_attention_heads, c.head_dim), c.qkv_bias)(y)
@@ -228,6 +241,9 @@ class Block(nn.Module):
       k_NTKh = RMSNorm(c.rms_norm_eps, name="k_norm")(k_NTKh)
     key = _rotate(k_NTKh, rotation).swapaxes(1, 2)
     value = v_NTKh.swapaxes(1, 2)
+    if slot is not None:
+      *caches, (old_key, old_value) = caches
+      key, value = put_slots(old_key, key, slot, -2), put_slots(old_value, value, slot, -2)
     segments = [(*kv, mask) for kv, mask in zip((*caches, (key, value)), seen)]
     with jax.named_scope("attention"):
       mixed_NTHh = attend(_rotate(q_NTHh, rotation), segments)
@@ -316,38 +332,47 @@ def _remat(config: ModelConfig, layer):
   return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
 
 
-def forward(params, config: ModelConfig, token_NT, position_NT, caches: tuple[KVCache, ...] = ()):
+def forward(params, config: ModelConfig, token_NT, position_NT, caches: tuple[KVCache, ...] = (), slot=None):
   """Runs tokens through the decoder after whatever `caches` hold.
 
-  Args: token_NT, position_NT int32 (position -1 = pad); caches: segments that the tokens may attend to, by position.
-  Returns: hidden_NTD after the final norm, in the compute dtype, and a KVCache of the new tokens (T slots).
+  Args: token_NT, position_NT int32 (position -1 = pad); caches: segments that the tokens may attend to, by position;
+  slot: where the new tokens go in the last cache, the same slot in all rows (None: no cache is written).
+  Returns: hidden_NTD after the final norm, in the compute dtype, and the last cache with the new tokens in it, or
+  without `slot` a KVCache of the new tokens alone (T slots).
   """
   dtype = jnp.dtype(config.compute_dtype)
   x_NTD = constrain(params["embedder"]["embedding"].astype(dtype)[token_NT], "batch", None, None)
-  rotation = _rotation(config, position_NT)
-  positions = (*(cache.position_MS for cache in caches), position_NT)
+  # Unrolled layers write before they read, else XLA copies every cache in every step of a decoding loop. Scanned layers
+  # read the whole stack and write all layers at once afterwards, else each iteration would return a copy of its cache.
+  writes_first = slot is not None and not config.scan_layers
+  new_position = put_slots(caches[-1].position_MS, position_NT, slot, -1) if writes_first else position_NT
+  positions = (*(cache.position_MS for cache in (caches[:-1] if writes_first else caches)), new_position)
   windows = (None,) if config.sliding_window is None else (None, config.sliding_window)
   masks = [tuple(visible(position_NT, p, window) for p in positions) for window in windows]
   slides = config.sliding_layers or (config.sliding_window is not None,) * config.num_hidden_layers
+  rotation = _rotation(config, position_NT)
 
   def layer(x_NTD, inputs):
     layer_params, layer_caches, slide = inputs
     seen = masks[0] if len(masks) == 1 else jax.tree.map(lambda full, cut: jnp.where(slide, cut, full), *masks)
-    return Block(config).apply({"params": layer_params}, x_NTD, rotation, layer_caches, seen)
+    block_slot = slot if writes_first else None
+    return Block(config).apply({"params": layer_params}, x_NTD, rotation, layer_caches, seen, block_slot)
 
   layer = _remat(config, layer)
   key_values = tuple((cache.key, cache.value) for cache in caches)
   if config.scan_layers:
     x_NTD, (key, value) = jax.lax.scan(layer, x_NTD, (params["layers"], key_values, jnp.asarray(slides)))
   else:
-    new = []
-    layers = params["layers"]
-    for i, layer_params in enumerate(layers if isinstance(layers, list) else _unstack(layers, config.num_hidden_layers)):
+    new, layers = [], params["layers"]
+    if not isinstance(layers, list):  # `decoding_params` has taken them apart already
+      layers = _unstack(layers, config.num_hidden_layers)
+    for i, layer_params in enumerate(layers):
       x_NTD, pair = layer(x_NTD, (layer_params, tuple((k[i], v[i]) for k, v in key_values), jnp.asarray(slides[i])))
       new.append(pair)
     key, value = (tuple(part) for part in zip(*new))
   hidden_NTD = RMSNorm(config.rms_norm_eps).apply({"params": params["final_norm"]}, x_NTD)
-  return hidden_NTD, KVCache(key, value, position_NT)
+  new = KVCache(key, value, new_position)
+  return hidden_NTD, new if slot is None or writes_first else _write_cache(caches[-1], new, slot)
 
 
 def logits(params, config: ModelConfig, hidden):

@@ -22,7 +22,7 @@ def open_tokenizer(model: ModelSource, prompt: prompts.PromptConfig):
 
 
 def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_ways: int = 1) -> ModelConfig:
-  """The architecture of `model.path`, its vocabulary grown to the tokenizer's and rounded up to what the mesh divides."""
+  """The architecture of `model.path`, its vocabulary grown to the tokenizer's and padded to divide over the mesh."""
   if model.path is None:
     raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
   computed = {f: getattr(model, f) for f in ("compute_dtype", "remat", "layer_loop", "head_chunk")}

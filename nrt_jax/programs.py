@@ -296,7 +296,8 @@ def build_generate(setup: Setup, sampling: sampler.SamplingConfig, samples: int 
   if setup.mesh is None:
     return jax.jit(generate)
   everywhere, by_rows = sharding.replicated(setup.mesh), sharding.rows_sharding(setup.mesh)
-  return jax.jit(generate, in_shardings=(param_shardings(setup.model, setup.mesh), by_rows, everywhere), out_shardings=everywhere)
+  params = param_shardings(setup.model, setup.mesh)
+  return jax.jit(generate, in_shardings=(params, by_rows, everywhere), out_shardings=everywhere)
 
 
 def replicate(tree):

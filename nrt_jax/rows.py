@@ -34,8 +34,8 @@ def _shift_right(x_NC, shift_N, fill):
   return jnp.where(source >= 0, moved, fill)
 
 
-def splice(prompt_NP, prompt_length_N, trace_NR, trace_length_N, marker_ids, answer_NA, answer_length_N, pad_id) -> Rows:
-  """Right-aligns prompt + trace in front of marker + answer.
+def splice(prompt_NP, prompt_length_N, trace_NR, trace_length_N, marker_ids, answer_NA, answer_length_N, pad_id):
+  """The Rows of prompts, traces, marker and answers: right-aligns prompt + trace in front of marker + answer.
 
   A gap left inside a row would put a pad in front of the marker, and the marker would be learnt from the pad's query.
   """

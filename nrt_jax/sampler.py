@@ -12,7 +12,7 @@ from flax import struct
 
 from nrt_jax.arrays import Prompts, Rollouts, repeat_rows
 from nrt_jax.errors import UserError
-from nrt_jax.model import KVCache, ModelConfig, empty_cache, forward, logits, write_cache
+from nrt_jax.model import KVCache, ModelConfig, empty_cache, forward, grow_cache, logits
 from nrt_jax.sharding import constrain
 
 BLOCK = 128  # columns of the vocabulary summed at once when inverting the cumulative distribution
@@ -26,6 +26,7 @@ class SamplingConfig:
   temperature: float = 1.0  # 0 = greedy
   top_k: int = 0  # 0 = off
   top_p: float = 1.0  # 1 = off
+  cache_stages: int = 0  # the trace cache grows in so many steps, so that short traces attend to few slots; 0 = auto
   wave_prompts: int = 0  # prompts sampled and scored at a time, to bound the cache; 0 = all of the step's
 
   def __post_init__(self):
@@ -37,8 +38,9 @@ class SamplingConfig:
       raise UserError(f"sampling.top_k: found {self.top_k}, allowed: 0 (off) or more")
     if not 0 < self.top_p <= 1:
       raise UserError(f"sampling.top_p: found {self.top_p}, allowed: above 0, up to 1 (off)")
-    if self.wave_prompts < 0:
-      raise UserError(f"sampling.wave_prompts: found {self.wave_prompts}, allowed: 0 (all at once) or more")
+    for key in ("cache_stages", "wave_prompts"):
+      if getattr(self, key) < 0:
+        raise UserError(f"sampling.{key}: found {getattr(self, key)}, allowed: 0 (chosen for you) or more")
 
 
 @struct.dataclass
@@ -126,6 +128,12 @@ def choose(logits_NV, keys_N, step, sampling: SamplingConfig):
   return token, logp
 
 
+def cache_sizes(trace_length: int, stages: int) -> list[int]:
+  """Slots of the trace cache in each stage of the loop, rising to `trace_length`; one program runs through them all."""
+  stages = stages or (4 if trace_length >= 128 else 1)
+  return sorted({-(-trace_length * i // stages) for i in range(1, stages + 1)})
+
+
 def _constrain_cache(cache: KVCache) -> KVCache:
   def one(x):
     return constrain(x, *(None,) * (x.ndim - 4), "batch", "kv_heads", None, None)
@@ -141,7 +149,7 @@ def prefill(params, config: ModelConfig, prompts: Prompts):
   return hidden_BPD[:, -1], cache
 
 
-def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_id: int, prompts: Prompts, key, samples):
+def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_id, prompts: Prompts, key, samples):
   """Samples `samples` traces for each prompt until a stop token or the length limit.
 
   Args: stop_ids: tuple of token ids that end a trace; pad_id fills token_NR behind them; key: of this step.
@@ -155,8 +163,8 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
   keys_N = row_keys(key, prompts.example_B, samples)
   stops = jnp.asarray(stop_ids, jnp.int32)
 
-  def keep_going(state: LoopState):
-    return (state.step < R) & ~jnp.all(state.ended_N)
+  def keep_going(slots):
+    return lambda state: (state.step < slots) & ~jnp.all(state.ended_N)
 
   def one_token(state: LoopState) -> LoopState:
     with jax.named_scope("sample_token"):
@@ -166,7 +174,8 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
     grows = alive & ~stop
     position = jnp.where(grows, prompt_length_N + state.step, -1)
     with jax.named_scope("decode"):
-      hidden, new = forward(params, config, token[:, None], position[:, None], (prompt_cache, state.cache))
+      caches = (prompt_cache, state.cache)
+      hidden, cache = forward(params, config, token[:, None], position[:, None], caches, slot=state.step)
     put = jax.lax.dynamic_update_slice_in_dim
     return LoopState(
       step=state.step + 1,
@@ -175,7 +184,7 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
       length_N=state.length_N + alive,
       ended_N=state.ended_N | stop,
       hidden_ND=jnp.where(grows[:, None], hidden[:, 0], state.hidden_ND),
-      cache=write_cache(state.cache, new, state.step),
+      cache=cache,
     )
 
   state = LoopState(
@@ -185,9 +194,11 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
     length_N=jnp.zeros(N, jnp.int32),
     ended_N=jnp.zeros(N, bool),
     hidden_ND=repeat_rows(prompt_hidden_BD, samples),
-    cache=_constrain_cache(empty_cache(config, N, R, jnp.dtype(config.compute_dtype))),
+    cache=_constrain_cache(empty_cache(config, N, 0, jnp.dtype(config.compute_dtype))),
   )
-  state = jax.lax.while_loop(keep_going, one_token, state)
+  for slots in cache_sizes(R, sampling.cache_stages):
+    state = state.replace(cache=grow_cache(state.cache, slots))
+    state = jax.lax.while_loop(keep_going(slots), one_token, state)
   last = jnp.take_along_axis(state.token_NR, jnp.maximum(state.length_N - 1, 0)[:, None], 1)[:, 0]
   rollouts = Rollouts(
     token_NR=state.token_NR,

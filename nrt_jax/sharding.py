@@ -56,7 +56,7 @@ class ParallelConfig:
 
 
 def make_mesh(config: ParallelConfig, devices=None) -> jax.sharding.Mesh:
-  """The mesh ("data", "fsdp", "tensor") over `devices` (default: all). Raises UserError on a shape that does not fit."""
+  """The mesh ("data", "fsdp", "tensor") over `devices` (default: all). UserError where the shape does not fit."""
   devices = jax.devices() if devices is None else devices
   inner = config.fsdp * config.tensor
   data = len(devices) // inner if config.data == -1 else config.data
@@ -79,7 +79,7 @@ def spec_for(logical_axes: tuple, rules: dict = RULES) -> PartitionSpec:
 
 
 def shardings_for(mesh, abstract_tree, axes_tree, rules: dict = RULES, where: str = "model"):
-  """A NamedSharding for each leaf. Raises UserError naming the leaf, its size and the mesh axis that does not divide it."""
+  """A NamedSharding for each leaf. UserError names the leaf, its size and the mesh axis where they do not divide."""
 
   def one(path, leaf, axes):
     spec = spec_for(axes, rules)

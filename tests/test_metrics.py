@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from nrt_jax.errors import UserError
-from nrt_jax.metrics import LoggingConfig, MetricsWriter, Progress, duration, json_safe, write_json_atomic
+from nrt_jax.files import json_safe, write_json
+from nrt_jax.metrics import LoggingConfig, MetricsWriter, Progress, duration
 
 QUIET = LoggingConfig(tensorboard=False, progress=False)
 
@@ -260,11 +261,11 @@ def test_without_tensorboardx_a_note_says_so(tmp_path, monkeypatch):
 
 def test_json_is_written_whole_or_not_at_all(tmp_path):
   path = tmp_path / "config.json"
-  write_json_atomic(path, {"a": (1, 2), "b": float("nan"), "c": np.float32(0.5), "text": "é"})
+  write_json(path, {"a": (1, 2), "b": float("nan"), "c": np.float32(0.5), "text": "é"})
   assert strict(path.read_text(encoding="utf-8")) == {"a": [1, 2], "b": None, "c": 0.5, "text": "é"}
   before = path.read_bytes()
   with pytest.raises(TypeError):
-    write_json_atomic(path, {"a": object()})
+    write_json(path, {"a": object()})
   assert path.read_bytes() == before and os.listdir(tmp_path) == ["config.json"]
 
 

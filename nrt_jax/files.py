@@ -1,0 +1,34 @@
+"""Writing files whole: under a temporary name, then renamed, so that a reader sees the old file or the new one."""
+
+import json
+import math
+import os
+
+import numpy as np
+
+
+def json_safe(value):
+  """`value` with arrays as lists, NumPy and JAX scalars as Python's, tuples as lists, NaN and infinities as None."""
+  if isinstance(value, dict):
+    return {str(key): json_safe(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [json_safe(item) for item in value]
+  if hasattr(value, "dtype"):
+    return json_safe(np.asarray(value).tolist())
+  return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path, value) -> None:
+  """Writes indented JSON, whole."""
+  text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
+  write_text(path, text + "\n", errors="backslashreplace")
+
+
+def write_text(path, text: str, errors: str = "strict") -> None:
+  """Writes UTF-8 text, whole and flushed to the disk. `errors` as in str.encode."""
+  temporary = f"{path}.{os.getpid()}.tmp"
+  with open(temporary, "w", encoding="utf-8", errors=errors) as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)

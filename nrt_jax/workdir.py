@@ -1,0 +1,101 @@
+"""What a run leaves in its directory: config, tokenizer, checkpoints, export; and how it is read again.
+
+    config.json   metrics.jsonl   samples.jsonl   tokenizer/   checkpoints/   tensorboard/   export/
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from nrt_jax import hf, policy, programs
+from nrt_jax.checkpoint import Checkpoints
+from nrt_jax.config import RunConfig, stages_of
+from nrt_jax.data import Position
+from nrt_jax.errors import UserError
+from nrt_jax.hf_config import read_json
+from nrt_jax.model import ModelConfig
+from nrt_jax.state import States
+
+
+class Progress(NamedTuple):
+  """Where a run stands: everything besides the states that a checkpoint must hold."""
+
+  stage: int = 0
+  step: int = 0  # steps done in that stage
+  position: Position = Position()  # where its next batch starts
+
+  def record(self, stage_name: str) -> dict:
+    """As JSON, for the checkpoint."""
+    return {"stage": self.stage, "stage_name": stage_name, "step": self.step, "position": list(self.position)}
+
+
+def save_tokenizer(tokenizer, workdir: str) -> None:
+  """Writes the tokenizer once, whole: with the marker token in it, for export and `sample`."""
+  directory = os.path.join(workdir, "tokenizer")
+  if jax.process_index() == 0 and not os.path.isdir(directory):
+    partial = f"{directory}.partial"
+    tokenizer.save_pretrained(partial)
+    os.replace(partial, directory)
+
+
+def read_progress(checkpoints: Checkpoints, step: int, stage_names: list[str]) -> Progress:
+  """Where the checkpoint of `step` stands. UserError where it is of a stage that this config does not have."""
+  record = checkpoints.record(step)
+  number, name = record["stage"], record["stage_name"]
+  if stage_names[number : number + 1] != [name]:
+    raise UserError(f"workdir: its checkpoint is of stage {name!r}, this config has {', '.join(stage_names)}")
+  return Progress(number, record["step"], Position(*record["position"]))
+
+
+def restore(setup: programs.Setup, checkpoints: Checkpoints, step: int) -> States:
+  """The states of a checkpoint, on the devices they belong to."""
+  abstract = placed(programs.abstract_states(setup), programs.state_shardings(setup))
+  states, _ = checkpoints.restore(step, abstract)
+  return programs.replicate(states) if setup.axis_name else states
+
+
+def placed(abstract, shardings):
+  """Shapes with the shardings that their arrays shall have; as they are without shardings."""
+  if shardings is None:
+    return abstract
+  return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+
+
+def read_policy(workdir: str, config: ModelConfig, mesh=None, step: int | None = None):
+  """The policy's parameters alone from a checkpoint of a workdir (None: its newest), whatever its optimizer was."""
+  checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), read_only=True)
+  params = placed(policy.abstract_params(config), policy.param_shardings(config, mesh))
+  tree, _ = checkpoints.restore(step, {"policy": {"params": params}}, partial=True)
+  return tree["policy"]["params"]
+
+
+def read_run(workdir: str) -> list[RunConfig]:
+  """The stages of the run in `workdir`, from its config.json."""
+  return stages_of(read_json(Path(workdir) / "config.json"))
+
+
+def export_checkpoint(workdir: str, directory: str, step: int | None = None, dtype: str = "float32") -> None:
+  """Writes the policy of a checkpoint (None: the newest) in Hugging Face format; the run may still be going on."""
+  run = read_run(workdir)[-1]
+  source = dataclasses.replace(run.prompt, tokenizer=os.path.join(workdir, "tokenizer"))
+  _, form = policy.open_tokenizer(run.model, source)
+  config = policy.read_architecture(run.model, form, run.parallel.tensor)
+  export(read_policy(workdir, config, step=step), run, config, form, workdir, directory, dtype)
+
+
+def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, directory: str, dtype="float32") -> None:
+  """Writes parameters in Hugging Face format, with the run's tokenizer and the prompt settings that `sample` reads."""
+  settings = {"prompt": dataclasses.asdict(run.prompt), "max_trace_length": run.sampling.max_trace_length}
+  settings["prompt"]["tokenizer"] = None  # it lies beside the settings
+  hf.save_params(
+    params,
+    config,
+    directory,
+    dtype,
+    source=os.path.join(workdir, "tokenizer"),
+    token_ids={"eos_token_id": form.eos_id, "pad_token_id": form.pad_id},
+    settings=settings,
+  )
