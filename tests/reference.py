@@ -169,3 +169,13 @@ class ToyPolicy:
       trace_term += p * aggregate(name, c, self.base) * self.scores(trace, theta).sum(axis=0)
       answer_term += p * answer_weights(name, c, self.base) @ self.scores(answer, theta)
     return trace_term, answer_term
+
+
+# ------------------------------------------------------------------------------------ rows and their coefficients
+
+
+def spliced_row(prompt, trace, marker, answer):
+  """One training sequence as a list of tokens, and the kind of each."""
+  parts = {"prompt": prompt, "trace": trace, "marker": marker, "answer": answer}
+  kinds = [kind for kind, tokens in parts.items() for _ in tokens]
+  return [token for tokens in parts.values() for token in tokens], kinds
