@@ -64,6 +64,8 @@ class RunConfig:
     for key in ("total_steps", "prompts_per_step", "samples_per_prompt"):
       if getattr(self, key) < 1:
         raise UserError(f"{key}: found {getattr(self, key)}, allowed: 1 or more")
+    if not 0 <= self.seed < 2**32:
+      raise UserError(f"seed: found {self.seed}, allowed: 0 to {2**32 - 1}")
     if ALGORITHMS[self.algorithm_name].samples_traces and self.sampling.temperature == 0:
       raise UserError("sampling.temperature: found 0 (greedy), allowed in training: above 0, or all samples are equal")
 
@@ -85,10 +87,13 @@ def stages_of(values: dict) -> list[RunConfig]:
   stages = values.pop("stages", None)
   if not stages:
     return [_run_config(values, "main", "")]
+  if not isinstance(stages, (list, tuple)):
+    raise UserError(f"stages: found {stages!r}, allowed: a list of mappings")
+  cap = _convert(int, values.get("total_steps", RunConfig.total_steps), "total_steps")
   runs, names = [], set()
   for number, stage in enumerate(stages):
-    stage = dict(stage)
     where = f"stages[{number}]"
+    stage = _mapping(stage, where)
     name = stage.pop("name", None)
     if not isinstance(name, str) or name in names:
       raise UserError(f"{where}.name: found {name!r}, allowed: a text of its own for each stage")
@@ -97,7 +102,7 @@ def stages_of(values: dict) -> list[RunConfig]:
       if key not in STAGE_KEYS:
         raise UserError(f"{where}: unknown key: {choices(key, STAGE_KEYS)}")
     merged = _merge(values, stage)
-    merged["total_steps"] = min(merged["total_steps"], values.get("total_steps", merged["total_steps"]))
+    merged["total_steps"] = min(_convert(int, merged.get("total_steps", cap), f"{where}.total_steps"), cap)
     runs.append(_run_config(merged, name, where + "."))
   return runs
 
@@ -107,15 +112,16 @@ def _merge(base: dict, over: dict) -> dict:
   merged = dict(base)
   for key, value in over.items():
     old = base.get(key)
-    other_algorithm = key == "algorithm" and isinstance(value, dict) and value.get("name") not in (None, old["name"])
-    merged[key] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) and not other_algorithm else value
+    mappings = isinstance(old, dict) and isinstance(value, dict)
+    other_algorithm = key == "algorithm" and mappings and value.get("name") not in (None, old.get("name"))
+    merged[key] = _merge(old, value) if mappings and not other_algorithm else value
   return merged
 
 
 def _run_config(values: dict, stage: str, where: str) -> RunConfig:
   values = dict(values)
-  algorithm = dict(values.pop("algorithm", {}))
-  name = algorithm.pop("name", "nrt")
+  algorithm = _mapping(values.pop("algorithm", {}), f"{where}algorithm")
+  name = _convert(str, algorithm.pop("name", "nrt"), f"{where}algorithm.name")
   require_choice(f"{where}algorithm.name", name, ALGORITHMS)
   allowed = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("algorithm_name", "stage")]
   for key in values:
@@ -128,8 +134,7 @@ def _run_config(values: dict, stage: str, where: str) -> RunConfig:
 
 def build(cls, values, where: str, fixed: dict | None = None):
   """Makes the dataclass `cls` from a mapping, nested dataclasses included; every mistake names its full key."""
-  if not hasattr(values, "items"):
-    raise UserError(f"{where}: found {values!r}, allowed: a mapping of keys")
+  values = _mapping(values, where)
   hints = typing.get_type_hints(cls)
   arguments = dict(fixed or {})
   for key, value in values.items():
@@ -138,6 +143,19 @@ def build(cls, values, where: str, fixed: dict | None = None):
       raise UserError(f"{where or 'config'}: unknown key: {choices(key, hints)}")
     arguments[key] = _convert(hints[key], value, name)
   return cls(**arguments)
+
+
+def _mapping(values, where: str) -> dict:
+  if not hasattr(values, "items"):
+    raise UserError(f"{where}: found {values!r}, allowed: a mapping of keys")
+  return dict(values)
+
+
+def _frozen(value):
+  """Lists as tuples, all the way down: what configs hold is hashable."""
+  if hasattr(value, "items"):
+    return {key: _frozen(item) for key, item in value.items()}
+  return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _convert(hint, value, name: str):
@@ -149,8 +167,10 @@ def _convert(hint, value, name: str):
     if dataclasses.is_dataclass(option):
       return build(option, value, name)
     kind = typing.get_origin(option) or option
-    if kind is tuple:
-      return value if hasattr(value, "items") else tuple(value)
+    if kind is tuple and (hasattr(value, "items") or isinstance(value, (list, tuple))):
+      return _frozen(value)
+    if isinstance(value, float) and value != value:
+      raise UserError(f"{name}: found nan, allowed: numbers")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
       return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):

@@ -39,6 +39,8 @@ class DataConfig:
 
   def __post_init__(self):
     options = self.task_options.items() if hasattr(self.task_options, "items") else self.task_options
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in options):
+      raise errors.UserError(f"data.task_options: found {self.task_options!r}, allowed: a mapping of a task's options")
     object.__setattr__(self, "task_options", tuple(sorted((str(key), value) for key, value in options)))
     for key, least in (("offset", 0), ("limit", 1), ("examples", 1), ("max_trace_length", 0), ("shuffle_seed", 0)):
       value = getattr(self, key)

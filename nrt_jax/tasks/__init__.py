@@ -30,7 +30,10 @@ TASKS = {"running_sum": RunningSum}
 def make_task(name: str, split: str, options: dict) -> Task:
   """Builds a task. Raises UserError for an unknown name, an unknown option or a value that the task refuses."""
   errors.require_choice("data.source: task", name, TASKS)
-  allowed = [field.name for field in dataclasses.fields(TASKS[name]) if field.name != "split"]
-  for key in options:
-    errors.require_choice(f"data.task_options of {name}", key, allowed)
+  defaults = {field.name: field.default for field in dataclasses.fields(TASKS[name]) if field.name != "split"}
+  for key, value in options.items():
+    errors.require_choice(f"data.task_options of {name}", key, defaults)
+    kinds = (int, float) if isinstance(defaults[key], float) else (type(defaults[key]),)
+    if type(value) not in kinds:
+      raise errors.UserError(f"data.task_options.{key}: found {value!r}, allowed: {kinds[-1].__name__}")
   return TASKS[name](split=split, **options)

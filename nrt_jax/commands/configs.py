@@ -1,0 +1,190 @@
+"""Config files: Python with get_config() -> ConfigDict, and the --config.KEY=VALUE overrides of the command line."""
+
+import ast
+import json
+import pathlib
+import sys
+import traceback
+import types
+
+from ml_collections import ConfigDict
+
+from nrt_jax import config as library
+from nrt_jax.commands.flags import CONFIG_PREFIX
+from nrt_jax.errors import UserError
+
+MODULE = "nrt_jax_config_file"  # name under which a config file runs
+
+
+def base_config(algorithm: str = "nrt") -> ConfigDict:
+  """Every key with its default, for a config file to start from; locked, so that a misspelt key is an error.
+
+  With `stages`, set `total_steps` too: it caps each of them.
+  """
+  config = ConfigDict({**library.defaults(algorithm), "stages": []})
+  config.lock()
+  config.data.task_options.unlock()  # each task has options of its own
+  return config
+
+
+def load_config(path: str, overrides: list[str] = ()) -> dict:
+  """The config of a file with the overrides laid over it, as plain dicts, lists, numbers and texts.
+
+  Raises UserError for a missing file, an error inside it (with its line), and an override that can't be placed.
+  """
+  values = plain(_run_file(pathlib.Path(path)), "")
+  _check_caps(path, values)
+  pairs = [_read_override(text) for text in overrides]
+  for keys, text in sorted(pairs, key=lambda pair: pair[0][-2:] != ["algorithm", "name"]):  # the name before its keys
+    override(values, keys, text)
+  return values
+
+
+# ---- The file ------------------------------------------------------------------------------------------------------
+
+
+def _run_file(path: pathlib.Path):
+  """Runs the file and calls its get_config. Whatever it raises becomes one line that names the file's own line."""
+  if not path.is_file():
+    raise UserError(f"--config: {path}: no such file")
+  module = types.ModuleType(MODULE)
+  module.__file__ = str(path)
+  sys.modules[MODULE] = module
+  sys.path.append(str(path.parent.resolve()))  # its neighbours can be imported, whichever way we were started
+  try:
+    exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+    if not callable(getattr(module, "get_config", None)):
+      raise UserError(f"{path}: defines no function get_config()")
+    config = module.get_config()
+  except SyntaxError as error:
+    raise UserError(f"{error.filename or path}:{error.lineno or 1}: {error.msg}") from error
+  except UserError:
+    raise
+  except Exception as error:
+    raise UserError(f"{path}:{_line(error, path)}: {type(error).__name__}: {_first_sentence(error)}") from error
+  finally:
+    sys.path.remove(str(path.parent.resolve()))
+  if not hasattr(config, "items"):
+    raise UserError(f"{path}: get_config() returned {type(config).__name__}, allowed: ConfigDict or dict")
+  return config
+
+
+def _line(error: Exception, path: pathlib.Path) -> int:
+  """The last line of `path` that the error passed through."""
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+  return lines[-1] if lines else 1
+
+
+def _first_sentence(error: Exception) -> str:
+  """ml_collections lists all other keys behind what is wrong."""
+  text = str(error.args[0]) if error.args else ""
+  return text.strip("'").split(". Other fields present")[0].split("\n")[0]
+
+
+def plain(value, where: str):
+  """Mappings as dicts, tuples as lists, the rest as it is. Raises UserError for what JSON could not hold."""
+  if hasattr(value, "items"):
+    return {str(key): plain(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+  if value is None or isinstance(value, (bool, int, float, str)):
+    return value
+  raise UserError(f"{where}: found a {type(value).__name__}, allowed: numbers, texts, null, lists and mappings of them")
+
+
+def _check_caps(path: str, values: dict) -> None:
+  """The file's own top-level total_steps must not cut a stage short without anybody noticing."""
+  for number, stage in enumerate(_stages(values)):
+    steps, cap = stage.get("total_steps"), values.get("total_steps")
+    if isinstance(steps, int) and isinstance(cap, int) and steps > cap:
+      raise UserError(
+        f"{path}: stages[{number}].total_steps: found {steps}, allowed: at most the top-level total_steps ({cap})"
+      )
+
+
+# ---- Overrides -----------------------------------------------------------------------------------------------------
+
+
+def _read_override(text: str) -> tuple[list[str], str]:
+  name, equals, value = text.removeprefix(CONFIG_PREFIX).partition("=")
+  if not equals or not all(name.split(".")):
+    raise UserError(f"{text}: allowed: {CONFIG_PREFIX}KEY=VALUE, with KEY like optimizer.learning_rate")
+  return name.split("."), value
+
+
+def override(values: dict, keys: list[str], text: str) -> None:
+  """Sets one key, in place. Types and misspelt keys are checked where the config is read, not here.
+
+  Raises UserError where the path leads through a value that is no mapping, or where it would have no effect.
+  """
+  name = ".".join(keys)
+  _require_effect(values, keys)
+  node = values
+  for depth, key in enumerate(keys[:-1]):
+    node = _enter(node, key, ".".join(keys[: depth + 1]))
+  if not isinstance(node, dict):
+    raise UserError(f"{CONFIG_PREFIX}{name}: allowed: a key inside of a stage, e.g. {name}.total_steps")
+  old = node.get(keys[-1], _lookup(values, keys[2:]) if keys[0] == "stages" else None)
+  new = parse_value(text, old)
+  if keys[-2:] == ["algorithm", "name"] and new != old:
+    node.clear()  # another algorithm has other keys, and starts from its own defaults
+  node[keys[-1]] = plain(new, name)
+
+
+def _enter(node, key: str, name: str):
+  """The mapping or list under `key`; an absent or null one is made. A stage goes by its number or its name."""
+  if isinstance(node, list):
+    found = {str(i): stage for i, stage in enumerate(node)} | {s.get("name"): s for s in node if isinstance(s, dict)}
+    if key not in found:
+      names = ", ".join(str(s.get("name")) for s in node if isinstance(s, dict))
+      raise UserError(f"{CONFIG_PREFIX}{name}: found no such stage, allowed: {names or 'none, there are no stages'}")
+    return found[key]
+  if node.get(key) is None:
+    node[key] = {}
+  if not isinstance(node[key], (dict, list)):
+    raise UserError(f"{CONFIG_PREFIX}{name}: found {node[key]!r} there, which has no keys inside")
+  return node[key]
+
+
+def parse_value(text: str, old=None):
+  """A value from its text: JSON or a Python literal, else the text itself; numbers stay text where `old` is one."""
+  value = _literal(text)
+  return text if isinstance(old, str) and not isinstance(value, (str, type(None))) else value
+
+
+def _literal(text: str):
+  for read in (json.loads, ast.literal_eval):
+    try:
+      return read(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+      continue
+  return text
+
+
+def _stages(values: dict) -> list[dict]:
+  return [stage for stage in values.get("stages") or () if isinstance(stage, dict)]
+
+
+def _lookup(values, keys: list[str]):
+  """The value at a path of keys, None where there is none."""
+  for key in keys:
+    values = values.get(key) if isinstance(values, dict) else None
+  return values
+
+
+def _require_effect(values: dict, keys: list[str]) -> None:
+  """Raises UserError where every stage sets the key for itself, so that a top-level value would count nowhere."""
+  stages = _stages(values)
+  if keys[0] in ("stages", "total_steps") or not stages:
+    return
+  algorithm = _lookup(values, ["algorithm", "name"])
+  for stage in stages:
+    other_algorithm = keys[0] == "algorithm" and _lookup(stage, ["algorithm", "name"]) not in (None, algorithm)
+    if not other_algorithm and _lookup(stage, keys) is None:
+      return
+  names = [str(stage.get("name")) for stage in stages]
+  key = ".".join(keys)
+  raise UserError(
+    f"{CONFIG_PREFIX}{key}: every stage sets it for itself; write {CONFIG_PREFIX}stages.{names[-1]}.{key} "
+    f"(stages: {', '.join(names)})"
+  )

@@ -1,0 +1,40 @@
+"""`nrt-jax export`: a checkpoint's policy as a Hugging Face model directory."""
+
+import os
+
+import jax
+
+from nrt_jax import workdir as workdirs
+from nrt_jax.checkpoint import Checkpoints
+from nrt_jax.errors import UserError
+
+
+def run(args) -> None:
+  jax.config.update("jax_platforms", "cpu")  # the weights only pass through: no accelerator need hold them
+  workdir = find_workdir(args.checkpoint)
+  step = find_step(workdir, args.step)
+  workdirs.export_checkpoint(workdir, args.output, step, args.dtype)
+  print(f"wrote the policy of step {step} to {args.output}")
+
+
+def find_workdir(directory: str) -> str:
+  """The workdir that `directory` is, or whose checkpoints it holds."""
+  path = os.path.abspath(directory)
+  workdir = os.path.dirname(path) if os.path.basename(path) == "checkpoints" else path
+  if not os.path.isdir(os.path.join(workdir, "checkpoints")):
+    raise UserError(f"--checkpoint: found {directory!r}, allowed: a run's workdir, or the checkpoints directory in it")
+  return workdir
+
+
+def find_step(workdir: str, wanted: int | str | None) -> int | None:
+  """The step of a checkpoint. `wanted`: a step, "best", or None for the newest. None where there is none at all."""
+  settings = workdirs.read_run(workdir)[0].checkpoint
+  if wanted == "best" and settings.keep_best is None:
+    raise UserError("--step: found 'best', but the run's checkpoint.keep_best names no metric to rank by")
+  if isinstance(wanted, int):
+    return wanted
+  checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), settings, read_only=True)
+  try:
+    return checkpoints.latest_step() if wanted is None else checkpoints.best_step()
+  finally:
+    checkpoints.close()

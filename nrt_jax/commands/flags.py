@@ -1,0 +1,179 @@
+"""The flags of every command. Imports nothing heavy, so that --help is there at once."""
+
+import argparse
+from collections.abc import Callable
+from typing import NamedTuple
+
+from nrt_jax import errors
+
+CONFIG_PREFIX = "--config."
+
+
+class Command(NamedTuple):
+  """What `nrt-jax --help` and `nrt-jax COMMAND --help` show, and how the flags are declared."""
+
+  summary: str
+  details: str
+  example: str
+  add_flags: Callable
+
+
+class Parser(argparse.ArgumentParser):
+  """An argument parser whose mistakes are UserErrors: one line, without the usage."""
+
+  def error(self, message):
+    raise errors.UserError(f"{message} (see {self.prog} --help)")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+  """The flags of a command line. `command` names the command, `overrides` holds the --config.KEY=VALUE flags."""
+  if argv and argv[0] in ("-h", "--help"):
+    print(overview())
+    raise SystemExit(0)
+  if not argv:
+    raise errors.UserError(f"command: found none, allowed: {', '.join(COMMANDS)} (see nrt-jax --help)")
+  errors.require_choice("command", argv[0], COMMANDS)
+  name, command = argv[0], COMMANDS[argv[0]]
+  parser = Parser(
+    prog=f"nrt-jax {name}",
+    description=command.details,
+    epilog=f"example:\n{command.example}",
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+  command.add_flags(parser)
+  overrides = [a for a in argv[1:] if a.startswith(CONFIG_PREFIX)]
+  args = parser.parse_args([a for a in argv[1:] if not a.startswith(CONFIG_PREFIX)])
+  if overrides and "config" not in args:
+    parser.error(f"{overrides[0]}: this command reads no config file")
+  args.command, args.overrides = name, overrides
+  return args
+
+
+def overview() -> str:
+  """What `nrt-jax --help` prints."""
+  width = max(map(len, COMMANDS))
+  lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
+  return "\n".join(["usage: nrt-jax COMMAND [flags]", "", *lines, "", "nrt-jax COMMAND --help tells the flags of each."])
+
+
+# ---- Values --------------------------------------------------------------------------------------------------------
+
+
+def _number(kind: type, least, most=float("inf")) -> Callable:
+  """A flag's type: an int or float within bounds."""
+  allowed = f"{least} or more" if most == float("inf") else f"{least} to {most}"
+
+  def read(text: str):
+    try:
+      value = kind(text)
+    except ValueError:
+      value = None
+    if value is None or not least <= value <= most:
+      raise argparse.ArgumentTypeError(f"found {text!r}, allowed: {'a whole number, ' * (kind is int)}{allowed}")
+    return value
+
+  return read
+
+
+def _step(text: str):
+  return text if text == "best" else _number(int, 0)(text)
+
+
+# ---- Flags ---------------------------------------------------------------------------------------------------------
+
+
+def _train(parser: Parser) -> None:
+  parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config() -> ConfigDict")
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run; resumes what is there")
+  parser.add_argument(
+    "--config.KEY=VALUE",
+    dest="overrides",
+    metavar="",
+    help="overrides one key, e.g. --config.optimizer.learning_rate=1e-5; may be repeated",
+  )
+  parser.add_argument(
+    "--distributed",
+    nargs="?",
+    const="auto",
+    metavar="HOST:PORT,COUNT,ID",
+    help="joins the processes of a multi-host run before any device is touched: without a value on TPU pods, SLURM and "
+    "the like, which say who is who; else the first process's address, the number of processes and this one's id",
+  )
+
+
+def _sample(parser: Parser) -> None:
+  at_least = _number
+  parser.add_argument("--model", required=True, metavar="DIR", help="an export of a run, or any model directory")
+  parser.add_argument("--prompt", action="append", metavar="TEXT", help="a question; may be repeated")
+  parser.add_argument(
+    "--file", metavar="FILE", help='JSON Lines of questions, {"question": text} or {"messages": [...]} on each line'
+  )
+  parser.add_argument("--samples", type=at_least(int, 1), default=1, metavar="N", help="completions per prompt (1)")
+  parser.add_argument(
+    "--temperature", type=at_least(float, 0), metavar="T", help="0 is greedy (0 for one sample, 1 for several)"
+  )
+  parser.add_argument("--top_k", type=at_least(int, 0), default=0, metavar="K", help="0 is off (0)")
+  parser.add_argument("--top_p", type=at_least(float, 1e-9, 1), default=1.0, metavar="P", help="1 is off (1)")
+  parser.add_argument("--seed", type=at_least(int, 0, 2**32 - 1), default=0, metavar="S", help="random seed (0)")
+  parser.add_argument(
+    "--max_trace_length", type=at_least(int, 1), metavar="N", help="tokens of the trace (as in training, else 512)"
+  )
+  parser.add_argument(
+    "--max_answer_length", type=at_least(int, 1), metavar="N", help="tokens of the answer (as in training, else 256)"
+  )
+  parser.add_argument("--template", metavar="T", help="prompt template: plain, chat, or a text with {question}")
+  parser.add_argument("--system", metavar="TEXT", help="system text of the prompt")
+  parser.add_argument("--marker", metavar="TEXT", help="the text that closes a trace, e.g. '</think>'")
+  parser.add_argument("--trace_open", metavar="TEXT", help="the text that opens a trace, e.g. '<think>'")
+  parser.add_argument(
+    "--compute_dtype", default="float32", choices=("float32", "bfloat16"), help="numbers of the model's layers (float32)"
+  )
+  parser.add_argument("--tensor", type=at_least(int, 1), default=1, metavar="N", help="devices sharing the model (1)")
+  parser.add_argument("--batch", type=at_least(int, 1), default=32, metavar="N", help="prompts at a time (32)")
+  parser.add_argument("--json", action="store_true", help="JSON Lines instead of text")
+
+
+def _export(parser: Parser) -> None:
+  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or its checkpoints directory")
+  parser.add_argument("--output", required=True, metavar="DIR", help="new directory; an earlier export is replaced")
+  parser.add_argument("--step", type=_step, metavar="N|best", help="which checkpoint (the newest)")
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (float32)")
+
+
+COMMANDS = {
+  "train": Command(
+    summary="train a model from a config file",
+    details="""\
+Trains what the config file describes, in one compiled program per stage, and writes into the workdir:
+config.json, metrics.jsonl, samples.jsonl, tensorboard/, tokenizer/, checkpoints/, and export/ at the end.
+The same command again resumes from the newest checkpoint.
+
+Any key of the config can be overridden: numbers, true, false, null and [lists] are read as such, anything else as
+text. In a run of several stages a key counts where the stage doesn't set it for itself; --config.stages.NAME.KEY
+(or .0., .1.) reaches into one stage, and --config.total_steps=N caps them all.
+nrt_jax/config.py and the dataclasses that it names say what each key means, and what is allowed.""",
+    example="""\
+  nrt-jax train --config experiments/my_run.py --workdir runs/my_run --config.total_steps=3 --config.parallel.fsdp=4""",
+    add_flags=_train,
+  ),
+  "sample": Command(
+    summary="ask a trained model: prompt in, trace and answer out",
+    details="""\
+Writes trace and answer of each prompt to standard output. The prompt format and the lengths come from nrt_jax.json of
+the model directory, which a run's export holds; for other model directories, and to try others, the flags set them.
+Without --prompt and --file, each line of standard input is a prompt.""",
+    example="""\
+  nrt-jax sample --model runs/my_run/export --prompt "add 0 0 0 0 4 2 3 1 modulo 5" --samples 3""",
+    add_flags=_sample,
+  ),
+  "export": Command(
+    summary="write a checkpoint's policy as a Hugging Face model directory",
+    details="""\
+Writes the policy of a checkpoint in Hugging Face format: config.json, safetensors, tokenizer, and nrt_jax.json with the
+prompt settings that `nrt-jax sample` reads. `train` does so by itself at the end of a run.""",
+    example="""\
+  nrt-jax export --checkpoint runs/my_run --output my_model --dtype bfloat16""",
+    add_flags=_export,
+  ),
+}

@@ -1,0 +1,41 @@
+"""Installs nrt_jax, its dependencies and the command `nrt-jax`."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+
+setup(
+  name="nrt_jax",
+  version=re.search(r'__version__ = "(.+)"', (ROOT / "nrt_jax" / "__init__.py").read_text()).group(1),
+  description="Teaches language models to reason without a verifier, as one sharded XLA program",
+  long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+  long_description_content_type="text/markdown",
+  packages=find_packages(include=["nrt_jax", "nrt_jax.*"]),
+  python_requires=">=3.11",
+  install_requires=[
+    "jax>=0.10.1",
+    "flax>=0.12",
+    "optax>=0.2.5",
+    "orbax-checkpoint>=0.12",
+    "transformers>=5",
+    "tokenizers",
+    "datasets>=4",
+    "safetensors",
+    "ml_collections>=1.0",
+    "absl-py",
+    "numpy>=2",
+    "tensorboardX",
+  ],
+  extras_require={
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda12]"],
+    "eval": ["math-verify"],  # equivalence of mathematical answers
+    # torch is what the model's parity tests compare with. A fixed version, so that a CPU build of it, installed
+    # beforehand, is kept instead of replaced by the newest build and its gigabytes of CUDA libraries.
+    "test": ["pytest>=8", "jinja2", "torch==2.13.0"],
+  },
+  entry_points={"console_scripts": ["nrt-jax = nrt_jax.__main__:main"]},
+)
