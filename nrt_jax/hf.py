@@ -27,8 +27,8 @@ from nrt_jax.hf_config import hf_config, read_json, read_model_config, write_con
 from nrt_jax.model import ModelConfig, init_params
 
 __all__ = (
-  "copy_tokenizer", "hf_config", "load_params", "read_model_config", "resize_vocabulary", "save_params",
-  "tensor_entries", "write_config",
+  "copy_tokenizer", "hf_config", "load_params", "locate_tensors", "read_model_config", "resize_vocabulary",
+  "save_params", "tensor_entries", "write_config",
 )  # fmt: skip
 
 # How a tensor lies in its file: as ours, with its axes merged into one, or as a matrix [output, input] of which the
@@ -144,13 +144,14 @@ def _open_file(path: Path):
     raise UserError(f"{path}: not a whole safetensors file: {e}") from None
 
 
-def _locate_tensors(directory: Path, entries: list[Entry], optional: tuple = ()) -> dict:
+def locate_tensors(directory, config: ModelConfig) -> dict:
   """Opens the files and finds each tensor: name -> open file. Reads headers only.
 
   Raises UserError, with tensor and file, on a duplicate, unknown, missing or wrongly shaped tensor.
   """
-  paths, weight_map = _weight_files(directory)
-  expected = {entry.name: entry for entry in entries}
+  paths, weight_map = _weight_files(directory := Path(directory))
+  expected = {entry.name: entry for entry in tensor_entries(config)}
+  optional = (HEAD,) if config.tie_word_embeddings else ()
   found, where = {}, {}
   for path in paths:
     file = _open_file(path)
@@ -193,9 +194,8 @@ def load_params(directory, config: ModelConfig, shardings=None) -> dict:
   layers and placed before the next, so the host holds one stacked float32 leaf at a time.
   Raises UserError on unknown, missing, duplicate and wrongly shaped tensors, before any weight is read.
   """
-  directory = Path(directory)
-  entries = tensor_entries(config)
-  files = _locate_tensors(directory, entries, optional=(HEAD,) if config.tie_word_embeddings else ())
+  directory, entries = Path(directory), tensor_entries(config)
+  files = locate_tensors(directory, config)
   placement = {}
   if shardings is not None:
     tree = traverse_util.unflatten_dict({entry.path: 0 for entry in entries}, sep=".")

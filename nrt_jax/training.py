@@ -49,6 +49,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
   tokenizer, form = policy.open_tokenizer(first.model, first.prompt)
   model = policy.read_architecture(first.model, form, first.parallel.tensor)
   hf.hf_config(model)  # an architecture that could not be exported at the end is refused at the start
+  check_start(first, workdir)
   stages, total_steps = [], 0
   for run in runs:
     setup = programs.Setup(run, model, form, mesh)
@@ -61,6 +62,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
   if config_values is not None and jax.process_index() == 0:
     write_json(os.path.join(workdir, "config.json"), config_values)
   workdirs.save_tokenizer(tokenizer, workdir)
+  workdirs.keep_compiled(workdir)
   with contextlib.ExitStack() as stack:
     checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), first.checkpoint)
     stack.callback(checkpoints.close)
@@ -121,6 +123,17 @@ def check_sizes(setup: programs.Setup) -> None:
       f"evaluation.batch_prompts: found {run.evaluation.batch_prompts}, allowed: a multiple of {ways}, "
       "the data-parallel devices"
     )
+
+
+def check_start(run: RunConfig, workdir: str) -> None:
+  """Raises UserError where a fresh run would find no parameters to start from. Reads no weights."""
+  if os.path.isdir(os.path.join(workdir, "checkpoints")):
+    return  # it resumes
+  if run.from_checkpoint is not None:
+    if not os.path.isdir(os.path.join(run.from_checkpoint, "checkpoints")):
+      raise UserError(f"from_checkpoint: found {run.from_checkpoint!r}, allowed: a workdir that holds checkpoints")
+  elif run.model.weights == "pretrained":
+    hf.locate_tensors(run.model.path, hf.read_model_config(run.model.path))
 
 
 def read_data(run: RunConfig, tokenizer, form):

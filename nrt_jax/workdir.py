@@ -1,6 +1,6 @@
 """What a run leaves in its directory: config, tokenizer, checkpoints, export; and how it is read again.
 
-    config.json   metrics.jsonl   samples.jsonl   tokenizer/   checkpoints/   tensorboard/   export/
+    config.json   metrics.jsonl   samples.jsonl   tokenizer/   checkpoints/   tensorboard/   export/   compiled/
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from nrt_jax import hf, policy, programs
 from nrt_jax.checkpoint import Checkpoints
@@ -39,6 +40,13 @@ def save_tokenizer(tokenizer, workdir: str) -> None:
     partial = f"{directory}.partial"
     tokenizer.save_pretrained(partial)
     os.replace(partial, directory)
+
+
+def keep_compiled(workdir: str) -> None:
+  """Has JAX keep its compiled programs in the workdir, so that a resumed run starts at once; not if it keeps any yet."""
+  if jax.config.jax_compilation_cache_dir is None:
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.join(workdir, "compiled")))
+    compilation_cache.reset_cache()  # whether there is one was decided at the first, small compilation
 
 
 def read_progress(checkpoints: Checkpoints, step: int, stage_names: list[str]) -> Progress:

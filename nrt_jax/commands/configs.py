@@ -78,7 +78,7 @@ def _line(error: Exception, path: pathlib.Path) -> int:
 def _first_sentence(error: Exception) -> str:
   """ml_collections lists all other keys behind what is wrong."""
   text = str(error.args[0]) if error.args else ""
-  return text.strip("'").split(". Other fields present")[0].split("\n")[0]
+  return text.removeprefix("'").split(". Other fields present")[0].split("\n")[0]
 
 
 def plain(value, where: str):

@@ -146,8 +146,8 @@ COMMANDS = {
     summary="train a model from a config file",
     details="""\
 Trains what the config file describes, in one compiled program per stage, and writes into the workdir:
-config.json, metrics.jsonl, samples.jsonl, tensorboard/, tokenizer/, checkpoints/, and export/ at the end.
-The same command again resumes from the newest checkpoint.
+config.json, metrics.jsonl, samples.jsonl, tensorboard/, tokenizer/, checkpoints/, compiled/ (programs, so that a
+resumed run need not compile again), and export/ at the end. The same command again resumes from the newest checkpoint.
 
 Any key of the config can be overridden: numbers, true, false, null and [lists] are read as such, anything else as
 text. In a run of several stages a key counts where the stage doesn't set it for itself; --config.stages.NAME.KEY

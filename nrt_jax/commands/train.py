@@ -16,8 +16,6 @@ def run(args) -> None:
   runs = config.stages_of(values)
   workdir = os.path.abspath(args.workdir)
   check_writable(workdir)
-  if not jax.config.jax_compilation_cache_dir:  # a resumed run need not compile again
-    jax.config.update("jax_compilation_cache_dir", os.path.join(workdir, "compile_cache"))
   training.train(runs, workdir, values)
 
 

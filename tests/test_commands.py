@@ -1,0 +1,293 @@
+"""The commands as users type them: one tiny run is trained, sampled and exported; each mistake is one line and code 2."""
+
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from nrt_jax import __main__, hf, workdir
+from nrt_jax.commands import flags
+from nrt_jax.model import ModelConfig
+from nrt_jax.prompts import word_tokenizer
+from nrt_jax.tasks.running_sum import RunningSum
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+QUESTION = "add 0 0 0 0 4 2 3 1 modulo 5"
+CONFIG = """\
+from nrt_jax.commands.configs import base_config
+
+def get_config():
+  config = base_config("nrt")
+  config.model.path = {model!r}
+  config.model.weights = "random"
+  config.prompt.max_prompt_length = 11
+  config.prompt.max_answer_length = 8
+  config.sampling.max_trace_length = 4
+  config.data.examples = 40
+  config.prompts_per_step = 8
+  config.samples_per_prompt = 2
+  config.logging.samples_every_steps = 1
+  config.total_steps = 2
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A directory with a model directory, a config file, an empty data file and a finished run."""
+  path = tmp_path_factory.mktemp("commands")
+  os.makedirs(path / "model")
+  tokenizer = word_tokenizer(RunningSum().words, str(path / "model"))
+  model = ModelConfig(
+    vocab_size=len(tokenizer),
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=2,
+    head_dim=4,
+    max_position_embeddings=64,
+  )
+  hf.write_config(model, path / "model")
+  (path / "config.py").write_text(CONFIG.format(model=str(path / "model")))
+  (path / "empty.jsonl").write_text("")
+  (path / "broken.jsonl").write_text('{"question": "add 1", "answer": "1"}\n{"question": \n')
+  assert __main__.main(["train", "--config", str(path / "config.py"), "--workdir", str(path / "run")]) == 0
+  return path
+
+
+def sample(place, *arguments) -> list[str]:
+  return ["sample", "--model", str(place / "run" / "export"), *arguments]
+
+
+def lines_of(capsys, argv) -> list[dict]:
+  capsys.readouterr()
+  assert __main__.main(argv) == 0
+  return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+# ---- What the commands do ------------------------------------------------------------------------------------------
+
+
+def test_workdir(place):
+  run = place / "run"
+  found = {path.name for path in run.iterdir()}
+  assert found >= {"config.json", "metrics.jsonl", "samples.jsonl", "tensorboard", "checkpoints", "tokenizer", "export"}
+  values = json.loads((run / "config.json").read_text())
+  assert values["model"]["path"] == str(place / "model") and values["total_steps"] == 2
+  assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+
+
+def test_the_same_command_again_changes_nothing(place):
+  run = place / "run"
+  before = (run / "metrics.jsonl").read_bytes(), (run / "export" / "model.safetensors").read_bytes()
+  assert __main__.main(["train", "--config", str(place / "config.py"), "--workdir", str(run)]) == 0
+  assert before == ((run / "metrics.jsonl").read_bytes(), (run / "export" / "model.safetensors").read_bytes())
+
+
+def test_sample_text(place, capsys):
+  assert __main__.main(sample(place, "--prompt", QUESTION)) == 0
+  prompt, trace, answer, blank = capsys.readouterr().out.split("\n")[:4]
+  assert prompt == f"prompt: {QUESTION}" and trace.startswith("trace:  ") and answer.startswith("answer: ") and not blank
+
+
+def test_samples_do_not_depend_on_the_batch(place, capsys, tmp_path):
+  questions = [QUESTION, "add 0 1 0 0 4 2 3 1 modulo 5", "add 1 modulo 5"]
+  file = tmp_path / "questions.jsonl"
+  rows = [{"question": questions[0]}, {"messages": [{"role": "user", "content": questions[1]}]}, {"question": questions[2]}]
+  file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  common = ("--samples", "2", "--json")
+  together = lines_of(capsys, sample(place, "--file", str(file), *common))
+  in_pairs = lines_of(capsys, sample(place, "--file", str(file), "--batch", "2", *common))
+  assert together == in_pairs
+  assert [line["question"] for line in together][::4] == [questions[0], questions[2]]
+  assert len(together) == 6 and together[0] != together[1]  # two samples of one prompt
+  assert all(line["trace_length"] <= 4 + 1 + 8 for line in together)  # lengths come from nrt_jax.json
+
+
+def test_sample_reads_standard_input(place, capsys, monkeypatch):
+  monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n\nadd 1 modulo 5\n"))
+  found = lines_of(capsys, sample(place, "--json", "--samples", "2"))
+  assert [line["question"] for line in found] == [QUESTION] * 2 + ["add 1 modulo 5"] * 2
+
+
+def test_sample_flags_change_the_format(place, capsys):
+  """Another marker is another stop token: what closed the trace before is now a word inside it."""
+  flagged = sample(place, "--json", "--prompt", QUESTION, "--marker", "sum", "--max_trace_length", "2")
+  (line,) = lines_of(capsys, flagged)
+  assert line["trace_length"] <= 2 + 1 + 8
+  assert "sum" not in line["trace"].split()
+
+
+def test_sample_shares_the_model_over_devices(place, capsys):
+  alone = lines_of(capsys, sample(place, "--json", "--prompt", QUESTION))
+  assert lines_of(capsys, sample(place, "--json", "--prompt", QUESTION, "--tensor", "2")) == alone
+
+
+@pytest.mark.parametrize("source", ["run", "run/checkpoints"])
+def test_export_writes_what_the_run_exported(place, tmp_path, source):
+  argv = ["export", "--checkpoint", str(place / source), "--output", str(tmp_path / "out"), "--step", "2"]
+  assert __main__.main(argv) == 0
+  for file in (place / "run" / "export").iterdir():
+    assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_export_dtype(place, tmp_path, capsys):
+  argv = ["export", "--checkpoint", str(place / "run"), "--output", str(tmp_path / "out"), "--dtype", "bfloat16"]
+  assert __main__.main(argv) == 0
+  assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+  assert "step 2" in capsys.readouterr().out
+
+
+def test_compiled_programs_are_kept_in_the_workdir(tmp_path):
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    workdir.keep_compiled(str(tmp_path))
+    assert jax.config.jax_compilation_cache_dir == before  # a user's own directory is left alone
+    jax.config.update("jax_compilation_cache_dir", None)
+    workdir.keep_compiled(str(tmp_path))
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+# ---- Mistakes ------------------------------------------------------------------------------------------------------
+
+
+def refused(argv, capsys) -> str:
+  """The one line that the command writes to stderr when it ends with code 2."""
+  capsys.readouterr()
+  assert __main__.main(argv) == 2
+  out, err = capsys.readouterr()
+  assert out == "" and err.startswith("nrt-jax: ") and err.count("\n") == 1
+  return err
+
+
+@pytest.mark.parametrize(
+  "override,message",
+  [
+    ("modle.path=x", "unknown key: found 'modle'"),
+    ("model.pth=x", "unknown key: found 'pth'"),
+    ("total_steps=many", "total_steps: found 'many', allowed: int"),
+    ("model.path=nowhere", "nowhere: no such directory"),
+    ("model.path=null", "model.path: found null"),
+    ("model.weights=pretrained", "found neither model.safetensors nor"),
+    ("parallel.fsdp=3", "mesh data=-1 x fsdp=3 x tensor=1 does not fit 8 devices"),
+    ("parallel.tensor=4", "is not divisible by 4"),
+    ("prompts_per_step=12", "prompts_per_step: found 12, allowed: a multiple of 8"),
+    ("parallel.micro_batches=5", "parallel.micro_batches: found 5"),
+    ("optimizer.minibatches=2", "prompts_per_step: found 8, allowed: a multiple of 16"),
+    ("data.source=nothing.jsonl", "nothing.jsonl: no such file"),
+    ("data.source={place}/empty.jsonl", "is an empty data set"),
+    ("data.source={place}/broken.jsonl", "broken.jsonl:2: not JSON"),
+    ("data.task_options.n_digit=4", "did you mean 'n_digits'"),
+    ("data.task_options.n_digits=four", "data.task_options.n_digits: found 'four', allowed: int"),
+    ("prompt.max_prompt_length=3", "none of the 40 examples"),
+    ("from_checkpoint=nowhere", "from_checkpoint: found 'nowhere', allowed: a workdir"),
+    ("seed", "allowed: --config.KEY=VALUE"),
+  ],
+)
+def test_mistakes_in_a_config_leave_nothing_behind(place, tmp_path, capsys, override, message):
+  override = "--config." + override.format(place=place)
+  argv = ["train", "--config", str(place / "config.py"), "--workdir", str(tmp_path / "run"), override]
+  assert message in refused(argv, capsys)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  "argv,message",
+  [
+    ("", "command: found none, allowed: train, sample, export"),
+    ("trian", "found 'trian', allowed: export, sample, train (did you mean 'train'?)"),
+    ("train --workdir {tmp}/run", "required: --config"),
+    ("train --config {place}/nothing.py --workdir {tmp}/run", "nothing.py: no such file"),
+    ("train --config {place}/empty.jsonl --workdir {tmp}/run", "defines no function get_config()"),
+    ("train --config {place}/config.py --workdir {place}/config.py/run", "config.py: is a file, allowed: a directory"),
+    ("train --config {place}/config.py --workdir {tmp}/run --step 3", "unrecognized arguments: --step 3"),
+    ("train --config {place}/config.py --workdir {tmp}/run --distributed here", "--distributed: found 'here'"),
+    ("sample --prompt x", "required: --model"),
+    ("sample --model {tmp} --prompt x", "holds none of tokenizer.json"),
+    ("sample --model {place}/run/export --prompt x --samples 0", "--samples: found '0', allowed: a whole number, 1 or more"),
+    ("sample --model {place}/run/export --prompt x --top_p nan", "--top_p: found 'nan'"),
+    ("sample --model {place}/run/export --prompt= ", "prompt 1: found 0 tokens, allowed: 1 to 51"),
+    ("sample --model {place}/run/export --prompt x --max_trace_length 64", "allowed: 1 to -9"),
+    ("sample --model {place}/run/export --file {place}/nothing.jsonl", "--file: {place}/nothing.jsonl: no such file"),
+    ("sample --model {place}/run/export --file {place}/empty.jsonl", "holds no prompt"),
+    ("sample --model {place}/run/export --file {place}/broken.jsonl", "broken.jsonl:2: not JSON"),
+    ("sample --model {place}/run/export --prompt x --template chat", "prompt.template: 'chat' finds no known chat token"),
+    ("sample --model {place}/run/export --prompt x --tensor 4", "is not divisible by 4"),
+    ("sample --model {place}/run/export --prompt x --tensor 16", "does not fit 8 devices"),
+    ("sample --model {place}/run/export --config.seed=3", "--config.seed=3: this command reads no config file"),
+    ("export --checkpoint {place}/run", "required: --output"),
+    ("export --checkpoint {tmp} --output {tmp}/out", "a run's workdir, or the checkpoints directory"),
+    ("export --checkpoint {place}/run --output {tmp}/out --step 7", "found no checkpoint 7, allowed: 2"),
+    ("export --checkpoint {place}/run --output {tmp}/out --step best", "keep_best names no metric"),
+    ("export --checkpoint {place}/run --output {tmp}/out --dtype int8", "--dtype: invalid choice: 'int8'"),
+    ("export --checkpoint {place}/run --output {place}/run", "which is no part of an export"),
+  ],
+)
+def test_mistakes_in_flags(place, tmp_path, capsys, argv, message):
+  argv = argv.format(place=place, tmp=tmp_path).split(" ")
+  assert message.format(place=place) in refused([a for a in argv if a], capsys)
+  assert not list(tmp_path.iterdir())
+
+
+def test_interrupt(monkeypatch, capsys):
+  from nrt_jax.commands import sample as command
+
+  def interrupted(args):
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(command, "run", interrupted)
+  assert __main__.main(["sample", "--model", "x"]) == 130
+  assert capsys.readouterr().err == "nrt-jax: interrupted\n"
+
+
+def test_our_own_bugs_are_not_hidden(monkeypatch):
+  from nrt_jax.commands import sample as command
+
+  monkeypatch.setattr(command, "run", lambda args: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    __main__.main(["sample", "--model", "x"])
+
+
+# ---- The program ---------------------------------------------------------------------------------------------------
+
+
+def test_module_as_a_program():
+  done = subprocess.run([sys.executable, "-m", "nrt_jax", "trian"], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr == "nrt-jax: command: found 'trian', allowed: export, sample, train (did you mean 'train'?)\n"
+
+
+def test_help_is_there_at_once():
+  """No help waits for jax or transformers, and each shows every flag and an example."""
+  code = """
+import sys
+from nrt_jax.__main__ import main
+for argv in (["--help"], ["train", "--help"], ["sample", "--help"], ["export", "--help"]):
+  try:
+    main(argv)
+  except SystemExit as end:
+    assert end.code == 0, end.code
+heavy = {"jax", "numpy", "transformers", "ml_collections"} & set(sys.modules)
+assert not heavy, heavy
+"""
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  for name, command in flags.COMMANDS.items():
+    assert f"usage: nrt-jax {name}" in done.stdout
+    assert f"example:\n{command.example}" in done.stdout
+  for flag in ("--config.KEY=VALUE", "--workdir", "--distributed", "--prompt", "--max_trace_length", "--step", "--dtype"):
+    assert flag in done.stdout
+
+
+def test_setup_installs_the_same_program():
+  assert '"nrt-jax = nrt_jax.__main__:main"' in (ROOT / "setup.py").read_text()
