@@ -27,7 +27,9 @@ LAYERS = [
   ["programs"],
   ["workdir"],
   ["training"],
-  ["commands.*"],
+  ["commands.flags"],
+  ["commands.configs"],
+  ["commands.train", "commands.sample", "commands.export"],
   ["commands"],
   ["__main__"],
 ]

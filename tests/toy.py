@@ -1,8 +1,10 @@
 """Tiny models, prompts and runs that several test files share. No tokenizer: token ids are made up."""
 
-import numpy as np
+import functools
 
 import jax
+import numpy as np
+
 from nrt_jax import config, programs, sharding
 from nrt_jax.arrays import Prompts
 from nrt_jax.model import ModelConfig, init_params
@@ -48,8 +50,10 @@ def prompts(count, seed=0, prompt_width=5, answer_width=4, trace_width=0) -> Pro
   return Prompts(*prompt, *answer, *trace, example_B=np.arange(100, 100 + count, dtype=np.int32))
 
 
+@functools.cache
 def params(model=MODEL, seed=1):
-  return init_params(model, jax.random.key(seed))
+  """Random parameters, made once for each architecture. Never donate them: others read them too."""
+  return jax.jit(init_params, static_argnums=0)(model, jax.random.key(seed))
 
 
 def run_config(algorithm="nrt", **over) -> config.RunConfig:
