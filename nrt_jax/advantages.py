@@ -13,19 +13,21 @@ SCALES = ("std", "none")
 ROUNDING = 1e-6
 
 
-def group_advantages(reward_N, group_size, center, scale, valid_N=None):
+def group_advantages(reward_N, group_size, center, scale, valid_N=None, magnitude_N=None):
   """Advantages `[N]` of rewards `[N]`: centred within each group of `group_size` rows, then scaled.
 
   center: R_k - mean_j R_j (GRPO; NRT), R_k - mean_{j≠k} R_j (`leave_one_out`: RLOO, JEPO, VeriFree), or R_k. scale: by
   the group's unbiased std about its mean (torch.std, as in the released NRT code), or none. A group without variance
-  gets exactly 0 wherever it is centred or scaled. Rows with `valid_N` False (bool `[N]`) get 0 and are left out of the
+  gets exactly 0 wherever it is centred or scaled; where rewards are differences, `magnitude_N` is the size of what was
+  subtracted, whose rounding is no variance either. Rows with `valid_N` False (bool `[N]`) get 0 and are left out of the
   statistics. UserError: unknown choice, N not divisible, or one sample per prompt where the choice compares samples.
   """
   _check(reward_N.shape[0], group_size, center, scale)
   valid_N = jnp.ones(reward_N.shape, bool) if valid_N is None else valid_N
   valid_BG = valid_N.reshape(-1, group_size)
   reward_BG = jnp.where(valid_BG, reward_N.reshape(-1, group_size), 0)
-  deviation_BG, std_B1 = _deviations(reward_BG, valid_BG)
+  magnitude_BG = reward_BG if magnitude_N is None else jnp.where(valid_BG, magnitude_N.reshape(-1, group_size), 0)
+  deviation_BG, std_B1 = _deviations(reward_BG, valid_BG, magnitude_BG)
   if center == "none":
     advantage_BG = reward_BG
   elif center == "mean":
@@ -52,15 +54,20 @@ def group_standardise_tokens(s_NA, mask_NA, group_size):
   """
   _check_group(s_NA.shape[0], group_size)
   width = group_size * s_NA.shape[-1]
-  deviation_BK, std_B1 = _deviations(s_NA.reshape(-1, width), mask_NA.reshape(-1, width))
+  s_BK = s_NA.reshape(-1, width)
+  deviation_BK, std_B1 = _deviations(s_BK, mask_NA.reshape(-1, width), s_BK)
   return _divide(deviation_BK, std_B1).reshape(s_NA.shape)
 
 
-def _deviations(x_BK, mask_BK):
-  """Deviations from the row's masked mean (0 off the mask) and the row's std `[B, 1]`; both exactly 0 in flat rows."""
+def _deviations(x_BK, mask_BK, magnitude_BK):
+  """Deviations from the row's masked mean (0 off the mask) and the row's std `[B, 1]`; both exactly 0 in flat rows.
+
+  Flat: the range is within the rounding of numbers as large as `magnitude_BK`.
+  """
   low_B1 = jnp.min(x_BK, axis=-1, keepdims=True, where=mask_BK, initial=jnp.inf)
   high_B1 = jnp.max(x_BK, axis=-1, keepdims=True, where=mask_BK, initial=-jnp.inf)
-  varied_B1 = high_B1 - low_B1 > ROUNDING * jnp.maximum(jnp.abs(low_B1), jnp.abs(high_B1))
+  largest_B1 = jnp.max(jnp.abs(magnitude_BK), axis=-1, keepdims=True, where=mask_BK, initial=0)
+  varied_B1 = high_B1 - low_B1 > ROUNDING * largest_B1
   range_B1 = jnp.where(varied_B1, high_B1 - low_B1, 0)
   # Rows are mapped to [0, 1] first: the square of a long answer's probability would underflow.
   unit_BK = jnp.where(mask_BK, _divide(x_BK - low_B1, range_B1), 0)

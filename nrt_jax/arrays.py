@@ -72,10 +72,10 @@ class TrainBatch:
 
 @struct.dataclass
 class LossSums:
-  """A loss as sums: `total` is what is differentiated; each metric is (numerator, denominator), divided once at the end."""
+  """A loss as sums: `total` is differentiated; a metric is (numerator, denominator), divided once at the end."""
 
   total: jax.Array  # float32 []
-  metrics: dict  # name -> (numerator [], denominator []); or a plain [], combined by max if it ends in "_max", else by sum
+  metrics: dict  # name -> (numerator [], denominator []); or a plain [], combined by max for "..._max", else by sum
 
 
 def repeat_rows(tree, samples_per_prompt: int):

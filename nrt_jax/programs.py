@@ -200,7 +200,7 @@ def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainS
       changes, opt_state = optimizer.update(grads, opt_state, params)
       params = optax.apply_updates(params, changes)
     sums = _gather_sums(setup, sums)
-    sums["optimizer/grad_norm"] = (optax.global_norm(grads), 1.0)
+    sums["optimizer/grad_norm"] = (optax.tree.norm(grads), 1.0)
     sums["optimizer/lr"] = (jnp.float32(learning_rate(run.optimizer, run.total_steps)(done)), 1.0)
     return (params, opt_state, done + 1), sums
 

@@ -73,6 +73,19 @@ def align_suffix(marker_NM, answer_NA, rows: Rows):
   return jnp.where(rows.marker_mask_NL | rows.answer_mask_NL, moved, 0)
 
 
+def first_equal(trace_NR, trace_length_N, samples_per_prompt: int):
+  """For each row, the first row of its group that holds the same trace (itself, if it is the first): int32 `[N]`.
+
+  Tokens beyond the trace's length do not count.
+  """
+  N, R = trace_NR.shape
+  trace = jnp.where(jnp.arange(R)[None] < trace_length_N[:, None], trace_NR, -1)
+  trace_BGR = trace.reshape(N // samples_per_prompt, samples_per_prompt, R)
+  same_BGG = (trace_BGR[:, :, None] == trace_BGR[:, None]).all(-1)
+  first_row_B1 = jnp.arange(0, N, samples_per_prompt)[:, None]
+  return (jnp.argmax(same_BGG, axis=-1) + first_row_B1).reshape(N).astype(jnp.int32)
+
+
 def cut_rows(tree, pieces: int):
   """Cuts `[N, ...]` into `[pieces, N / pieces, ...]`, piece i taking every pieces-th row.
 

@@ -50,7 +50,8 @@ class VerifierFreeConfig:
     require_choice("algorithm.answer_weight", self.answer_weight, ANSWER_WEIGHTS)
     require_choice("algorithm.normalisation", self.normalisation, losses.NORMALISATIONS)
     if not 0 <= self.clip_low <= 1 <= self.clip_high:
-      raise UserError(f"algorithm.clip_low, clip_high: found {self.clip_low}, {self.clip_high}, allowed: 0 <= low <= 1 <= high")
+      found = f"{self.clip_low}, {self.clip_high}"
+      raise UserError(f"algorithm.clip_low, clip_high: found {found}, allowed: 0 <= low <= 1 <= high")
     if self.normalisation_constant <= 0:
       raise UserError(f"algorithm.normalisation_constant: found {self.normalisation_constant}, allowed: above 0")
 
@@ -73,18 +74,19 @@ def collect(tools: Tools, config: VerifierFreeConfig, states, prompts, key) -> C
   base = empty if config.base_policy == "current" else tools.score_empty_trace(states.base, prompts)
   prompts_N = repeat_rows(prompts, G)
   answer_mask_NA = jnp.arange(prompts.answer_BA.shape[1])[None] < prompts_N.answer_length_B[:, None]
-  logp_NA, base_NA, empty_NA = scores.answer_logp_NA, repeat_rows(base.answer_logp_NA, G), repeat_rows(empty.answer_logp_NA, G)
+  base_NA, empty_NA = repeat_rows(base.answer_logp_NA, G), repeat_rows(empty.answer_logp_NA, G)
+  logp_NA = settle_ties(rollouts, scores.answer_logp_NA, empty_NA, G)
 
   reward_N = rewards.aggregate(config.reward, logp_NA, answer_mask_NA, base_NA)
   base_reward_N = rewards.aggregate(config.reward, base_NA, answer_mask_NA, base_NA)
   gain_N = rewards.subtract_baseline(reward_N, base_reward_N, config.baseline)
-  advantage_N = advantages.group_advantages(gain_N, G, config.center, config.scale)
+  advantage_N = advantages.group_advantages(gain_N, G, config.center, config.scale, magnitude_N=reward_N)
   weight_NA = answer_weights(config, logp_NA, answer_mask_NA, base_NA, G)
 
   batch = build_batch(tools, config, prompts_N, rollouts, scores, advantage_N, weight_NA)
   sums = {
     "reward/mean": mean_of(reward_N),
-    "reward/std": mean_of(reward_N.reshape(-1, G).std(axis=1)),
+    "reward/std": mean_of(reward_N.reshape(-1, G).std(axis=1, ddof=min(1, G - 1))),
     "advantage/abs_mean": mean_of(jnp.abs(advantage_N)),
     **trace_metrics(rollouts),
     **answer_metrics(logp_NA, empty_NA, answer_mask_NA),
@@ -102,6 +104,17 @@ def collect(tools: Tools, config: VerifierFreeConfig, states, prompts, key) -> C
     "advantage": advantage_N,
   }
   return Collected(batch, sums, samples)
+
+
+def settle_ties(rollouts, logp_NA, empty_logp_NA, group_size: int):
+  """Answer scores of which equal traces have equal ones, and empty traces those of the empty trace, to the last bit.
+
+  They may differ by rounding, in bfloat16 by a lot, and std-scaled advantages would make a signal of it. How a trace
+  ended is no part of it: all that the answer sees is the trace, and the marker behind it.
+  """
+  trace_length_N = rollouts.length_N - rollouts.ended_N
+  first_N = rows.first_equal(rollouts.token_NR, trace_length_N, group_size)
+  return jnp.where((trace_length_N == 0)[:, None], empty_logp_NA, logp_NA[first_N])
 
 
 def build_batch(tools: Tools, config, prompts_N, rollouts, scores, advantage_N, weight_NA) -> TrainBatch:

@@ -1,0 +1,244 @@
+"""Whole runs at toy size: stages, resuming after any kind of interruption, saving and exporting."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import jax
+from nrt_jax import config, hf, policy, training, workdir
+from nrt_jax.checkpoint import Checkpoints
+from nrt_jax.errors import UserError
+from nrt_jax.metrics import MetricsWriter
+from nrt_jax.model import ModelConfig
+from nrt_jax.prompts import word_tokenizer
+from nrt_jax.tasks.running_sum import RunningSum
+
+ROOT = pathlib.Path(__file__).parent.parent
+DRIVER = """
+import json, sys
+from nrt_jax import config, training
+values = json.load(open(sys.argv[1]))
+training.train(config.stages_of(values), sys.argv[2], values)
+"""
+UNREPEATABLE = ("time/", "throughput/", "memory/")
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+  """Two stages of four steps: next-token prediction, then NRT with a frozen base. Saved every second step."""
+  model = tmp_path_factory.mktemp("model")
+  tokenizer = word_tokenizer(RunningSum().words, model)
+  sizes = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
+  hf.write_config(ModelConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes), model)
+  values = config.defaults("nrt")
+  values.update(total_steps=4, prompts_per_step=16, samples_per_prompt=2)
+  values["model"].update(path=str(model), weights="random", layer_loop="scan")
+  values["prompt"].update(max_prompt_length=11, max_answer_length=8)
+  values["data"].update(source="task:running_sum", examples=40, task_options={"trace_share": 0.5})
+  values["sampling"]["max_trace_length"] = 5
+  values["algorithm"]["base_policy"] = "frozen"
+  values["optimizer"].update(learning_rate=1e-2, eps=1e-3)
+  values["checkpoint"].update(every_steps=2, keep_last=2, keep_best="eval/heldout/accuracy")
+  values["evaluation"].update(
+    data={"source": "task:running_sum", "split": "test", "examples": 20}, batch_prompts=16, every_steps=3
+  )
+  values["logging"].update(samples_every_steps=2, samples_per_step=2, tensorboard=False)
+  values["stages"] = [
+    {"name": "pretrain", "algorithm": {"name": "sft"}, "data": {"max_trace_length": 8}},
+    {"name": "nrt", "optimizer": {"minibatches": 2}},
+  ]
+  return values
+
+
+def train(values, directory):
+  training.train(config.stages_of(values), str(directory), values)
+  return directory
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(values, tmp_path_factory):
+  return train(values, tmp_path_factory.mktemp("uninterrupted"))
+
+
+def lines(directory, name="metrics.jsonl"):
+  rows = [json.loads(line) for line in (directory / name).read_text().split("\n") if line]
+  return [{k: v for k, v in row.items() if not k.startswith(UNREPEATABLE)} for row in rows]
+
+
+def final_states(values, directory):
+  """All arrays of the newest checkpoint, by path; typed keys as their data."""
+  runs = config.stages_of(values)
+  tokenizer, form = policy.open_tokenizer(runs[-1].model, runs[-1].prompt)
+  model = policy.read_architecture(runs[-1].model, form)
+  setup = training.programs.Setup(runs[-1], model, form, None)
+  checkpoints = Checkpoints(str(directory / "checkpoints"), read_only=True)
+  states = workdir.restore(setup, checkpoints, checkpoints.latest_step())
+  states = states.replace(policy=states.policy.replace(key=jax.random.key_data(states.policy.key)))
+  flat = jax.tree_util.tree_flatten_with_path(states)[0]
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def assert_same_run(values, left, right):
+  """Bit for bit: parameters, optimizer, key, metrics and samples."""
+  a, b = final_states(values, left), final_states(values, right)
+  assert a.keys() == b.keys() and len(a) > 30
+  assert [key for key in a if not np.array_equal(a[key], b[key])] == []
+  assert lines(left) == lines(right)
+  assert lines(left, "samples.jsonl") == lines(right, "samples.jsonl")
+
+
+def test_a_run_leaves_what_its_users_look_for(uninterrupted, values):
+  names = {path.name for path in uninterrupted.iterdir()}
+  assert names == {"config.json", "metrics.jsonl", "samples.jsonl", "tokenizer", "checkpoints", "export"}
+  assert json.loads((uninterrupted / "config.json").read_text()) == json.loads(json.dumps(values))
+  steps = [row["step"] for row in lines(uninterrupted) if "loss/total" in row]
+  assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
+  evaluated = [row["step"] for row in lines(uninterrupted) if "eval/heldout/accuracy" in row]
+  assert evaluated == [0, 3, 4, 7, 8]  # at the start, every third step of each stage, and at each stage's end
+
+
+def test_samples_show_question_trace_and_probabilities(uninterrupted):
+  pretrain, *_, nrt = lines(uninterrupted, "samples.jsonl")
+  assert pretrain["question"].startswith("add ") and "c" not in pretrain
+  assert nrt["answer_tokens"][:3] == ["the", "sum", "is"] and nrt["answer_tokens"][-1] == "<eos>"
+  assert len(nrt["c"]) == len(nrt["c_empty_trace"]) == len(nrt["answer_tokens"])
+  assert all(0 < c <= 1 for c in nrt["c"] + nrt["c_empty_trace"])
+
+
+def test_the_state_goes_through_all_stages(uninterrupted, values):
+  states = final_states(values, uninterrupted)
+  assert states[".policy.step"] == 8  # all stages
+  assert states[".policy.updates"] == 8  # 4 steps of 2 minibatches in the last stage
+  # The frozen base is the policy at the stage's start: step 4's checkpoint is gone, but the first step saw no gap.
+  moved = {k: v for k, v in states.items() if k.startswith(".policy.params")}
+  base = {k.replace(".base", ".policy.params"): v for k, v in states.items() if k.startswith(".base")}
+  assert moved.keys() == base.keys() and any(not np.array_equal(moved[k], base[k]) for k in moved)
+
+
+def test_the_export_is_the_final_policy(uninterrupted, values):
+  model = hf.read_model_config(uninterrupted / "export")
+  exported = hf.load_params(uninterrupted / "export", model)
+  trained = workdir.read_policy(str(uninterrupted), model)
+  assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), exported, trained)))
+
+
+def test_the_same_command_again_changes_nothing(uninterrupted, values):
+  before = {path: path.read_bytes() for path in uninterrupted.glob("*.jsonl")}
+  train(values, uninterrupted)
+  assert before == {path: path.read_bytes() for path in uninterrupted.glob("*.jsonl")}
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 6])
+def test_sigterm_saves_and_the_same_command_resumes(values, uninterrupted, tmp_path, monkeypatch, stop_at):
+  write = MetricsWriter.write
+
+  def write_then_stop(self, step, metrics):
+    write(self, step, metrics)
+    if step == stop_at and "loss/total" in metrics:
+      signal.raise_signal(signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(MetricsWriter, "write", write_then_stop)
+    train(values, tmp_path)
+  done = Checkpoints(str(tmp_path / "checkpoints"), read_only=True).latest_step()
+  assert stop_at <= done <= stop_at + 1  # metrics are written one step late
+  assert not (tmp_path / "export").exists()
+  train(values, tmp_path)
+  # An extra evaluation stands in the stopped run's metrics, where it stopped: nothing else may differ.
+  extra = [row for row in lines(tmp_path) if row not in lines(uninterrupted)]
+  assert all(row["step"] == done and "eval/heldout/accuracy" in row for row in extra)
+  states, expected = final_states(values, tmp_path), final_states(values, uninterrupted)
+  assert [key for key in expected if not np.array_equal(states[key], expected[key])] == []
+
+
+def test_sigkill_at_any_moment_resumes_bit_for_bit(values, uninterrupted, tmp_path):
+  """A process of its own is killed three times, at other points of both stages, and then left alone."""
+  run = tmp_path / "run"
+  (tmp_path / "values.json").write_text(json.dumps(values))
+  for until in (2, 5, 7):
+    command = [sys.executable, "-c", DRIVER, str(tmp_path / "values.json"), str(run)]
+    env = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL)
+    wait_for_step(process, run, until)
+    process.kill()
+    process.wait()
+  train(values, run)
+  assert_same_run(values, run, uninterrupted)
+
+
+def wait_for_step(process, run, step):
+  """Returns as soon as the metrics of `step` are on disk."""
+  deadline = time.monotonic() + 300
+  while time.monotonic() < deadline:
+    if (run / "metrics.jsonl").exists() and f'"step": {step},' in (run / "metrics.jsonl").read_text():
+      return
+    assert process.poll() is None, "the run ended before it could be killed"
+    time.sleep(0.02)
+  raise AssertionError(f"no step {step} within the time")
+
+
+def test_another_run_can_start_from_its_policy(values, uninterrupted, tmp_path):
+  fresh = json.loads(json.dumps({**values, "from_checkpoint": str(uninterrupted), "stages": [], "total_steps": 1}))
+  fresh["optimizer"]["learning_rate"] = 0.0
+  train(fresh, tmp_path)
+  model = hf.read_model_config(uninterrupted / "export")
+  left, right = workdir.read_policy(str(tmp_path), model), workdir.read_policy(str(uninterrupted), model)
+  assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), left, right)))
+  assert any(np.abs(np.asarray(a)).max() > 0 for a in jax.tree.leaves(left))
+
+
+def test_pmap_makes_the_same_run(values, uninterrupted, tmp_path):
+  pmapped = json.loads(json.dumps(values))
+  pmapped["parallel"]["kind"] = "pmap"
+  train(pmapped, tmp_path)
+  for left, right in zip(lines(tmp_path), lines(uninterrupted), strict=True):
+    assert left.keys() == right.keys()
+    for name in ("loss/total", "reward/mean", "trace/length_mean", "answer/logp", "eval/heldout/trace_length"):
+      if name in right:
+        assert left[name] == pytest.approx(right[name], rel=1e-3, abs=1e-4), (left["step"], name)
+
+
+def broken(values, **changes):
+  values = json.loads(json.dumps(values))
+  for key, value in changes.items():
+    *parents, last = key.split("__")
+    at = values
+    for parent in parents:
+      at = at[parent]
+    at[last] = value
+  return values
+
+
+@pytest.mark.parametrize(
+  ("changes", "words"),
+  [
+    ({"parallel__fsdp": 3}, ("parallel", "fsdp=3", "8 devices")),
+    ({"prompts_per_step": 12}, ("prompts_per_step", "12", "multiple of 8")),
+    ({"parallel__micro_batches": 3}, ("parallel.micro_batches", "3", "divisor of 2")),
+    ({"sampling__wave_prompts": 4}, ("sampling.wave_prompts", "4")),
+    ({"evaluation__batch_prompts": 20}, ("evaluation.batch_prompts", "20", "8")),
+    ({"parallel__tensor": 4, "parallel__data": 2}, ("kv_heads", "2", "4", "tensor")),
+    ({"model__path": "/no/such/model"}, ("/no/such/model",)),
+    ({"from_checkpoint": "/no/such/run"}, ("/no/such/run",)),
+  ],
+)
+def test_mistakes_are_found_before_anything_is_compiled(values, tmp_path, monkeypatch, changes, words):
+  monkeypatch.setattr(training.programs, "build_train_step", lambda setup: pytest.fail("compiled"))
+  with pytest.raises(UserError) as error:
+    train(broken(values, **changes), tmp_path / "run")
+  assert all(word in str(error.value) for word in words), str(error.value)
+  assert "\n" not in str(error.value)
+
+
+def test_a_workdir_of_other_stages_is_refused(values, uninterrupted):
+  other = broken(values, stages=[{"name": "something else"}, {"name": "nrt"}])
+  other["stages"][1]["name"] = "and this"
+  with pytest.raises(UserError, match="stage 'nrt'.*something else, and this"):
+    train(other, uninterrupted)
