@@ -179,3 +179,17 @@ def spliced_row(prompt, trace, marker, answer):
   parts = {"prompt": prompt, "trace": trace, "marker": marker, "answer": answer}
   kinds = [kind for kind, tokens in parts.items() for _ in tokens]
   return [token for tokens in parts.values() for token in tokens], kinds
+
+
+def kept_tokens(logits, top_k, top_p):
+  """Which tokens top-k, then nucleus sampling among those, leave: the likeliest ones until their mass reaches top_p."""
+  order = sorted(range(len(logits)), key=lambda i: -logits[i])
+  order = order[:top_k] if top_k else order
+  weights = np.exp(np.array([float(logits[i]) for i in order]))
+  kept, mass = np.zeros(len(logits), bool), 0.0
+  for i, weight in zip(order, weights):
+    if mass >= top_p and top_p < 1:
+      break
+    kept[i] = True
+    mass += weight / weights.sum()
+  return kept
