@@ -45,7 +45,7 @@ class RunConfig:
   algorithm_name: str  # a row of ALGORITHMS
   algorithm: object  # that row's config
   stage: str = "main"
-  seed: int = 0
+  seed: int = 0  # of random weights, the order of the data and the sampled traces; 0 to 2**32 - 1
   total_steps: int = 100  # of this stage; a run of several stages is capped by the top-level value in each
   prompts_per_step: int = 32  # over all devices
   samples_per_prompt: int = 8  # G

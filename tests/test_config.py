@@ -233,11 +233,13 @@ def test_overrides_reach_into_stages_by_name_and_number():
 
 
 def test_total_steps_caps_every_stage_from_the_command_line():
-  assert [run.total_steps for run in config.stages_of(overridden("total_steps=3", values=with_stages(PRETRAIN, NRT)))] == [3, 3]
+  runs = config.stages_of(overridden("total_steps=3", values=with_stages(PRETRAIN, NRT)))
+  assert [run.total_steps for run in runs] == [3, 3]
 
 
 def test_override_holds_in_the_stages_that_leave_the_key_alone():
-  runs = config.stages_of(overridden("samples_per_prompt=16", "algorithm.reward=prob", values=with_stages(PRETRAIN, NRT)))
+  values = overridden("samples_per_prompt=16", "algorithm.reward=prob", values=with_stages(PRETRAIN, NRT))
+  runs = config.stages_of(values)
   assert [run.samples_per_prompt for run in runs] == [16, 4]
   assert runs[1].algorithm.reward == "prob"
 

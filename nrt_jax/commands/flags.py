@@ -54,7 +54,7 @@ def overview() -> str:
   """What `nrt-jax --help` prints."""
   width = max(map(len, COMMANDS))
   lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-  return "\n".join(["usage: nrt-jax COMMAND [flags]", "", *lines, "", "nrt-jax COMMAND --help tells the flags of each."])
+  return "\n".join(["usage: nrt-jax COMMAND [flags]", "", *lines, "", "nrt-jax COMMAND --help tells the rest."])
 
 
 # ---- Values --------------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def _sample(parser: Parser) -> None:
   parser.add_argument("--marker", metavar="TEXT", help="the text that closes a trace, e.g. '</think>'")
   parser.add_argument("--trace_open", metavar="TEXT", help="the text that opens a trace, e.g. '<think>'")
   parser.add_argument(
-    "--compute_dtype", default="float32", choices=("float32", "bfloat16"), help="numbers of the model's layers (float32)"
+    "--compute_dtype", default="float32", choices=("float32", "bfloat16"), help="of the model's layers (float32)"
   )
   parser.add_argument("--tensor", type=at_least(int, 1), default=1, metavar="N", help="devices sharing the model (1)")
   parser.add_argument("--batch", type=at_least(int, 1), default=32, metavar="N", help="prompts at a time (32)")
@@ -135,7 +135,7 @@ def _sample(parser: Parser) -> None:
 
 
 def _export(parser: Parser) -> None:
-  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or its checkpoints directory")
+  parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or checkpoints in it")
   parser.add_argument("--output", required=True, metavar="DIR", help="new directory; an earlier export is replaced")
   parser.add_argument("--step", type=_step, metavar="N|best", help="which checkpoint (the newest)")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (float32)")
@@ -152,7 +152,7 @@ resumed run need not compile again), and export/ at the end. The same command ag
 Any key of the config can be overridden: numbers, true, false, null and [lists] are read as such, anything else as
 text. In a run of several stages a key counts where the stage doesn't set it for itself; --config.stages.NAME.KEY
 (or .0., .1.) reaches into one stage, and --config.total_steps=N caps them all.
-nrt_jax/config.py and the dataclasses that it names say what each key means, and what is allowed.""",
+docs/configuration.md lists every key, what it means and what is allowed.""",
     example="""\
   nrt-jax train --config experiments/my_run.py --workdir runs/my_run --config.total_steps=3 --config.parallel.fsdp=4""",
     add_flags=_train,
