@@ -61,12 +61,15 @@ class TrainBatch:
   token_NL: jax.Array  # int32
   position_NL: jax.Array  # int32, -1 on pads
   trace_coef_NL: jax.Array  # float32, A_k times the normaliser on trace tokens
+  trace_weight_NL: jax.Array  # float32, the normaliser alone on trace tokens, for KL and entropy
   behaviour_logp_NL: jax.Array  # float32, log-probability under the policy that sampled the trace
+  reference_logp_NL: jax.Array  # float32, log-probability under the reference, where the loss has a KL term
   answer_coef_NL: jax.Array  # float32, s_i times the normaliser on answer tokens
   format_coef_NL: jax.Array  # float32, weight times the normaliser on marker tokens the model did not emit
   trace_mask_NL: jax.Array  # bool, tokens of the trace loss, for metrics
   sampled_mask_NL: jax.Array  # bool, tokens that were drawn at the sampling temperature, and are scored at it
   answer_mask_NL: jax.Array  # bool, for metrics
+  format_mask_NL: jax.Array  # bool, marker tokens that the model did not emit
   first: int = struct.field(pytree_node=False)  # no coefficient is non-zero before this column: the head starts here
 
 

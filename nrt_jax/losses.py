@@ -42,6 +42,26 @@ def cispo(logp_NL, behaviour_logp_NL, coef_NL, clip_low, clip_high):
   return -coef_NL * weight_NL * _float(logp_NL)
 
 
+def truncated_importance(logp_NL, behaviour_logp_NL, coef_NL, clip_low, clip_high):
+  """L_t = -A_t sg[min(ρ_t, high)] log π_θ(z_t): importance weights with a cap and no mask (IMPALA's ρ̄, 1802.01561)."""
+  del clip_low
+  ratio_NL = jax.lax.stop_gradient(_ratio(logp_NL, behaviour_logp_NL))
+  return -coef_NL * jnp.minimum(ratio_NL, clip_high) * _float(logp_NL)
+
+
+def sequence_clip(logp_NL, behaviour_logp_NL, coef_NL, clip_low, clip_high):
+  """PPO's clip of the sequence ratio ρ = exp(mean_t log-ratio), spread over its tokens (GSPO, 2507.18071, eq. 5 to 7).
+
+  The row's tokens are those with a coefficient; each carries its share, so that the row's sum is the sequence's loss.
+  """
+  token_NL = coef_NL != 0
+  count_N1 = jnp.maximum(token_NL.sum(axis=-1, keepdims=True), 1)
+  log_ratio_NL = jnp.where(token_NL, _float(logp_NL) - behaviour_logp_NL, 0)
+  mean_N1 = jnp.clip(log_ratio_NL.sum(axis=-1, keepdims=True) / count_N1, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+  ratio_NL = jnp.broadcast_to(jnp.exp(mean_N1), coef_NL.shape)
+  return -jnp.minimum(ratio_NL * coef_NL, jnp.clip(ratio_NL, clip_low, clip_high) * coef_NL)
+
+
 def supervised(logp_NL, coef_NL):
   """L_i = -s_i log π_θ(y*_i): the answer term with weights s, or cross-entropy where s is 1."""
   return -coef_NL * _float(logp_NL)
@@ -49,6 +69,8 @@ def supervised(logp_NL, coef_NL):
 
 # name -> fn(logp_NL, behaviour_logp_NL, coef_NL, clip_low, clip_high), the choices for the trace tokens.
 TRACE_LOSSES = {
+  "truncated_importance": truncated_importance,
+  "sequence_clip": sequence_clip,
   "reinforce": lambda logp_NL, behaviour_logp_NL, coef_NL, clip_low, clip_high: reinforce(logp_NL, coef_NL),
   "ppo_clip": ppo_clip,
   "cispo": cispo,

@@ -112,11 +112,22 @@ def score_empty_trace(setup: Setup, params, prompts: Prompts):
   return _score_empty(setup, weights, prompts, *sampler.prefill(weights, setup.model, prompts))
 
 
-def log_probs(setup: Setup, params, batch):
+def log_probs(setup: Setup, params, batch, entropy_gradient: bool = False):
   """Log-probability and entropy of each token of a TrainBatch: sampled tokens at the sampling temperature."""
   temperature = setup.run.sampling.temperature
   scale_NL = None if temperature == 1 else jnp.where(batch.sampled_mask_NL, 1 / temperature, 1.0)
-  return scoring.row_log_probs(params, setup.model, batch.token_NL, batch.position_NL, batch.first, scale_NL)
+  return scoring.row_log_probs(
+    params, setup.model, batch.token_NL, batch.position_NL, batch.first, scale_NL, entropy_gradient
+  )
+
+
+def score_batch(setup: Setup, params, batch):
+  """Log-probability of each token under other parameters, as many rows at a time as a micro-batch has: `[N, L]`."""
+  pieces = setup.run.optimizer.minibatches * setup.run.parallel.micro_batches
+  with jax.named_scope("score_batch"):
+    if pieces == 1:
+      return log_probs(setup, params, batch)[0]
+    return rows.join_rows(jax.lax.map(lambda piece: log_probs(setup, params, piece)[0], rows.cut_rows(batch, pieces)))
 
 
 def make_tools(setup: Setup) -> Tools:
@@ -130,6 +141,7 @@ def make_tools(setup: Setup) -> Tools:
     rollout=functools.partial(rollout, setup),
     score_empty_trace=functools.partial(score_empty_trace, setup),
     log_probs=functools.partial(log_probs, setup),
+    score_batch=functools.partial(score_batch, setup),
     all_sum=(lambda x: jax.lax.psum(x, axis)) if axis else lambda x: x,
   )
 
@@ -222,14 +234,28 @@ def train_step(setup: Setup, states: States, prompts: Prompts):
   tools = make_tools(setup)
   key = jax.random.fold_in(states.policy.key, states.policy.step)
   with jax.named_scope("collect"):
-    batch, sums, samples = setup.algorithm.collect(tools, setup.run.algorithm, states, prompts, key)
+    batch, sums, samples, memory = setup.algorithm.collect(tools, setup.run.algorithm, states, prompts, key)
   with jax.named_scope("update"):
     policy, update_sums = update(setup, tools, states.policy, batch)
   sums = {**sums, "tokens/trained": jnp.sum(batch.position_NL >= 0)}
   metrics = _divide({**_gather_sums(setup, sums), **update_sums})
   keep = setup.run.logging.samples_per_step * setup.samples_per_prompt
   samples = jax.tree.map(lambda a: a[: keep : setup.samples_per_prompt], samples)
-  return states.replace(policy=policy), metrics, samples
+  reference = follow(setup, states.reference, policy.params)
+  return States(policy, reference, memory), metrics, samples
+
+
+def follow(setup: Setup, reference, params):
+  """The reference after a step: as it was, or a moving average that follows the policy."""
+  if reference_kind(setup) != "moving_average":
+    return reference
+  decay = setup.run.algorithm.reference_decay
+  return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, reference, params)
+
+
+def reference_kind(setup: Setup) -> str:
+  """none | frozen | moving_average."""
+  return getattr(setup.run.algorithm, "reference", "none")
 
 
 # ------------------------------------------------------------------------------------------------------------ states
@@ -239,8 +265,8 @@ def init_states(setup: Setup, params, key, step=0) -> States:
   """The states at the start of a stage: a fresh optimizer; parameters, key and step number go on from the last one."""
   optimizer = make_optimizer(setup.run.optimizer, setup.run.total_steps)
   policy = TrainState(jnp.int32(step), jnp.int32(0), params, optimizer.init(params), key)
-  needs_base = setup.algorithm.needs_base(setup.run.algorithm)
-  return States(policy, base=jax.tree.map(jnp.copy, params) if needs_base else None)
+  reference = None if reference_kind(setup) == "none" else jax.tree.map(jnp.copy, params)
+  return States(policy, reference, setup.algorithm.memory(setup.run.algorithm))
 
 
 def abstract_states(setup: Setup) -> States:
@@ -263,7 +289,8 @@ def state_shardings(setup: Setup):
     transform_non_params=lambda _: everywhere,
   )
   policy = TrainState(everywhere, everywhere, params, opt_state, everywhere)
-  return States(policy, base=None if states.base is None else params)
+  memory = jax.tree.map(lambda _: everywhere, states.memory)
+  return States(policy, None if states.reference is None else params, memory)
 
 
 # ---------------------------------------------------------------------------------------------------------- programs

@@ -8,11 +8,14 @@ from nrt_jax.model import ModelConfig, forward, logits
 from nrt_jax.sharding import batch_ways
 
 
-def token_log_probs(params, config: ModelConfig, hidden_NTD, target_NT, inverse_temperature_NT=None):
+def token_log_probs(
+  params, config: ModelConfig, hidden_NTD, target_NT, inverse_temperature_NT=None, entropy_gradient=False
+):
   """log softmax(logits / temperature)[target] and the entropy of that distribution, both float32 `[N, T]`.
 
   The head runs over chunks of columns, in the backward pass too (each chunk's logits are computed again), so an
-  array `[N, T, V]` never exists. Rows are not chunked: they are what is spread over devices.
+  array `[N, T, V]` never exists. Rows are not chunked: they are what is spread over devices. The entropy has a gradient
+  only where it is asked for.
   """
   N, T, _ = hidden_NTD.shape
   width = min(T, max(1, config.head_chunk * batch_ways() // N))
@@ -30,8 +33,9 @@ def token_log_probs(params, config: ModelConfig, hidden_NTD, target_NT, inverse_
       scaled = logits(params, config, hidden) * scale[..., None]
       total = jax.nn.logsumexp(scaled, axis=-1)
       logp = jnp.take_along_axis(scaled, target[..., None], -1)[..., 0] - total
-      mean = jnp.sum(jax.nn.softmax(jax.lax.stop_gradient(scaled)) * jax.lax.stop_gradient(scaled), -1)
-      return logp, jax.lax.stop_gradient(total) - mean
+      known = scaled if entropy_gradient else jax.lax.stop_gradient(scaled)
+      entropy = jax.nn.logsumexp(known, axis=-1) - jnp.sum(jax.nn.softmax(known) * known, -1)
+      return logp, entropy
 
   if chunks == 1:
     return chunk((hidden_NTD, target_NT, scale_NT))
@@ -39,14 +43,17 @@ def token_log_probs(params, config: ModelConfig, hidden_NTD, target_NT, inverse_
   return tuple(x.swapaxes(0, 1).reshape(N, chunks * width)[:, :T] for x in (logp, entropy))
 
 
-def row_log_probs(params, config: ModelConfig, token_NL, position_NL, first: int, inverse_temperature_NL=None):
+def row_log_probs(
+  params, config: ModelConfig, token_NL, position_NL, first: int, inverse_temperature_NL=None, entropy_gradient=False
+):
   """Log-probability of each token given those before it, and the entropy there; 0 before column `first` and on pads.
 
   Returns: logp_NL, entropy_NL, float32. `first` is static and at least 1.
   """
   hidden_NLD, _ = forward(params, config, token_NL, position_NL)
   scale = None if inverse_temperature_NL is None else inverse_temperature_NL[:, first:]
-  logp, entropy = token_log_probs(params, config, hidden_NLD[:, first - 1 : -1], token_NL[:, first:], scale)
+  hidden, target = hidden_NLD[:, first - 1 : -1], token_NL[:, first:]
+  logp, entropy = token_log_probs(params, config, hidden, target, scale, entropy_gradient)
   valid = position_NL[:, first:] >= 0
   return tuple(jnp.pad(jnp.where(valid, x, 0.0), ((0, 0), (first, 0))) for x in (logp, entropy))
 

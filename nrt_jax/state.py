@@ -17,7 +17,8 @@ class TrainState:
 
 @struct.dataclass
 class States:
-  """Every state that an algorithm may read: the policy that is trained, and frozen parameters to compare it with."""
+  """Every state that an algorithm may read: the policy that is trained, and what it is compared with."""
 
   policy: TrainState
-  base: dict | None = None  # parameters at the start of the stage, where the algorithm asks for a frozen base
+  reference: dict | None = None  # parameters to compare with: the stage's start, or a moving average of the policy
+  memory: dict = struct.field(default_factory=dict)  # numbers that a method carries from step to step

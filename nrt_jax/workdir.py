@@ -43,7 +43,7 @@ def save_tokenizer(tokenizer, workdir: str) -> None:
 
 
 def keep_compiled(workdir: str) -> None:
-  """Has JAX keep its compiled programs in the workdir, so that a resumed run starts at once; not if it keeps any yet."""
+  """Has JAX keep its compiled programs in the workdir, so that a resumed run starts at once; not if it has a place."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.join(workdir, "compiled")))
     compilation_cache.reset_cache()  # whether there is one was decided at the first, small compilation

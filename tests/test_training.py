@@ -32,7 +32,7 @@ UNREPEATABLE = ("time/", "throughput/", "memory/")
 
 @pytest.fixture(scope="module")
 def values(tmp_path_factory):
-  """Two stages of four steps: next-token prediction, then NRT with a frozen base. Saved every second step."""
+  """Two stages of four steps: next-token prediction, then NRT with a frozen reference. Saved every second step."""
   model = tmp_path_factory.mktemp("model")
   tokenizer = word_tokenizer(RunningSum().words, model)
   sizes = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
@@ -43,7 +43,7 @@ def values(tmp_path_factory):
   values["prompt"].update(max_prompt_length=11, max_answer_length=8)
   values["data"].update(source="task:running_sum", examples=40, task_options={"trace_share": 0.5})
   values["sampling"]["max_trace_length"] = 5
-  values["algorithm"]["base_policy"] = "frozen"
+  values["algorithm"].update(base_policy="reference", reference="frozen")
   values["optimizer"].update(learning_rate=1e-2, eps=1e-3)
   values["checkpoint"].update(every_steps=2, keep_last=2, keep_best="eval/heldout/accuracy")
   values["evaluation"].update(
@@ -116,9 +116,9 @@ def test_the_state_goes_through_all_stages(uninterrupted, values):
   states = final_states(values, uninterrupted)
   assert states[".policy.step"] == 8  # all stages
   assert states[".policy.updates"] == 8  # 4 steps of 2 minibatches in the last stage
-  # The frozen base is the policy at the stage's start: step 4's checkpoint is gone, but the first step saw no gap.
+  # The frozen reference is the policy at the stage's start: step 4's checkpoint is gone, but the first step saw no gap.
   moved = {k: v for k, v in states.items() if k.startswith(".policy.params")}
-  base = {k.replace(".base", ".policy.params"): v for k, v in states.items() if k.startswith(".base")}
+  base = {k.replace(".reference", ".policy.params"): v for k, v in states.items() if k.startswith(".reference")}
   assert moved.keys() == base.keys() and any(not np.array_equal(moved[k], base[k]) for k in moved)
 
 

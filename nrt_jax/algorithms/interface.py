@@ -20,8 +20,11 @@ class Tools(NamedTuple):
   rollout: Callable
   # (params, prompts) -> AnswerScores after an empty trace [B]
   score_empty_trace: Callable
-  # (params, batch) -> (log-probability, entropy) of each token, [N, L]; sampled tokens at the sampling temperature
+  # (params, batch, entropy_gradient=False) -> (log-probability, entropy) of each token, [N, L]; sampled tokens at the
+  # sampling temperature
   log_probs: Callable
+  # (params, batch) -> log-probability of each token [N, L], no gradient, a micro-batch at a time: for other parameters
+  score_batch: Callable
   # sum over the devices that share the batch: identity in one program over a mesh, psum under pmap
   all_sum: Callable
 
@@ -32,6 +35,7 @@ class Collected(NamedTuple):
   batch: object  # arrays.TrainBatch
   sums: dict  # metric name -> (numerator, denominator), or a plain number combined by max if it ends in "_max"
   samples: dict  # name -> array [N, ...]: what samples.jsonl shows of each row
+  memory: dict = {}  # the new `states.memory`
 
 
 class Algorithm(NamedTuple):
@@ -40,5 +44,5 @@ class Algorithm(NamedTuple):
   config: type  # frozen dataclass of the keys under `algorithm`
   collect: Callable  # (tools, config, states, prompts, key) -> Collected
   loss: Callable  # (tools, config, params, batch) -> LossSums
-  needs_base: Callable  # config -> bool: does it read `states.base`?
   samples_traces: bool  # False for supervised methods: one row per prompt, no sampling
+  memory: Callable = lambda config: {}  # config -> name -> array []: what a method remembers from step to step

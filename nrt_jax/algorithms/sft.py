@@ -52,12 +52,15 @@ def collect(tools: Tools, config: SftConfig, states, prompts, key) -> Collected:
     token_NL=spliced.token_NL,
     position_NL=spliced.position_NL,
     trace_coef_NL=zeros_NL,
+    trace_weight_NL=zeros_NL,
     behaviour_logp_NL=zeros_NL,
+    reference_logp_NL=zeros_NL,
     answer_coef_NL=learnt_NL * weight_N1,
     format_coef_NL=zeros_NL,
     trace_mask_NL=spliced.trace_mask_NL,
     sampled_mask_NL=jnp.zeros(learnt_NL.shape, bool),
     answer_mask_NL=spliced.answer_mask_NL,
+    format_mask_NL=jnp.zeros(learnt_NL.shape, bool),
     first=1 if config.train_prompt else spliced.first,
   )
   samples = {
@@ -82,6 +85,4 @@ def loss(tools: Tools, config: SftConfig, params, batch: TrainBatch) -> LossSums
   return LossSums(total, metrics)
 
 
-ALGORITHM = Algorithm(
-  config=SftConfig, collect=collect, loss=loss, needs_base=lambda config: False, samples_traces=False
-)
+ALGORITHM = Algorithm(config=SftConfig, collect=collect, loss=loss, samples_traces=False)

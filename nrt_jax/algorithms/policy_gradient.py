@@ -1,0 +1,184 @@
+"""What every method that samples traces shares: advantages, trust region, reference model, shaping, and the loss.
+
+    L = Σ trace loss(A, ρ)  +  kl_coef Σ k(π, π_ref)  -  entropy_coef Σ H  +  Σ s_i (-log π(y*_i))  +  format term
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from nrt_jax import advantages, losses
+from nrt_jax.algorithms.interface import Tools
+from nrt_jax.arrays import LossSums, TrainBatch
+from nrt_jax.errors import UserError, require_choice
+
+REFERENCES = ("none", "frozen", "moving_average")
+KL_PLACES = ("loss", "reward")
+
+
+@dataclass(frozen=True)
+class PolicyGradientConfig:
+  """Settings of all methods that sample traces."""
+
+  center: str = "mean"  # advantage: less the group's mean | leave_one_out | none
+  scale: str = "std"  # by the group's unbiased std (a group without variance gets 0) | none
+  advantage_clip: float = 0.0  # advantages are limited to ±this; 0 = off
+  trace_loss: str = "cispo"  # reinforce | truncated_importance | ppo_clip | cispo | sequence_clip (GSPO)
+  clip_low: float = 0.8  # smallest ratio of the trust region, absolute
+  clip_high: float = 1.28  # largest; the cap of truncated_importance
+  trace_coef: float = 1.0
+  entropy_coef: float = 0.0  # bonus on the entropy of the policy at the trace's tokens
+  reference: str = "none"  # none | frozen (the stage's start) | moving_average of the policy
+  reference_decay: float = 0.999  # of the moving average, per step
+  kl_coef: float = 0.0  # against the reference, on the trace's tokens
+  kl_estimator: str = "k3"  # k1 | k2 | k3
+  kl_place: str = "loss"  # loss: differentiated | reward: summed over the trace and subtracted (always k1)
+  long_penalty: float = 0.0  # subtracted at the length limit, rising linearly over the last long_buffer tokens (DAPO)
+  long_buffer: int = 0  # tokens
+  short_penalty: float = 0.0  # times the tokens by which a trace is shorter than short_target (2602.03979)
+  short_target: int = 0  # tokens
+  mask_unended: bool = False  # True: a trace that hit the length limit gets no gradient (DAPO's overlong filtering)
+  filter_flat_groups: bool = False  # True: groups without variance do not count in the normalisation (DAPO; token, sequence)
+  normalisation: str = "constant"  # token | sequence | constant; only constant keeps the equation's weights
+  normalisation_constant: float = 1.0  # tokens; the released NRT code divides by the padded response width
+
+  def __post_init__(self):
+    require_choice("algorithm.center", self.center, advantages.CENTERS)
+    require_choice("algorithm.scale", self.scale, advantages.SCALES)
+    require_choice("algorithm.trace_loss", self.trace_loss, losses.TRACE_LOSSES)
+    require_choice("algorithm.reference", self.reference, REFERENCES)
+    require_choice("algorithm.kl_estimator", self.kl_estimator, losses.KL_ESTIMATORS)
+    require_choice("algorithm.kl_place", self.kl_place, KL_PLACES)
+    require_choice("algorithm.normalisation", self.normalisation, losses.NORMALISATIONS)
+    if not 0 <= self.clip_low <= 1 <= self.clip_high:
+      found = f"{self.clip_low}, {self.clip_high}"
+      raise UserError(f"algorithm.clip_low, clip_high: found {found}, allowed: 0 <= low <= 1 <= high")
+    if self.normalisation_constant <= 0:
+      raise UserError(f"algorithm.normalisation_constant: found {self.normalisation_constant}, allowed: above 0")
+    if not 0 <= self.reference_decay <= 1:
+      raise UserError(f"algorithm.reference_decay: found {self.reference_decay}, allowed: 0 to 1")
+    for key in ("advantage_clip", "kl_coef", "long_penalty", "long_buffer", "short_penalty", "short_target"):
+      if getattr(self, key) < 0:
+        raise UserError(f"algorithm.{key}: found {getattr(self, key)}, allowed: 0 (off) or more")
+    if self.kl_coef and self.reference == "none":
+      raise UserError("algorithm.kl_coef: above 0 with reference 'none', allowed: reference frozen or moving_average")
+
+
+def shape_by_length(config: PolicyGradientConfig, reward_N, rollouts, limit: int):
+  """Rewards less the penalties on long traces (DAPO, 2503.14476, eq. 13) and on short ones (2602.03979)."""
+  length_N = rollouts.length_N
+  if config.long_penalty and config.long_buffer:
+    over_N = jnp.clip((length_N - (limit - config.long_buffer)) / config.long_buffer, 0, 1)
+    reward_N = reward_N - config.long_penalty * over_N
+  if config.short_penalty:
+    reward_N = reward_N + config.short_penalty * jnp.minimum(length_N - config.short_target, 0)
+  return reward_N
+
+
+def with_reference(tools: Tools, config: PolicyGradientConfig, reference, batch: TrainBatch, reward_N):
+  """The batch with the reference's log-probabilities, and the rewards less the KL estimate where that is its place."""
+  if not config.kl_coef:
+    return batch, reward_N
+  ref_NL = tools.score_batch(reference, batch)
+  if config.kl_place == "loss":
+    return batch.replace(reference_logp_NL=ref_NL), reward_N
+  kl_N = jnp.sum(jnp.where(batch.trace_mask_NL, losses.kl_k1(batch.behaviour_logp_NL, ref_NL), 0), axis=1)
+  return batch, reward_N - config.kl_coef * kl_N
+
+
+def group_advantages(tools: Tools, config: PolicyGradientConfig, reward_N, rollouts, magnitude_N=None):
+  """Advantages `[N]`, and bool `[N]`: the rows that count (see mask_unended and filter_flat_groups)."""
+  G = tools.samples_per_prompt
+  counts_N = rollouts.ended_N if config.mask_unended else jnp.ones(reward_N.shape, bool)
+  advantage_N = advantages.group_advantages(reward_N, G, config.center, config.scale, counts_N, magnitude_N)
+  if config.advantage_clip:
+    advantage_N = advantages.clip_advantages(advantage_N, -config.advantage_clip, config.advantage_clip)
+  if config.filter_flat_groups:
+    varies_BG = jnp.broadcast_to((advantage_N.reshape(-1, G) != 0).any(axis=1, keepdims=True), (counts_N.size // G, G))
+    counts_N &= varies_BG.reshape(-1)
+  return advantage_N, counts_N
+
+
+def weigh(tools: Tools, config: PolicyGradientConfig, mask_NL, how: str | None = None):
+  """The mask times its normaliser: what a coefficient of 1 on these tokens weighs."""
+  how = how or config.normalisation
+  constant = config.normalisation_constant if config.normalisation == "constant" else 1.0
+  G = tools.samples_per_prompt
+  return mask_NL * losses.normaliser(mask_NL, how, tools.minibatches, G, constant, tools.all_sum)
+
+
+def trace_terms(tools: Tools, config: PolicyGradientConfig, advantage_N, mask_NL) -> dict:
+  """The coefficients of the trace's tokens as fields of TrainBatch: advantage, KL and entropy, each normalised."""
+  weight_NL = weigh(tools, config, mask_NL)
+  return {
+    "trace_coef_NL": config.trace_coef * advantage_N[:, None] * weight_NL,
+    "trace_weight_NL": weight_NL,
+    "trace_mask_NL": mask_NL,
+  }
+
+
+def loss(tools: Tools, config: PolicyGradientConfig, params, batch: TrainBatch) -> LossSums:
+  """All terms as sums. Trace: the trust region's loss, KL and entropy; answer and format: weighted cross-entropy."""
+  logp_NL, entropy_NL = tools.log_probs(params, batch, entropy_gradient=config.entropy_coef != 0)
+  clip = (config.clip_low, config.clip_high)
+  trace_loss = losses.TRACE_LOSSES[config.trace_loss]
+  terms = {
+    "loss/trace": trace_loss(logp_NL, batch.behaviour_logp_NL, batch.trace_coef_NL, *clip).sum(),
+    "loss/answer": losses.supervised(logp_NL, batch.answer_coef_NL).sum(),
+    "loss/format": losses.supervised(logp_NL, batch.format_coef_NL).sum(),
+  }
+  mask_NL, metrics = batch.trace_mask_NL, {}
+  if config.kl_coef and config.kl_place == "loss":
+    kl_NL = losses.KL_ESTIMATORS[config.kl_estimator](logp_NL, batch.reference_logp_NL)
+    terms["loss/kl"] = config.kl_coef * jnp.sum(jnp.where(mask_NL, kl_NL * batch.trace_weight_NL, 0))
+    metrics["policy/kl_reference"] = (jnp.sum(jnp.where(mask_NL, jax.lax.stop_gradient(kl_NL), 0)), jnp.sum(mask_NL))
+  if config.entropy_coef:
+    terms["loss/entropy"] = -config.entropy_coef * jnp.sum(entropy_NL * batch.trace_weight_NL)
+  metrics |= {
+    **terms,
+    "loss/total": sum(terms.values()),
+    "policy/entropy": (jnp.sum(jnp.where(mask_NL, entropy_NL, 0)), jnp.sum(mask_NL)),
+    **losses.ratio_stats(logp_NL, batch.behaviour_logp_NL, mask_NL, batch.trace_coef_NL, *clip),
+  }
+  return LossSums(metrics["loss/total"], metrics)
+
+
+# ----------------------------------------------------------------------------------------------------------- metrics
+
+
+def mean_of(x):
+  """A metric's (numerator, denominator) for the mean of x."""
+  return jnp.sum(x), jnp.float32(x.size)
+
+
+def reward_metrics(reward_N, advantage_N, group_size: int) -> dict:
+  """Mean reward, mean std within a group, mean size of an advantage."""
+  std_B = reward_N.reshape(-1, group_size).std(axis=1, ddof=min(1, group_size - 1))
+  return {
+    "reward/mean": mean_of(reward_N),
+    "reward/std": mean_of(std_B),
+    "advantage/abs_mean": mean_of(jnp.abs(advantage_N)),
+  }
+
+
+def trace_metrics(rollouts) -> dict:
+  """Length without the stop token, how traces ended, and how many tokens were generated in all."""
+  length_N = rollouts.length_N - rollouts.ended_N
+  return {
+    "tokens/generated": jnp.sum(rollouts.length_N),
+    "trace/length_mean": mean_of(length_N),
+    "trace/length_max": jnp.max(length_N).astype(jnp.float32),
+    "trace/ended_fraction": mean_of(rollouts.ended_N),
+    "trace/marker_fraction": mean_of(rollouts.marker_N),
+  }
+
+
+def answer_metrics(logp_NA, empty_logp_NA, mask_NA) -> dict:
+  """Mean log-probability of an answer token after the trace, after an empty trace, and the difference."""
+  tokens = jnp.sum(mask_NA)
+  return {
+    "answer/logp": (jnp.sum(logp_NA * mask_NA), tokens),
+    "answer/logp_empty_trace": (jnp.sum(empty_logp_NA * mask_NA), tokens),
+    "answer/logp_gain": (jnp.sum((logp_NA - empty_logp_NA) * mask_NA), tokens),
+  }
