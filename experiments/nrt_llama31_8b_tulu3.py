@@ -10,8 +10,8 @@
              for SFT on the same data (papernotes.org's table; the paper's was not seen).
 
 Where values come from:
-  [CODE]  github.com/sharkwyf/native-reasoning-models at ad3a7e9c: nrt_trainer.yaml, run_example_log_prob.sh, recipe/nrt.
-          Its README warns that details may differ from the paper's own runs.
+  [CODE]  github.com/sharkwyf/native-reasoning-models at ad3a7e9c: nrt_trainer.yaml, run_example_log_prob.sh and
+          recipe/nrt, as our notes have them. Its README warns that details may differ from the paper's own runs.
   [PN]    papernotes.org's notes on the paper: secondary.
   [ours]  a choice of this file. "unknown" marks what neither says.
 The paper's own form of the method is in nrt_paper_llama31_8b_tulu3.py.
@@ -97,5 +97,5 @@ def get_config():
   parallel.micro_batches = 32  # one row of 8,192 tokens per device group at a time
 
   config.checkpoint.every_steps = 90  # [ours]
-  config.evaluation.data = None  # [ours] answers are free text: log p and trace length in metrics.jsonl are what to watch
+  config.evaluation.data = None  # [ours] answers are free text: watch log p and trace length in metrics.jsonl
   return config
