@@ -104,6 +104,12 @@ def rows_sharding(mesh) -> NamedSharding:
   return NamedSharding(mesh, spec_for(("batch",)))
 
 
+def place_rows(mesh, tree):
+  """Batch arrays that every host holds whole, as global arrays cut by rows."""
+  by_rows = rows_sharding(mesh)
+  return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, by_rows, lambda index: a[index]), tree)
+
+
 def data_parallel_ways(mesh) -> int:
   """In how many pieces the rows of a batch are cut."""
   return mesh.shape["data"] * mesh.shape["fsdp"]

@@ -272,7 +272,10 @@ class Loop:
       return None
     traces = max(run.sampling.max_trace_length, run.data.max_trace_length)
     sampling = run.evaluation.sampling(traces, len(form.marker_ids), run.prompt.max_answer_length)
-    return programs.build_generate(stage.setup, sampling)
+    generate, mesh = programs.build_generate(stage.setup, sampling), stage.setup.mesh
+    if mesh is None:
+      return generate
+    return lambda params, rows, key: generate(params, sharding.place_rows(mesh, rows), key)
 
   def _evaluate(self, generate, states: States, stage: Stage, number: int) -> dict:
     """Runs the evaluation, if there is one, and writes its metrics as a line of their own."""
