@@ -1,0 +1,147 @@
+"""The docs say what the code does: links resolve, every module has its line, and the examples run and print what they
+show.
+
+A ```python block of a page runs after those before it, in one module. A ```text block right behind one is what it
+prints, numbers up to rounding.
+"""
+
+import contextlib
+import importlib.util
+import io
+import json
+import pathlib
+import re
+import sys
+import types
+
+import pytest
+
+from nrt_jax import algorithms, config, rewards
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
+
+
+def run_blocks(text: str, name: str) -> types.ModuleType:
+  """Runs the python blocks of a page in one module and compares what each prints with the text block behind it."""
+  module = types.ModuleType(name)
+  sys.modules[name] = module  # where dataclasses look up their annotations
+  try:
+    for code, shown in re.findall(r"```python\n(.*?)```\n(?:\n```text\n(.*?)```)?", text, re.DOTALL):
+      printed = io.StringIO()
+      with contextlib.redirect_stdout(printed):
+        exec(compile(code, name, "exec"), module.__dict__)
+      require_alike(printed.getvalue(), shown)
+  finally:
+    del sys.modules[name]
+  return module
+
+
+def require_alike(printed: str, shown: str) -> None:
+  """Equal but for white space and the last of four decimals, which differs between CPUs."""
+  assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", shown).split(), f"printed:\n{printed}"
+  found, expected = ([float(n) for n in NUMBER.findall(text)] for text in (printed, shown))
+  assert found == pytest.approx(expected, abs=1.5e-4, rel=0), f"printed:\n{printed}"
+
+
+@pytest.fixture
+def tables():
+  """The tables that add_a_method.md adds rows to, as they were afterwards."""
+  saved = [(table, dict(table)) for table in (algorithms.ALGORITHMS, rewards.AGGREGATIONS)]
+  yield
+  for table, rows in saved:
+    table.clear()
+    table.update(rows)
+
+
+@pytest.fixture(scope="module")
+def one_step():
+  return run_blocks((DOCS / "one_step.md").read_text(), "docs_one_step")
+
+
+def anchor(heading: str) -> str:
+  """As GitHub makes it."""
+  return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_resolve(page):
+  text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+  for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    if re.match(r"[a-z]+:", target):
+      continue  # the network is not asked
+    path, _, fragment = target.partition("#")
+    linked = (page.parent / path).resolve() if path else page
+    assert linked.exists(), f"{page.name}: {target}"
+    assert linked.is_relative_to(ROOT), f"{page.name}: {target} leaves the repository"
+    if fragment:
+      headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE)
+      assert fragment in map(anchor, headings), f"{page.name}: {target}"
+
+
+def test_pages_exist():
+  names = {page.name for page in PAGES}
+  assert {"index.md", "one_step.md", "add_a_method.md", "equations.md", "decisions.md", "configuration.md"} <= names
+
+
+def test_pages_name_no_machine():
+  for page in PAGES:
+    for place in ("/work/", "/home/", "/root/", "/tmp/", "/opt/"):
+      assert place not in page.read_text(), f"{page}: {place}"
+
+
+def test_rooms_are_those_of_the_tree():
+  rooms = re.search(r"```text\nnrt_jax/\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL).group(1)
+  drawn, folder = set(), ""
+  for line in rooms.splitlines():
+    indent, names = re.match(r"( *)((?:[\w/]+(?:\.py)?,? ?)*)", line).groups()
+    folder = folder if len(indent) > 2 else ""
+    for name in re.findall(r"\w+/|\w+\.py", names.split("  ")[0]):
+      if name.endswith("/"):
+        folder = name
+      else:
+        drawn.add(folder + name)
+  package = ROOT / "nrt_jax"
+  assert drawn == {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name != "__init__.py"}
+
+
+def test_configuration_is_up_to_date():
+  spec = importlib.util.spec_from_file_location("make_configuration", DOCS / "make_configuration.py")
+  maker = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(maker)
+  again = "run: python docs/make_configuration.py"
+  assert maker.page() == (DOCS / "configuration.md").read_text(encoding="utf-8"), again
+
+
+def test_one_step_prints_what_it_shows(one_step):
+  assert one_step.policy.step == 1
+
+
+def test_every_metric_of_a_step_is_explained(one_step):
+  named = (DOCS / "index.md").read_text()
+  for name in [*one_step.sums, *one_step.collected.sums]:
+    assert f"`{name}`" in named or name.startswith("tokens/"), f"docs/index.md says nothing of {name}"
+
+
+def test_add_a_method_runs(tables):
+  run_blocks((DOCS / "add_a_method.md").read_text(), "docs_add_a_method")
+  assert "best_trace" in algorithms.ALGORITHMS
+
+
+def test_config_listings_of_the_equations_are_valid():
+  """Each listing is laid over the defaults; a misspelt key or choice raises UserError."""
+  listings = re.findall(r"```json\n(.*?)```", (DOCS / "equations.md").read_text(), re.DOTALL)
+  assert len(listings) >= 5
+  for listing in listings:
+    config.stages_of(json.loads(listing))
+
+
+def test_checks_can_fail():
+  with pytest.raises(AssertionError):
+    require_alike("a 0.5001", "a 0.5004")
+  with pytest.raises(AssertionError):
+    require_alike("a 0.5", "b 0.5")
+  with pytest.raises(AssertionError):
+    run_blocks("```python\nprint(1)\n```\n\n```text\n2\n```\n", "docs_bad")
