@@ -12,6 +12,7 @@ from nrt_jax.data import DataConfig
 from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.metrics import LoggingConfig
+from nrt_jax.model import ADAPTABLE
 from nrt_jax.optimizer import OptimizerConfig
 from nrt_jax.prompts import PromptConfig
 from nrt_jax.sampler import SamplingConfig
@@ -33,6 +34,9 @@ class ModelSource:
   remat: str = "none"  # none | dots | full
   layer_loop: str = "auto"  # auto | scan | unroll
   head_chunk: int = 2048  # tokens per device whose logits exist at the same time
+  lora_rank: int = 0  # of low-rank adapters, the only trained parameters where above 0; 0 trains all
+  lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
+  lora_targets: tuple[str, ...] = ADAPTABLE  # matrices that have one
 
   def __post_init__(self):
     require_choice("model.weights", self.weights, ("pretrained", "random"))

@@ -18,6 +18,8 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.sharding import constrain
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
+LORA = "_lora"  # ending of an adapter's name: "q_lora" adapts "q"
 MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite too
 
 
@@ -63,12 +65,20 @@ class ModelConfig:
   remat: str = "none"  # none | dots (keep matrix products) | full (recompute each layer)
   layer_loop: str = "auto"  # scan: small programs | unroll: faster on CPU | auto: by platform
   head_chunk: int = 2048  # tokens per device whose logits exist at the same time
+  lora_rank: int = 0  # of low-rank adapters (nrt_jax/lora.py); 0 = none, all parameters are trained
+  lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
+  lora_targets: tuple[str, ...] = ADAPTABLE
 
   def __post_init__(self):
     require_choice("model.family", self.family, FAMILIES)
     require_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
     require_choice("model.remat", self.remat, ("none", "dots", "full"))
     require_choice("model.layer_loop", self.layer_loop, ("auto", "scan", "unroll"))
+    for target in self.lora_targets:
+      require_choice("model.lora_targets", target, ADAPTABLE)
+    if self.lora_rank < 0 or (self.lora_rank and not self.lora_targets):
+      found = f"{self.lora_rank} with {len(self.lora_targets)} lora_targets"
+      raise UserError(f"model.lora_rank: found {found}, allowed: 0, or above 0 with one target or more")
     if self.num_attention_heads % self.num_key_value_heads:
       raise UserError(
         f"model.num_attention_heads: {self.num_attention_heads} is not a multiple of "
@@ -215,15 +225,38 @@ class RMSNorm(nn.Module):
     return (x32 * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
 
 
+class Adapter(nn.Module):
+  """(alpha / rank) x A B, 0 at the start; A `[inputs, rank]`, B `[rank, features]` (LoRA, arXiv 2106.09685, eq. 3)."""
+
+  rank: int
+  alpha: float
+  features: tuple
+  inputs: int  # trailing axes of x that are contracted
+  dtype: jnp.dtype
+
+  @nn.compact
+  def __call__(self, x):
+    shape = x.shape[x.ndim - self.inputs :]
+    a = self.param("a", nn.initializers.normal(np.prod(shape) ** -0.5), (*shape, self.rank))
+    b = self.param("b", nn.initializers.zeros, (self.rank, *self.features))
+    low = jnp.tensordot(x, a.astype(self.dtype), self.inputs)
+    return jnp.tensordot(low, b.astype(self.dtype), 1) * (self.alpha / self.rank)
+
+
 class Block(nn.Module):
   """One decoder layer: attention and mlp, each on a normalised copy of the residual stream."""
 
   config: ModelConfig
 
   def _dense(self, name, features, use_bias, axis=-1):
-    init = nn.initializers.normal(self.config.initializer_range)
-    dtype = jnp.dtype(self.config.compute_dtype)
-    return nn.DenseGeneral(features, axis=axis, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
+    c = self.config
+    init, dtype = nn.initializers.normal(c.initializer_range), jnp.dtype(c.compute_dtype)
+    dense = nn.DenseGeneral(features, axis=axis, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
+    if not c.lora_rank or name not in c.lora_targets:
+      return dense
+    outputs, inputs = (features if isinstance(features, tuple) else (features,)), (1 if axis == -1 else len(axis))
+    adapter = Adapter(c.lora_rank, c.lora_alpha, outputs, inputs, dtype, name=name + LORA)
+    return lambda x: dense(x) + adapter(x)
 
   @nn.compact
   def __call__(self, x_NTD, rotation, caches, seen, slot=None):
@@ -279,16 +312,25 @@ LOGICAL_AXES = {
 def logical_axes(params):
   """The logical axes of every parameter: a tree like `params` whose leaves are tuples of names."""
 
-  def one(path, _):
+  def one(path, leaf):
     names = tuple(entry.key for entry in path)
-    axes = ("norm",) if names[-1] == "scale" else LOGICAL_AXES[names[-2:]]
+    if names[-1] == "scale":
+      axes = ("norm",)
+    elif names[-2].endswith(LORA):  # A has the matrix's inputs, B its outputs; the rank is not cut
+      kernel, cut = LOGICAL_AXES[names[-2].removesuffix(LORA), "kernel"], leaf.ndim - 2
+      axes = (*kernel[:cut], "norm") if names[-1] == "a" else ("norm", *kernel[-cut:])
+    else:
+      axes = LOGICAL_AXES[names[-2:]]
     return ("layers", *axes) if names[0] == "layers" else axes
 
   return jax.tree_util.tree_map_with_path(one, params)
 
 
 def init_params(config: ModelConfig, key) -> dict:
-  """Random parameters, float32: normal(initializer_range) matrices, unit norms, zero biases."""
+  """Random parameters, float32: normal(initializer_range) matrices, unit norms, zero biases.
+
+  With adapters, all that is frozen is in the compute dtype: without gradients it needs no float32 masters.
+  """
   embed_key, head_key, layer_key = jax.random.split(key, 3)
   normal = nn.initializers.normal(config.initializer_range)
   x = jnp.zeros((1, 1, config.hidden_size), jnp.dtype(config.compute_dtype))
@@ -305,6 +347,10 @@ def init_params(config: ModelConfig, key) -> dict:
   }
   if not config.tie_word_embeddings:
     params["head"] = {"kernel": normal(head_key, (config.hidden_size, config.vocab_size))}
+  if config.lora_rank:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, p: p if path[-2].key.endswith(LORA) else p.astype(config.compute_dtype), params
+    )
   return params
 
 

@@ -5,7 +5,7 @@ import functools
 
 import jax
 
-from nrt_jax import hf, prompts
+from nrt_jax import hf, lora, prompts
 from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
 from nrt_jax.model import ModelConfig, init_params, logical_axes
@@ -25,7 +25,7 @@ def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_way
   """The architecture of `model.path`, its vocabulary grown to the tokenizer's and padded to divide over the mesh."""
   if model.path is None:
     raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
-  computed = {f: getattr(model, f) for f in ("compute_dtype", "remat", "layer_loop", "head_chunk")}
+  computed = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("path", "weights")}
   config = hf.read_model_config(model.path, **computed)
   rows = max(config.vocab_size, form.vocab_size_needed)
   return dataclasses.replace(config, vocab_size=-(-rows // tensor_ways) * tensor_ways)
@@ -36,6 +36,9 @@ def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFor
 
   Random weights are made on the devices, under jit; pretrained ones are read tensor by tensor.
   """
+  if config.lora_rank and model.weights == "pretrained":
+    random = load_policy(dataclasses.replace(model, weights="random"), config, form, seed, mesh)
+    return lora.attach(load_policy(model, lora.without(config), form, seed, mesh), random, config)
   shardings = param_shardings(config, mesh)
   if model.weights == "random":
     init = jax.jit(functools.partial(init_params, config), out_shardings=shardings)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from nrt_jax import hf, policy, programs
+from nrt_jax import hf, lora, policy, programs
 from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.config import RunConfig, stages_of
 from nrt_jax.data import Position
@@ -99,8 +99,8 @@ def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, dire
   settings = {"prompt": dataclasses.asdict(run.prompt), "max_trace_length": run.sampling.max_trace_length}
   settings["prompt"]["tokenizer"] = None  # it lies beside the settings
   hf.save_params(
-    params,
-    config,
+    jax.jit(lora.merge, static_argnums=1)(params, config),
+    lora.without(config),
     directory,
     dtype,
     source=os.path.join(workdir, "tokenizer"),

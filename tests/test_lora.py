@@ -1,0 +1,120 @@
+"""Low-rank adapters: alone in being trained, nothing at the start, merged for rollouts and exports."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import toy
+from nrt_jax import hf, lora, policy, programs
+from nrt_jax.config import ModelSource
+from nrt_jax.errors import UserError
+from nrt_jax.model import ADAPTABLE, ModelConfig, forward, init_params, logical_axes
+
+MODEL = dataclasses.replace(toy.MODEL, lora_rank=3, lora_alpha=6.0)
+
+
+def trained_adapters(params, seed=5):
+  """Adapters far from zero, as if trained."""
+  trainable, frozen = lora.split(params, MODEL)
+  keys = iter(jax.random.split(jax.random.key(seed), 100))
+  moved = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), trainable)
+  return lora.join(moved, frozen)
+
+
+@pytest.fixture(scope="module")
+def params():
+  return trained_adapters(init_params(MODEL, jax.random.key(1)))
+
+
+def hidden(params, config):
+  token = jnp.arange(12).reshape(2, 6)
+  return forward(params, config, token, jnp.broadcast_to(jnp.arange(6)[None], (2, 6)))[0]
+
+
+def test_fresh_adapters_change_nothing():
+  adapted = init_params(MODEL, jax.random.key(1))
+  _, frozen = lora.split(adapted, MODEL)
+  np.testing.assert_array_equal(hidden(adapted, MODEL), hidden(frozen, lora.without(MODEL)))
+
+
+@pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
+def test_merged_weights_compute_the_same(params, layer_loop):
+  config = dataclasses.replace(MODEL, layer_loop=layer_loop)
+  plain = hidden(lora.split(params, MODEL)[1], lora.without(config))
+  adapted, merged = hidden(params, config), hidden(lora.merge(params, MODEL), lora.without(config))
+  np.testing.assert_allclose(adapted, merged, atol=2e-5)
+  assert np.abs(adapted - plain).max() > 0.1  # the adapters do something
+
+
+def test_one_adapter_by_hand(params):
+  """W + (alpha / rank) A B of the first layer's output projection, in NumPy."""
+  layers = params["layers"]
+  a, b = np.asarray(layers["o_lora"]["a"][0]), np.asarray(layers["o_lora"]["b"][0])
+  assert a.shape == (4, 4, 3) and b.shape == (3, 16)
+  expected = np.asarray(layers["o"]["kernel"][0]) + 2.0 * np.einsum("hdr,rf->hdf", a, b)
+  np.testing.assert_allclose(lora.merge(params, MODEL)["layers"]["o"]["kernel"][0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_split_and_join_are_inverse_and_adapters_are_few(params):
+  trainable, frozen = lora.split(params, MODEL)
+  assert set(trainable["layers"]) == {f"{name}_lora" for name in ADAPTABLE} and list(trainable) == ["layers"]
+  joined = lora.join(trainable, frozen)
+  assert jax.tree.structure(joined) == jax.tree.structure(params)
+  assert lora.count_trainable(params, MODEL) == sum(leaf.size for leaf in jax.tree.leaves(trainable))
+  assert lora.split(frozen, lora.without(MODEL)) == (frozen, {})
+
+
+def test_every_adapter_is_cut_like_its_matrix(params):
+  axes = logical_axes(params)["layers"]
+  assert axes["q_lora"] == {"a": ("layers", "embed", "norm"), "b": ("layers", "norm", "heads", "head_dim")}
+  assert axes["o_lora"] == {"a": ("layers", "heads", "head_dim", "norm"), "b": ("layers", "norm", "embed")}
+  for (path, leaf), names in zip(jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(
+    logical_axes(params), is_leaf=lambda x: isinstance(x, tuple)
+  ), strict=True):
+    assert leaf.ndim == len(names), path
+
+
+@pytest.mark.parametrize("over", [{}, {"parallel__fsdp": 2, "parallel__tensor": 2}])
+def test_a_step_changes_adapters_and_nothing_else(over):
+  reference = {"algorithm__reference": "frozen", "algorithm__kl_coef": 0.1}
+  setup = toy.setup(model=MODEL, **reference, **over)
+  params = trained_adapters(init_params(MODEL, jax.random.key(1)))
+  states = programs.init_states(setup, params, jax.random.key(0))
+  sizes = [leaf.size for leaf in jax.tree.leaves(states.policy.opt_state)]
+  assert sum(sizes) < 3 * lora.count_trainable(params, MODEL)  # two moments, of adapters only
+  before = jax.device_get(params)
+  if setup.mesh is not None:
+    states = jax.device_put(states, programs.state_shardings(setup))
+    with jax.set_mesh(setup.mesh):
+      after, metrics, _ = programs.build_train_step(setup)(states, toy.prompts(8))
+  else:
+    after, metrics, _ = programs.build_train_step(setup)(states, toy.prompts(8))
+  moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != b).any()), jax.device_get(after.policy.params), before)
+  trainable, frozen = lora.split(moved, MODEL)
+  assert all(jax.tree.leaves(trainable)) and not any(jax.tree.leaves(frozen))
+  assert float(metrics["policy/kl_reference"]) == pytest.approx(0, abs=1e-5)  # the reference is where the policy starts
+  assert float(metrics["policy/ratio_max"]) == pytest.approx(1, abs=1e-3)  # merged rollout and adapted update agree
+
+
+def test_a_pretrained_model_gets_adapters_and_an_export_has_them_merged(tmp_path, params):
+  plain = init_params(lora.without(MODEL), jax.random.key(3))
+  hf.save_params(plain, lora.without(MODEL), tmp_path / "model")
+  source = ModelSource(str(tmp_path / "model"), lora_rank=3, compute_dtype="bfloat16")
+  config = policy.read_architecture(source, toy.form())
+  loaded = policy.load_policy(source, config, toy.form(), seed=0)
+  dtypes = {jax.tree_util.keystr(p): leaf.dtype for p, leaf in jax.tree_util.tree_flatten_with_path(loaded)[0]}
+  assert all((dtype == jnp.float32) == ("_lora" in path) for path, dtype in dtypes.items())
+  assert jax.tree.structure(loaded) == jax.tree.structure(policy.abstract_params(config))
+  hf.save_params(lora.merge(params, MODEL), lora.without(MODEL), tmp_path / "export")
+  again = hf.load_params(tmp_path / "export", hf.read_model_config(tmp_path / "export"))
+  np.testing.assert_allclose(again["layers"]["q"]["kernel"], lora.merge(params, MODEL)["layers"]["q"]["kernel"])
+
+
+def test_bad_settings_name_their_keys():
+  with pytest.raises(UserError, match="model.lora_targets.*'qq'"):
+    ModelConfig(lora_rank=2, lora_targets=("qq",))
+  with pytest.raises(UserError, match="model.lora_rank"):
+    ModelConfig(lora_rank=-1)
