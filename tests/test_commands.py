@@ -4,10 +4,12 @@ import io
 import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
 import jax
+import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
@@ -289,6 +291,32 @@ assert not heavy, heavy
     assert f"example:\n{command.example}" in done.stdout
   for flag in ("--config.KEY=VALUE", "--workdir", "--distributed", "--max_trace_length", "--step", "--dtype"):
     assert flag in done.stdout
+
+
+def test_two_processes_train_as_one(place, tmp_path):
+  """--distributed joins two processes with one device each; the fixture's run had one process with eight."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  data = '--config.evaluation.data={"source": "task:running_sum", "split": "test", "examples": 8}'
+  argv = ["train", "--config", str(place / "config.py"), "--workdir", str(tmp_path / "run"), data]
+  argv += ["--config.evaluation.batch_prompts=8", "--config.evaluation.every_steps=0"]
+  command = [sys.executable, "-m", "nrt_jax", *argv, "--distributed"]
+  running = [
+    subprocess.Popen([*command, f"{address},2,{number}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    for number in range(2)
+  ]
+  outputs = [process.communicate(timeout=300) for process in running]
+  assert [process.returncode for process in running] == [0, 0], outputs
+  runs = tmp_path / "run", place / "run"
+  found, expected = ([json.loads(line) for line in (r / "metrics.jsonl").read_text().splitlines()] for r in runs)
+  assert [line["step"] for line in found] == [0, 1, 2, 2]  # evaluations have lines of their own; nobody wrote twice
+  for line, other in zip((line for line in found if "reward/mean" in line), expected, strict=True):
+    for name in ("reward/mean", "loss/total", "trace/length_mean", "optimizer/grad_norm"):
+      assert line[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
+  exports = [hf.load_params(r / "export", hf.read_model_config(r / "export")) for r in runs]
+  for left, right in zip(*map(jax.tree.leaves, exports)):
+    np.testing.assert_allclose(left, right, atol=1e-4)
 
 
 def test_setup_installs_the_same_program():
