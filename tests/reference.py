@@ -193,3 +193,67 @@ def kept_tokens(logits, top_k, top_p):
     kept[i] = True
     mass += weight / weights.sum()
   return kept
+
+
+def row_weights(counts, how, minibatches, group_size, constant):
+  """The factor of each row's token terms, from its number of tokens in the term."""
+  weights = []
+  for n in range(len(counts)):
+    mine = [c for m, c in enumerate(counts) if (m // group_size - n // group_size) % minibatches == 0]
+    if how == "token":
+      weights.append(1 / max(sum(mine), 1))
+    elif how == "sequence":
+      weights.append(1 / max(sum(c > 0 for c in mine), 1) / max(counts[n], 1))
+    else:
+      weights.append(1 / len(mine) / constant)
+  return weights
+
+
+def verifier_free_rows(config, samples, group_size, minibatches, marker):
+  """NRT's training rows from plain lists: each row's tokens with the coefficient of every term at every token.
+
+  A sample is a dict: prompt, sampled (tokens), logp (of those), stop ("marker", "other" or None for a trace that ran
+  into the limit), answer, c (its probabilities), marker_logp, base (probabilities whose sum f is the baseline).
+  """
+  rewards = np.array([aggregate(config.reward, s["c"], s["base"]) for s in samples])
+  base_rewards = np.array([aggregate(config.reward, s["base"], s["base"]) for s in samples])
+  gains = rewards if config.baseline == "none" else rewards - base_rewards
+  gains = np.maximum(gains, 0) if config.baseline == "subtract_and_clip" else gains
+  advantages = group_advantages(gains, group_size, config.center, config.scale, np.ones(len(samples), bool))
+  weights = [answer_weights(config.reward, s["c"], s["base"]) for s in samples]
+  if config.answer_weight == "scaled":
+    weights = standardised_tokens(weights, group_size)
+  elif config.answer_weight != "derived":
+    weights = [np.full(len(w), float(config.answer_weight == "one")) for w in weights]
+
+  traces = [s["sampled"][:-1] if s["stop"] else s["sampled"] for s in samples]
+  trained = [s["stop"] == "marker" or config.train_forced_marker for s in samples]  # is marker[0] part of the trace?
+  how, constant = config.normalisation, config.normalisation_constant
+  trace_w = row_weights([len(t) + m for t, m in zip(traces, trained)], how, minibatches, group_size, constant)
+  answer_w = row_weights([len(s["answer"]) for s in samples], how, minibatches, group_size, constant)
+  rows = []
+  for n, s in enumerate(samples):
+    tokens, kinds = spliced_row(s["prompt"], traces[n], marker, s["answer"])
+    first_marker = kinds.index("marker")
+    row = {name: np.zeros(len(tokens)) for name in ("trace", "behaviour", "answer", "format")}
+    for t, kind in enumerate(kinds):
+      if kind == "trace" or (t == first_marker and trained[n]):
+        row["trace"][t] = config.trace_coef * advantages[n] * trace_w[n]
+      if kind == "trace":
+        row["behaviour"][t] = s["logp"][t - len(s["prompt"])]
+      if t == first_marker:
+        row["behaviour"][t] = s["logp"][-1] if s["stop"] == "marker" else s["marker_logp"][0]
+      if kind == "marker" and not (t == first_marker and s["stop"] == "marker"):
+        rows_of_minibatch = len(samples) / minibatches
+        row["format"][t] = config.format_coef / rows_of_minibatch / (constant if how == "constant" else 1)
+      if kind == "answer":
+        row["answer"][t] = config.answer_coef * weights[n][t - first_marker - len(marker)] * answer_w[n]
+    rows.append({"tokens": tokens, "reward": rewards[n], "advantage": advantages[n], **row})
+  return rows
+
+
+def trace_loss(name, logp, behaviour, coef, low, high):
+  """Loss of one token and its derivative by logp."""
+  if name == "reinforce":
+    return -coef * logp, -coef
+  return {"ppo_clip": ppo_clip, "cispo": cispo}[name](logp, behaviour, coef, low, high)
