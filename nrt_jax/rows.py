@@ -86,6 +86,16 @@ def first_equal(trace_NR, trace_length_N, samples_per_prompt: int):
   return (jnp.argmax(same_BGG, axis=-1) + first_row_B1).reshape(N).astype(jnp.int32)
 
 
+def find_marker(token_NR, length_N, marker_ids):
+  """Column of the first whole marker among the `length_N` tokens of each row; R where there is none: int32 `[N]`."""
+  R, M = token_NR.shape[1], len(marker_ids)
+  ahead = jnp.pad(token_NR, ((0, 0), (0, M - 1)), constant_values=-1)
+  found_NR = jnp.arange(R)[None] + M <= length_N[:, None]
+  for i, marker_id in enumerate(marker_ids):
+    found_NR &= ahead[:, i : i + R] == marker_id
+  return jnp.where(found_NR.any(axis=1), jnp.argmax(found_NR, axis=1), R).astype(jnp.int32)
+
+
 def cut_rows(tree, pieces: int):
   """Cuts `[N, ...]` into `[pieces, N / pieces, ...]`, piece i taking every pieces-th row.
 

@@ -18,6 +18,8 @@ class Tools(NamedTuple):
   pad_id: int
   # (params, prompts, key) -> (Rollouts [N], AnswerScores after the trace [N], AnswerScores after an empty trace [B])
   rollout: Callable
+  # the same for whole completions (trace, marker, own answer): the reference answer is scored in the own one's place
+  complete: Callable
   # (params, prompts) -> AnswerScores after an empty trace [B]
   score_empty_trace: Callable
   # (params, batch, entropy_gradient=False) -> (log-probability, entropy) of each token, [N, L]; sampled tokens at the

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import advantages, losses
+from nrt_jax import advantages, losses, rows
 from nrt_jax.algorithms.interface import Tools
 from nrt_jax.arrays import LossSums, TrainBatch
 from nrt_jax.errors import UserError, require_choice
@@ -18,8 +18,36 @@ KL_PLACES = ("loss", "reward")
 
 
 @dataclass(frozen=True)
-class PolicyGradientConfig:
-  """Settings of all methods that sample traces."""
+class UpdateConfig:
+  """Settings of the update that do not ask what the signal on the trace's tokens is."""
+
+  trace_coef: float = 1.0
+  entropy_coef: float = 0.0  # bonus on the entropy of the policy at the trace's tokens
+  reference: str = "none"  # none | frozen (the stage's start) | moving_average of the policy
+  reference_decay: float = 0.999  # of the moving average, per step
+  kl_coef: float = 0.0  # against the reference, on the trace's tokens
+  kl_estimator: str = "k3"  # k1 | k2 | k3
+  mask_unended: bool = False  # True: a trace that hit the length limit gets no gradient (DAPO's overlong filtering)
+  filter_flat_groups: bool = False  # True: groups without variance do not count in the normalisation (DAPO; token, sequence)
+  normalisation: str = "constant"  # token | sequence | constant; only constant keeps the equation's weights
+  normalisation_constant: float = 1.0  # tokens; the released NRT code divides by the padded response width
+
+  def __post_init__(self):
+    require_choice("algorithm.reference", self.reference, REFERENCES)
+    require_choice("algorithm.kl_estimator", self.kl_estimator, losses.KL_ESTIMATORS)
+    require_choice("algorithm.normalisation", self.normalisation, losses.NORMALISATIONS)
+    require_range(self, "reference_decay", 0, 1)
+    if self.normalisation_constant <= 0:
+      raise UserError(f"algorithm.normalisation_constant: found {self.normalisation_constant}, allowed: above 0")
+    if self.kl_coef < 0:
+      raise UserError(f"algorithm.kl_coef: found {self.kl_coef}, allowed: 0 (off) or more")
+    if self.kl_coef and self.reference == "none":
+      raise UserError("algorithm.kl_coef: above 0 with reference 'none', allowed: reference frozen or moving_average")
+
+
+@dataclass(frozen=True)
+class PolicyGradientConfig(UpdateConfig):
+  """Settings of all methods that weigh sampled traces by an advantage."""
 
   center: str = "mean"  # advantage: less the group's mean | leave_one_out | none
   scale: str = "std"  # by the group's unbiased std (a group without variance gets 0) | none
@@ -27,42 +55,63 @@ class PolicyGradientConfig:
   trace_loss: str = "cispo"  # reinforce | truncated_importance | ppo_clip | cispo | sequence_clip (GSPO)
   clip_low: float = 0.8  # smallest ratio of the trust region, absolute
   clip_high: float = 1.28  # largest; the cap of truncated_importance
-  trace_coef: float = 1.0
-  entropy_coef: float = 0.0  # bonus on the entropy of the policy at the trace's tokens
-  reference: str = "none"  # none | frozen (the stage's start) | moving_average of the policy
-  reference_decay: float = 0.999  # of the moving average, per step
-  kl_coef: float = 0.0  # against the reference, on the trace's tokens
-  kl_estimator: str = "k3"  # k1 | k2 | k3
   kl_place: str = "loss"  # loss: differentiated | reward: summed over the trace and subtracted (always k1)
   long_penalty: float = 0.0  # subtracted at the length limit, rising linearly over the last long_buffer tokens (DAPO)
   long_buffer: int = 0  # tokens
   short_penalty: float = 0.0  # times the tokens by which a trace is shorter than short_target (2602.03979)
   short_target: int = 0  # tokens
-  mask_unended: bool = False  # True: a trace that hit the length limit gets no gradient (DAPO's overlong filtering)
-  filter_flat_groups: bool = False  # True: groups without variance do not count in the normalisation (DAPO; token, sequence)
-  normalisation: str = "constant"  # token | sequence | constant; only constant keeps the equation's weights
-  normalisation_constant: float = 1.0  # tokens; the released NRT code divides by the padded response width
 
   def __post_init__(self):
+    super().__post_init__()
     require_choice("algorithm.center", self.center, advantages.CENTERS)
     require_choice("algorithm.scale", self.scale, advantages.SCALES)
     require_choice("algorithm.trace_loss", self.trace_loss, losses.TRACE_LOSSES)
-    require_choice("algorithm.reference", self.reference, REFERENCES)
-    require_choice("algorithm.kl_estimator", self.kl_estimator, losses.KL_ESTIMATORS)
     require_choice("algorithm.kl_place", self.kl_place, KL_PLACES)
-    require_choice("algorithm.normalisation", self.normalisation, losses.NORMALISATIONS)
     if not 0 <= self.clip_low <= 1 <= self.clip_high:
       found = f"{self.clip_low}, {self.clip_high}"
       raise UserError(f"algorithm.clip_low, clip_high: found {found}, allowed: 0 <= low <= 1 <= high")
-    if self.normalisation_constant <= 0:
-      raise UserError(f"algorithm.normalisation_constant: found {self.normalisation_constant}, allowed: above 0")
-    if not 0 <= self.reference_decay <= 1:
-      raise UserError(f"algorithm.reference_decay: found {self.reference_decay}, allowed: 0 to 1")
-    for key in ("advantage_clip", "kl_coef", "long_penalty", "long_buffer", "short_penalty", "short_target"):
+    for key in ("advantage_clip", "long_penalty", "long_buffer", "short_penalty", "short_target"):
       if getattr(self, key) < 0:
         raise UserError(f"algorithm.{key}: found {getattr(self, key)}, allowed: 0 (off) or more")
-    if self.kl_coef and self.reference == "none":
-      raise UserError("algorithm.kl_coef: above 0 with reference 'none', allowed: reference frozen or moving_average")
+
+
+def require_range(config, key: str, low: float, high: float) -> None:
+  """Raises UserError where the config's value lies outside of [low, high]."""
+  if not low <= getattr(config, key) <= high:
+    raise UserError(f"algorithm.{key}: found {getattr(config, key)}, allowed: {low} to {high}")
+
+
+def completion_batch(tools: Tools, config: PolicyGradientConfig, prompts_N, rollouts) -> TrainBatch:
+  """Rows `[pad | prompt | completion]`, every sampled token and the end token a token of the trace loss; all
+  coefficients are 0. The completion is what `Tools.complete` sampled: its marker and own answer are part of it.
+  """
+  N = rollouts.length_N.size
+  nothing = (jnp.zeros((N, 0), jnp.int32), jnp.zeros(N, jnp.int32))
+  spliced = rows.splice(
+    prompts_N.prompt_BP,
+    prompts_N.prompt_length_B,
+    rollouts.token_NR,
+    rollouts.length_N,
+    (),
+    *nothing,
+    tools.pad_id,
+  )
+  zeros_NL, nowhere_NL = jnp.zeros(spliced.token_NL.shape), jnp.zeros(spliced.token_NL.shape, bool)
+  return TrainBatch(
+    token_NL=spliced.token_NL,
+    position_NL=spliced.position_NL,
+    trace_coef_NL=zeros_NL,
+    trace_weight_NL=zeros_NL,
+    behaviour_logp_NL=rows.align_trace(rollouts.logp_NR, rollouts.length_N, spliced, 0, 0),
+    reference_logp_NL=zeros_NL,
+    answer_coef_NL=zeros_NL,
+    format_coef_NL=zeros_NL,
+    trace_mask_NL=spliced.trace_mask_NL,
+    sampled_mask_NL=spliced.trace_mask_NL,
+    answer_mask_NL=nowhere_NL,
+    format_mask_NL=nowhere_NL,
+    first=spliced.first,
+  )
 
 
 def shape_by_length(config: PolicyGradientConfig, reward_N, rollouts, limit: int):
@@ -119,17 +168,30 @@ def trace_terms(tools: Tools, config: PolicyGradientConfig, advantage_N, mask_NL
 
 
 def loss(tools: Tools, config: PolicyGradientConfig, params, batch: TrainBatch) -> LossSums:
-  """All terms as sums. Trace: the trust region's loss, KL and entropy; answer and format: weighted cross-entropy."""
-  logp_NL, entropy_NL = tools.log_probs(params, batch, entropy_gradient=config.entropy_coef != 0)
+  """The loss of policy gradients: the trust region's loss on the trace's tokens, and the terms all methods share."""
   clip = (config.clip_low, config.clip_high)
-  trace_loss = losses.TRACE_LOSSES[config.trace_loss]
+
+  def trace_loss(logp_NL):
+    logps = (logp_NL, batch.behaviour_logp_NL)
+    stats = losses.ratio_stats(
+      *logps, batch.trace_mask_NL, batch.trace_coef_NL, *clip, sequence=config.trace_loss == "sequence_clip"
+    )
+    return losses.TRACE_LOSSES[config.trace_loss](*logps, batch.trace_coef_NL, *clip), stats
+
+  return sum_terms(tools, config, params, batch, trace_loss, config.kl_place == "loss")
+
+
+def sum_terms(tools: Tools, config: UpdateConfig, params, batch: TrainBatch, trace_loss, kl_in_loss=True) -> LossSums:
+  """All terms as sums: trace_loss(logp_NL) -> (loss_NL, metrics), KL, entropy, and the cross-entropy of answer, format."""
+  logp_NL, entropy_NL = tools.log_probs(params, batch, entropy_gradient=config.entropy_coef != 0)
+  trace_loss_NL, metrics = trace_loss(logp_NL)
   terms = {
-    "loss/trace": trace_loss(logp_NL, batch.behaviour_logp_NL, batch.trace_coef_NL, *clip).sum(),
+    "loss/trace": trace_loss_NL.sum(),
     "loss/answer": losses.supervised(logp_NL, batch.answer_coef_NL).sum(),
     "loss/format": losses.supervised(logp_NL, batch.format_coef_NL).sum(),
   }
-  mask_NL, metrics = batch.trace_mask_NL, {}
-  if config.kl_coef and config.kl_place == "loss":
+  mask_NL = batch.trace_mask_NL
+  if config.kl_coef and kl_in_loss:
     kl_NL = losses.KL_ESTIMATORS[config.kl_estimator](logp_NL, batch.reference_logp_NL)
     terms["loss/kl"] = config.kl_coef * jnp.sum(jnp.where(mask_NL, kl_NL * batch.trace_weight_NL, 0))
     metrics["policy/kl_reference"] = (jnp.sum(jnp.where(mask_NL, jax.lax.stop_gradient(kl_NL), 0)), jnp.sum(mask_NL))
@@ -139,7 +201,6 @@ def loss(tools: Tools, config: PolicyGradientConfig, params, batch: TrainBatch) 
     **terms,
     "loss/total": sum(terms.values()),
     "policy/entropy": (jnp.sum(jnp.where(mask_NL, entropy_NL, 0)), jnp.sum(mask_NL)),
-    **losses.ratio_stats(logp_NL, batch.behaviour_logp_NL, mask_NL, batch.trace_coef_NL, *clip),
   }
   return LossSums(metrics["loss/total"], metrics)
 
