@@ -104,7 +104,8 @@ def test_rooms_are_those_of_the_tree():
       else:
         drawn.add(folder + name)
   package = ROOT / "nrt_jax"
-  assert drawn == {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name != "__init__.py"}
+  there = {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name != "__init__.py"}
+  assert drawn == there, f"docs/index.md lacks {sorted(there - drawn)}, and draws {sorted(drawn - there)}"
 
 
 def test_configuration_is_up_to_date():
