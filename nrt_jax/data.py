@@ -28,11 +28,12 @@ class DataConfig:
   question_column: str = "question"
   answer_column: str = "answer"
   trace_column: str | None = None  # a given trace; an example without one (absent, null or "") has none
+  choices_column: str | None = None  # list of choices, shown as "(A) ..." below the question; the answer is its letter
   messages_column: str | None = None  # replaces question and answer: the last assistant turn is the answer (tulu 3)
   shuffle_seed: int | None = None  # shuffles the source before offset and limit; None = its own order
   offset: int = 0  # examples skipped at the start
   limit: int | None = None  # examples used at most; None = all
-  examples: int = 10000  # how many a task makes; of no meaning elsewhere
+  examples: int = 10000  # how many a task makes (at most, if it has a given number); of no meaning elsewhere
   task_options: tuple = ()  # a task's own options, as a mapping or (name, value) pairs
   max_trace_length: int = 0  # tokens, columns for given traces; 0 = given traces are not used
   overlong_trace: str = "drop"  # "drop" the example, "cut" the trace's end, or "error"
@@ -112,7 +113,8 @@ def _read_file(config):
 
 def _open_task(config) -> Source:
   task = tasks.make_task(config.source.removeprefix(TASK), config.split, dict(config.task_options))
-  return Source(config.examples, lambda i: Example(*task.example(i), where=f"{config.source}[{config.split}]:{i}"))
+  length = config.examples if task.length is None else min(config.examples, task.length)
+  return Source(length, lambda i: Example(*task.example(i), where=f"{config.source}[{config.split}]:{i}"))
 
 
 def _open_hub(config) -> Source:
@@ -133,9 +135,21 @@ def _to_example(config, row, where) -> Example:
     trace = _text(row, config.trace_column, where)
   if config.messages_column:
     question, answer = _split_messages(_column(row, config.messages_column, where), where)
+  elif config.choices_column:
+    question, answer = _letter_choices(config, row, where)
   else:
     question, answer = _text(row, config.question_column, where), _text(row, config.answer_column, where)
   return Example(question, answer, trace, where)
+
+
+def _letter_choices(config, row, where):
+  choices, answer = (_column(row, name, where) for name in (config.choices_column, config.answer_column))
+  if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
+    raise errors.UserError(f"{where}: column {config.choices_column!r} must hold a list of 2 to 26 choices")
+  letter = tasks.multiple_choice.letter_of(answer, choices)
+  if letter is None:
+    raise errors.UserError(f"{where}: found the answer {answer!r}, allowed: index (from 0), letter or text of a choice")
+  return tasks.multiple_choice.lettered(_text(row, config.question_column, where), choices), letter
 
 
 def _column(row, name, where):

@@ -9,7 +9,7 @@ import numpy as np
 
 from nrt_jax import data, prompts, tasks
 from nrt_jax.data import DataConfig
-from nrt_jax.errors import UserError
+from nrt_jax.errors import UserError, require_choice
 from nrt_jax.sampler import SamplingConfig
 
 
@@ -23,8 +23,11 @@ class EvaluationConfig:
   batch_prompts: int = 32  # prompts generated at a time
   temperature: float = 0.0  # 0 = greedy
   max_completion_length: int = 0  # tokens; 0 = room for the longest trace, marker and answer of training
+  grader: str | None = None  # a row of tasks.GRADERS; None = the built-in task's own, or exact_match for other data
 
   def __post_init__(self):
+    if self.grader is not None:
+      require_choice("evaluation.grader", self.grader, tasks.GRADERS)
     if self.every_steps < 0 or self.batch_prompts < 1 or self.max_completion_length < 0:
       raise UserError(
         f"evaluation: found every_steps={self.every_steps}, batch_prompts={self.batch_prompts}, "
@@ -46,11 +49,11 @@ class Completion:
   trace: str
   answer: str | None  # None: the model never wrote the marker
   trace_length: int  # tokens
-  correct: bool
+  correct: bool | None  # None: nobody can say
 
 
 def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
-  """Cuts a completion (a list of ids) at its marker, decodes both parts and grades the answer."""
+  """Cuts a completion (a list of ids) at its marker, decodes both parts and grades the answer, unless `grade` is None."""
   trace_ids, answer_ids = prompts.split_completion(form, token_ids)
   answer = None if answer_ids is None else prompts.decode(tokenizer, answer_ids).strip()
   return Completion(
@@ -59,12 +62,17 @@ def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
     trace=prompts.decode(tokenizer, trace_ids),
     answer=answer,
     trace_length=len(trace_ids),
-    correct=answer is not None and bool(grade(answer, example.answer)),
+    correct=None if grade is None else answer is not None and bool(grade(answer, example.answer)),
   )
 
 
-def grader(config: DataConfig):
-  """How an answer is compared with the reference: a built-in task's own way, else exact match."""
+def grader(config: DataConfig, name: str | None = None):
+  """How an answer is compared with the reference: `name` in tasks.GRADERS, else a task's own way, else exact match.
+
+  None where answers can't be graded, as in verse.
+  """
+  if name is not None:
+    return tasks.GRADERS[name]
   if config.source.startswith(data.TASK):
     return tasks.make_task(config.source.removeprefix(data.TASK), config.split, dict(config.task_options)).grade
   return tasks.exact_match
@@ -73,9 +81,10 @@ def grader(config: DataConfig):
 def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, form, key) -> tuple[dict, list]:
   """Runs `generate(params, prompts, key) -> Rollouts` over a TokenDataset; every example counts once.
 
-  Returns: {"eval/<name>/<metric>": value} with accuracy, marker_fraction and trace_length, and a Completion each.
+  Returns: {"eval/<name>/<metric>": value} with accuracy (if answers can be graded),
+  marker_fraction and trace_length, and a Completion each.
   """
-  grade, completions = grader(config.data), []
+  grade, completions = grader(config.data, config.grader), []
   for batch, valid_B in data.eval_batches(dataset, config.batch_prompts):
     rollouts = generate(params, batch, key)
     tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)
@@ -86,10 +95,10 @@ def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, for
 
 
 def summarise(name: str, completions: list[Completion]) -> dict:
-  """Means over the completions."""
-  count = max(1, len(completions))
-  return {
-    f"eval/{name}/accuracy": sum(c.correct for c in completions) / count,
-    f"eval/{name}/marker_fraction": sum(c.answer is not None for c in completions) / count,
-    f"eval/{name}/trace_length": sum(c.trace_length for c in completions) / count,
+  """Means over the completions; the accuracy over those that could be graded, if any could."""
+  means = {
+    "accuracy": [c.correct for c in completions if c.correct is not None],
+    "marker_fraction": [c.answer is not None for c in completions],
+    "trace_length": [c.trace_length for c in completions],
   }
+  return {f"eval/{name}/{key}": sum(values) / len(values) for key, values in means.items() if values}

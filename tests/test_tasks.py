@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nrt_jax import errors, prompts, tasks
-from nrt_jax.tasks import running_sum
+from nrt_jax.tasks import running_sum, splits
 
 
 def digits_of(question):
@@ -38,7 +38,7 @@ def test_answer_and_trace_follow_from_the_question(base, n_digits, min_digits):
 def test_the_worked_example_of_the_docstring():
   # Digits 0 0 3 1 4 2 0 1: 3, 3+1=4, 4+4=8=3, 3+2=5=0, 0, 0+1=1 (modulo 5).
   digits = np.array([0, 0, 3, 1, 4, 2, 0, 1])
-  assert running_sum._words(np.cumsum(digits) % 5) == "0 0 3 4 3 0 0 1"
+  assert splits.words_of(np.cumsum(digits) % 5) == "0 0 3 4 3 0 0 1"
   assert "0 0 3 4 3 0 0 1" in running_sum.__doc__ and "the sum is 1 modulo 5" in running_sum.__doc__
 
 
@@ -65,7 +65,7 @@ def test_no_question_is_in_both_splits():
 
 def test_a_split_holds_all_and_only_its_questions():
   every = [" ".join(map(str, d)) for d in itertools.product(range(3), repeat=4)]
-  test = {q for q in every if running_sum._split_of([int(w) for w in q.split()]) == "test"}
+  test = {q for q in every if splits.split_of(q) == "test"}
   task = running_sum.RunningSum(split="test", n_digits=4, min_digits=4, base=3)
   drawn = {" ".join(map(str, digits_of(task.example(i)[0]))) for i in range(400)}
   assert 0 < len(test) < len(every) and drawn == test

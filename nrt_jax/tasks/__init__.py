@@ -1,17 +1,25 @@
-"""Built-in tasks: examples made by rule, and graders. Pure Python and NumPy; a task knows no tokens and no devices."""
+"""Built-in tasks: examples made by rule or cut from a text, and graders. Pure Python and NumPy; no tokens, no devices."""
 
 import dataclasses
 from typing import Protocol
 
 from nrt_jax import errors
+from nrt_jax.tasks import countdown, grading, math_answers
+from nrt_jax.tasks import multiple_choice as multiple_choice
 from nrt_jax.tasks.grading import exact_match as exact_match
+from nrt_jax.tasks.long_answer import LongAnswer
 from nrt_jax.tasks.running_sum import RunningSum
+from nrt_jax.tasks.verse import Verse
 
 
 class Task(Protocol):
-  """A frozen dataclass whose fields, `split` among them, are its options. Example i depends on them and i alone."""
+  """A frozen dataclass whose fields, `split` among them, are its options. Example i depends on them and i alone.
+
+  `grade` (see GRADERS) is None for a task without right answers.
+  """
 
   split: str
+  length: int | None  # how many examples there are; None = as many as one asks for
 
   @property
   def words(self) -> tuple[str, ...]:
@@ -24,7 +32,25 @@ class Task(Protocol):
     """Whether the answer text of a completion is right. Must return fast and never raise, whatever the model wrote."""
 
 
-TASKS = {"running_sum": RunningSum}
+TASKS = {
+  "running_sum": RunningSum,
+  "countdown": countdown.Countdown,
+  "countdown_small": countdown.SmallCountdown,
+  "long_answer": LongAnswer,
+  "verse": Verse,
+}
+
+# name -> (answer text of a completion, reference answer) -> bool, for data that brings no grader of its own. Each
+# returns fast and never raises, whatever the texts are. "none" is for answers that nobody can check.
+GRADERS = {
+  "exact_match": grading.exact_match,
+  "normalised": grading.normalised_match,
+  "multiple_choice": multiple_choice.grade,
+  "gsm8k": math_answers.grade_gsm8k,
+  "math": math_answers.grade_math,
+  "countdown": countdown.grade,
+  "none": None,
+}
 
 
 def make_task(name: str, split: str, options: dict) -> Task:

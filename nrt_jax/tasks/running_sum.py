@@ -6,16 +6,11 @@ Every answer token but one is easy. Short sums have leading zeros, so that all p
 """
 
 import dataclasses
-import zlib
 
 import numpy as np
 
-from nrt_jax import errors
+from nrt_jax.tasks import splits
 from nrt_jax.tasks.grading import exact_match
-
-SPLITS = ("train", "test")
-TEST_SHARE = 10  # one question in ten belongs to the test split
-MAX_TRIES = 1000  # draws until a question of the split appears; a split with any room fails with odds below 1e-40
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +24,13 @@ class RunningSum:
   base: int = 5  # digits are 0 to base - 1, sums are modulo base
   trace_share: float = 0.0  # share of the examples that show their trace
 
-  def __post_init__(self):
-    errors.require_choice("data.split", self.split, SPLITS)
-    self._require("seed", self.seed >= 0, "0 or more")
-    self._require("n_digits", self.n_digits >= 1, "1 or more")
-    self._require("min_digits", 1 <= self.min_digits <= self.n_digits, f"1 to n_digits ({self.n_digits})")
-    self._require("base", self.base >= 2, "2 or more")
-    self._require("trace_share", 0 <= self.trace_share <= 1, "0 to 1")
+  length = None  # as many examples as one asks for
 
-  def _require(self, key, holds, allowed):
-    if not holds:
-      raise errors.UserError(f"data.task_options.{key}: found {getattr(self, key)}, allowed: {allowed}")
+  def __post_init__(self):
+    splits.require_common(self)
+    splits.require(self, "n_digits", self.n_digits >= 1, "1 or more")
+    splits.require(self, "min_digits", 1 <= self.min_digits <= self.n_digits, f"1 to n_digits ({self.n_digits})")
+    splits.require(self, "base", self.base >= 2, "2 or more")
 
   @property
   def words(self) -> tuple[str, ...]:
@@ -48,31 +39,13 @@ class RunningSum:
 
   def example(self, index: int) -> tuple[str, str, str | None]:
     """Example `index` as (question, answer, trace or None): a pure function of the fields and the index."""
-    rng = np.random.default_rng((self.seed, SPLITS.index(self.split), index))
+    rng = splits.generator(self, index)
     shows_trace = rng.random() < self.trace_share
-    digits = self._draw(rng)
+    digits = splits.draw_digits(rng, self.split, self.n_digits, self.min_digits, self.base)
     sums = np.cumsum(digits) % self.base
-    question = f"add {_words(digits)} modulo {self.base}"
-    return question, f"the sum is {sums[-1]} modulo {self.base}", _words(sums) if shows_trace else None
-
-  def _draw(self, rng):
-    for _ in range(MAX_TRIES):
-      digits = rng.integers(self.base, size=self.n_digits)
-      digits[: self.n_digits - rng.integers(self.min_digits, self.n_digits + 1)] = 0
-      if _split_of(digits) == self.split:
-        return digits
-    found = f"{self.n_digits} digits in base {self.base}"
-    raise errors.UserError(f"data.task_options.n_digits: {found} leave no question for the {self.split} split")
+    question = f"add {splits.words_of(digits)} modulo {self.base}"
+    return question, f"the sum is {sums[-1]} modulo {self.base}", splits.words_of(sums) if shows_trace else None
 
   def grade(self, completion: str, reference: str) -> bool:
     """Exact match of the whole phrase."""
     return exact_match(completion, reference)
-
-
-def _words(numbers) -> str:
-  return " ".join(str(i) for i in numbers)
-
-
-def _split_of(digits) -> str:
-  """The split a question belongs to, by a checksum of its digits: the same in every run, on every machine."""
-  return "test" if zlib.crc32(_words(digits).encode()) % TEST_SHARE == 0 else "train"

@@ -1,0 +1,60 @@
+"""What the generators share: splits that never meet, seeded draws, and checks of options."""
+
+import zlib
+
+import numpy as np
+
+from nrt_jax import errors
+
+SPLITS = ("train", "test")
+TEST_SHARE = 10  # one key in ten belongs to the test split
+DIGIT_TRIES = 1000  # draws until digits of the split appear; a split with any room fails with odds below 1e-40
+
+
+def split_of(key: str) -> str:
+  """The split that a question's key belongs to, by checksum: the same in every run, whatever the seed."""
+  return "test" if zlib.crc32(key.encode()) % TEST_SHARE == 0 else "train"
+
+
+def generator(task, index: int):
+  """The random numbers of example `index`: a function of the task's seed and split, and of the index."""
+  return np.random.default_rng((task.seed, SPLITS.index(task.split), index))
+
+
+def draw(propose, tries: int, where: str):
+  """The first value of `propose()` that is not None. Raises UserError naming `where` when `tries` pass without one."""
+  for _ in range(tries):
+    found = propose()
+    if found is not None:
+      return found
+  raise errors.UserError(f"data.task_options.{where}")
+
+
+def require(task, key: str, holds: bool, allowed: str) -> None:
+  """Raises UserError naming the option `key` and its value unless `holds`."""
+  if not holds:
+    raise errors.UserError(f"data.task_options.{key}: found {getattr(task, key)!r}, allowed: {allowed}")
+
+
+def require_common(task) -> None:
+  """Checks the options that every generator has: split, seed, trace_share."""
+  errors.require_choice("data.split", task.split, SPLITS)
+  require(task, "seed", task.seed >= 0, "0 or more")
+  require(task, "trace_share", 0 <= task.trace_share <= 1, "0 to 1")
+
+
+def words_of(numbers) -> str:
+  """Numbers as words with a space between."""
+  return " ".join(str(i) for i in numbers)
+
+
+def draw_digits(rng, split: str, n_digits: int, min_digits: int, base: int):
+  """Digits [n_digits] of the split, the leading ones 0. Raises UserError where the split has no such digits."""
+
+  def propose():
+    digits = rng.integers(base, size=n_digits)
+    digits[: n_digits - rng.integers(min_digits, n_digits + 1)] = 0
+    return digits if split_of(words_of(digits)) == split else None
+
+  where = f"n_digits: {n_digits} digits in base {base} leave no question for the {split} split"
+  return draw(propose, DIGIT_TRIES, where)
