@@ -3,10 +3,10 @@
 import jax.numpy as jnp
 
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.masked import masked_mean, masked_std
+from nrt_jax.masked import masked_logsumexp, masked_mean, masked_std
 
-CENTERS = ("mean", "leave_one_out", "none")
-SCALES = ("std", "none")
+CENTERS = ("mean", "leave_one_out", "multi_sample", "none")
+SCALES = ("std", "advantage_std", "none")
 
 # A spread below this share of the group's largest magnitude is float32 rounding (about 8 units in the last place), not
 # signal: divided by its own deviation it would become advantages of order 1.
@@ -16,9 +16,10 @@ ROUNDING = 1e-6
 def group_advantages(reward_N, group_size, center, scale, valid_N=None, magnitude_N=None):
   """Advantages `[N]` of rewards `[N]`: centred within each group of `group_size` rows, then scaled.
 
-  center: R_k - mean_j R_j (GRPO; NRT), R_k - mean_{j≠k} R_j (`leave_one_out`: RLOO, JEPO, VeriFree), or R_k. scale: by
-  the group's unbiased std about its mean (torch.std, as in the released NRT code), or none. A group without variance
-  gets exactly 0 wherever it is centred or scaled; where rewards are differences, `magnitude_N` is the size of what was
+  center: R_k - mean_j R_j (GRPO; NRT), R_k - mean_{j≠k} R_j (`leave_one_out`: RLOO, JEPO, VeriFree), `multi_sample`
+  (see below), or R_k. scale: by the group's unbiased std about its mean (torch.std, as in the released NRT code), by
+  that of the centred values themselves (`advantage_std`, JEPO's A / std(A)), or none. A group without variance gets
+  exactly 0 wherever it is centred or scaled; where rewards are differences, `magnitude_N` is the size of what was
   subtracted, whose rounding is no variance either. Rows with `valid_N` False (bool `[N]`) get 0 and are left out of the
   statistics. UserError: unknown choice, N not divisible, or one sample per prompt where the choice compares samples.
   """
@@ -32,13 +33,35 @@ def group_advantages(reward_N, group_size, center, scale, valid_N=None, magnitud
     advantage_BG = reward_BG
   elif center == "mean":
     advantage_BG = deviation_BG
+  elif center == "multi_sample":
+    advantage_BG = _multi_sample(reward_BG, valid_BG, std_B1 > 0)
   else:
     # R_k - (S - R_k) / (n - 1) = (R_k - S / n) n / (n - 1); a row without others to compare with gets 0.
     count_B1 = valid_BG.sum(axis=-1, keepdims=True)
     advantage_BG = deviation_BG * count_B1 / jnp.maximum(count_B1 - 1, 1)
   if scale == "std":
     advantage_BG = _divide(advantage_BG, std_B1)
+  elif scale == "advantage_std":
+    own_std_B1 = masked_std(advantage_BG, valid_BG, axis=-1, keepdims=True)
+    advantage_BG = _divide(advantage_BG, jnp.where(std_B1 > 0, own_std_B1, 0))
   return advantage_BG.reshape(-1)
+
+
+def _multi_sample(logp_BG, valid_BG, varied_B1):
+  """n (log mean_j p_j - log mean_{j≠k} p_j) of sequence log-probabilities log p (JEPO, arXiv 2503.19618).
+
+  The paper sums over the n samples where this library takes their mean: hence the factor n. Rows without others get 0.
+  """
+  group_size = logp_BG.shape[1]
+  largest_B1 = jnp.max(logp_BG, axis=-1, keepdims=True, where=valid_BG, initial=-jnp.inf)
+  logp_BG = jnp.where(valid_BG & varied_B1, logp_BG - largest_B1, 0)
+  others_BGG = valid_BG[:, None] & ~jnp.eye(group_size, dtype=bool)[None]
+  others_BG = masked_logsumexp(jnp.broadcast_to(logp_BG[:, None], others_BGG.shape), others_BGG, axis=-1)
+  count_B1 = valid_BG.sum(axis=-1, keepdims=True)
+  compared_BG = valid_BG & varied_B1 & (count_B1 > 1)
+  whole_B1 = masked_logsumexp(logp_BG, valid_BG, axis=-1, keepdims=True) - jnp.log(jnp.maximum(count_B1, 1))
+  rest_BG = others_BG - jnp.log(jnp.maximum(count_B1 - 1, 1))
+  return jnp.where(compared_BG, count_B1 * (whole_B1 - jnp.where(compared_BG, rest_BG, 0)), 0)
 
 
 def clip_advantages(advantage_N, low, high):
@@ -84,7 +107,7 @@ def _check(rows, group_size, center, scale):
   require_choice("advantage center", center, CENTERS)
   require_choice("advantage scale", scale, SCALES)
   _check_group(rows, group_size)
-  if group_size == 1 and (center == "leave_one_out" or scale == "std"):
+  if group_size == 1 and (center in ("leave_one_out", "multi_sample") or scale != "none"):
     raise UserError(
       f"samples_per_prompt: found 1, but advantage center {center!r} with scale {scale!r} compares samples; "
       "allowed: 2 or more, or center 'mean' or 'none' with scale 'none'"

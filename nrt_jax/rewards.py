@@ -46,9 +46,30 @@ def subtract_baseline(reward_N, base_reward_N, how):
   return gain_N if how == "subtract" else jnp.maximum(gain_N, 0)
 
 
+def spread_weights(logp_NA, mask_NA, group_size):
+  """w_i = σ_i / mean_j σ_j, σ_i the std of log c_i over the traces of a group `[N, A]`; 0 off the mask (DRO, 2506.13351).
+
+  Known of the paper's w is that it increases in σ; this form is ours: the reward keeps its size, and is the plain one
+  where σ is the same for all tokens, or 0. The weights are constants of the objective.
+  """
+  logp_BGA = jnp.where(mask_NA, logp_NA, 0).reshape(-1, group_size, logp_NA.shape[-1])
+  low_B1A, high_B1A = logp_BGA.min(axis=1, keepdims=True), logp_BGA.max(axis=1, keepdims=True)
+  # Log-probabilities are not positive: a range within the rounding of the lowest is no spread.
+  sigma_B1A = jnp.where(high_B1A - low_B1A > -1e-6 * low_B1A, jnp.std(logp_BGA, axis=1, keepdims=True), 0)
+  sigma_NA = sigma_B1A.repeat(group_size, axis=1).reshape(mask_NA.shape)
+  mean_N1 = masked_mean(sigma_NA, mask_NA, axis=-1, keepdims=True)
+  weight_NA = jnp.where(mean_N1 > 0, sigma_NA / jnp.where(mean_N1 > 0, mean_N1, 1), 1)
+  return jax.lax.stop_gradient(jnp.where(mask_NA, weight_NA, 0))
+
+
 def log_prob(logp_NA, mask_NA, base_logp_NA=None):
   """R = Σ_i log c_i, s_i = 1: the single-sample bound of JEPO, where NRT calls it JLB."""
   return masked_sum(logp_NA, mask_NA, axis=-1), mask_NA.astype(logp_NA.dtype)
+
+
+def mean_log_prob(logp_NA, mask_NA, base_logp_NA=None):
+  """R = (1/T) Σ_i log c_i, s_i = 1/T: minus the logarithm of the perplexity (arXiv 2602.03979)."""
+  return masked_mean(logp_NA, mask_NA, axis=-1), mask_NA / _length_N1(mask_NA).astype(logp_NA.dtype)
 
 
 def prob(logp_NA, mask_NA, base_logp_NA=None):
@@ -81,6 +102,7 @@ def weighted_sum_log_prob(logp_NA, mask_NA, base_logp_NA):
 
 AGGREGATIONS = {
   "log_prob": log_prob,
+  "mean_log_prob": mean_log_prob,
   "prob": prob,
   "geometric_mean": geometric_mean,
   "arithmetic_mean": arithmetic_mean,

@@ -6,7 +6,7 @@ Probabilities c and plain loops stand here where the library works on padded arr
 import numpy as np
 
 AGGREGATION_NAMES = (
-  "log_prob", "prob", "geometric_mean", "arithmetic_mean", "weighted_sum_inverse_prob", "weighted_sum_log_prob"
+  "log_prob", "mean_log_prob", "prob", "geometric_mean", "arithmetic_mean", "weighted_sum_inverse_prob", "weighted_sum_log_prob"
 )
 
 
@@ -19,6 +19,8 @@ def aggregate(name, c, base):
   """f(c) of one answer's token probabilities (NRT, table of aggregations)."""
   if name == "log_prob":
     return np.log(c).sum()
+  if name == "mean_log_prob":
+    return np.log(c).mean()
   if name == "prob":
     return c.prod()
   if name == "geometric_mean":
@@ -33,6 +35,8 @@ def answer_weights(name, c, base):
   length = len(c)
   if name == "log_prob":
     alpha = 1 / c
+  elif name == "mean_log_prob":
+    alpha = 1 / (length * c)
   elif name == "prob":
     alpha = np.array([np.delete(c, i).prod() for i in range(length)])
   elif name == "geometric_mean":
@@ -46,15 +50,22 @@ def answer_weights(name, c, base):
 
 def group_advantages(rewards, group_size, center, scale, valid):
   """Advantages of one valid row at a time against the valid rows of its group."""
+  if scale == "advantage_std":
+    centred = group_advantages(rewards, group_size, center, "none", valid)
+    return group_advantages(centred, group_size, "none", "std", valid)
   advantages = np.zeros(len(rewards))
   for n in range(len(rewards)):
     first = n // group_size * group_size
     members = [m for m in range(first, first + group_size) if valid[m]]
     others = [m for m in members if m != n]
-    if not valid[n] or (center == "leave_one_out" and not others):
+    if not valid[n] or (center in ("leave_one_out", "multi_sample") and not others):
       continue
-    baseline = {"mean": members, "leave_one_out": others, "none": []}[center]
-    advantage = rewards[n] - (np.mean([rewards[m] for m in baseline]) if baseline else 0)
+    if center == "multi_sample":
+      bounds = [np.log(np.mean([np.exp(rewards[m]) for m in rows])) for rows in (members, others)]
+      advantage = len(members) * (bounds[0] - bounds[1])
+    else:
+      baseline = {"mean": members, "leave_one_out": others, "none": []}[center]
+      advantage = rewards[n] - (np.mean([rewards[m] for m in baseline]) if baseline else 0)
     if scale == "std":
       std = np.std([rewards[m] for m in members], ddof=1) if len(members) > 1 else 0
       advantage = advantage / std if std > 0 else 0

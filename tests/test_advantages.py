@@ -96,9 +96,9 @@ def test_one_sample_per_prompt():
 
 def test_wrong_choices_are_user_errors():
   reward_N = jnp.zeros(6)
-  with pytest.raises(UserError, match="'rloo', allowed: leave_one_out, mean, none"):
+  with pytest.raises(UserError, match="'rloo', allowed: leave_one_out, mean, multi_sample, none"):
     group_advantages(reward_N, 2, "rloo", "std")
-  with pytest.raises(UserError, match="'var', allowed: none, std"):
+  with pytest.raises(UserError, match="'var', allowed: advantage_std, none, std"):
     group_advantages(reward_N, 2, "mean", "var")
   with pytest.raises(UserError, match="samples_per_prompt: found 4, allowed: a divisor of the 6 rows"):
     group_advantages(reward_N, 4, "mean", "std")

@@ -14,6 +14,7 @@ C, BASE = [0.95, 0.6, 0.1], [0.9, 0.2, 0.05]
 # name -> (R of C, R of BASE, s of C), worked out from the table of NRT.
 EXPECTED = {
   "log_prob": (-2.864704, -4.710531, [1, 1, 1]),  # mean instead of sum: -0.954901
+  "mean_log_prob": (-0.954901, -1.570177, [1 / 3, 1 / 3, 1 / 3]),
   "prob": (0.057, 0.009, [0.057, 0.057, 0.057]),
   "geometric_mean": (0.384850, 0.208008, [0.128283, 0.128283, 0.128283]),  # s without 1/T: 0.384850
   "arithmetic_mean": (0.55, 0.383333, [0.316667, 0.2, 0.033333]),  # mean of log c instead: -0.954901
