@@ -25,7 +25,7 @@ class CheckpointConfig:
 
   every_steps: int = 100  # training steps between checkpoints; 0 saves at the end of the run only
   keep_last: int = 2  # newest checkpoints kept
-  keep_best: str | None = None  # metric whose best checkpoint is kept besides, e.g. "eval/running_sum/accuracy"
+  keep_best: str | None = None  # metric whose best checkpoint is kept besides, e.g. "eval/heldout/accuracy"
   best_mode: str = "max"  # max | min: which value of keep_best is the best
   async_save: bool = True  # write in the background while training goes on
 

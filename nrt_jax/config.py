@@ -70,7 +70,17 @@ class RunConfig:
         raise UserError(f"{key}: found {getattr(self, key)}, allowed: 1 or more")
     if not 0 <= self.seed < 2**32:
       raise UserError(f"seed: found {self.seed}, allowed: 0 to {2**32 - 1}")
-    if ALGORITHMS[self.algorithm_name].samples_traces and self.sampling.temperature == 0:
+    if ALGORITHMS[self.algorithm_name].samples_traces:
+      self._check_sampling()
+
+  def _check_sampling(self):
+    center, scale = (getattr(self.algorithm, key, None) for key in ("center", "scale"))
+    if self.samples_per_prompt == 1 and (scale == "std" or center == "leave_one_out"):
+      raise UserError(
+        f"samples_per_prompt: found 1, but algorithm.center {center!r} with algorithm.scale {scale!r} compares samples; "
+        "allowed: 2 or more"
+      )
+    if self.sampling.temperature == 0:
       raise UserError("sampling.temperature: found 0 (greedy), allowed in training: above 0, or all samples are equal")
 
 

@@ -19,7 +19,7 @@ class EvaluationConfig:
 
   name: str = "heldout"  # metrics are called eval/<name>/...
   data: DataConfig | None = None  # None: no evaluation
-  every_steps: int = 100  # training steps between evaluations; 0 = only at the start and the end
+  every_steps: int = 100  # training steps between evaluations; 0 = at the run's start and each stage's end only
   batch_prompts: int = 32  # prompts generated at a time
   temperature: float = 0.0  # 0 = greedy
   max_completion_length: int = 0  # tokens; 0 = room for the longest trace, marker and answer of training

@@ -58,7 +58,8 @@ def merge(params, config: ModelConfig) -> dict:
 def attach(params, adapted, config: ModelConfig) -> dict:
   """`params` of a model without adapters, in the compute dtype, with those of `adapted` (a random tree) beside them."""
   adapters, _ = split(adapted, config)
-  return join(adapters, jax.tree.map(lambda p: p.astype(config.compute_dtype), params))
+  _, frozen = split(adapted, config)
+  return join(adapters, jax.tree.map(lambda p, like: p.astype(like.dtype), params, frozen))
 
 
 def count_trainable(params, config: ModelConfig) -> int:

@@ -1,26 +1,22 @@
 """One decoder for Llama, Mistral, Qwen2 and Qwen3, and one forward for training, prefill, decoding and scoring.
 
-Parameters are plain trees; the layers are stacked on a leading axis. Masks follow from positions alone: a query at
-position p sees the slots with 0 <= position <= p (and, with a sliding window w, p - position < w), so padding, ragged
-prompts and empty slots need no masks of their own.
+Parameters are plain trees; the layers are stacked on a leading axis. How they attend is in attention.py.
 """
 
-import functools
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import struct
 
+from nrt_jax.attention import MASKED, KVCache, attend, put_slots, rotate, rotation, visible, write_cache
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.sharding import constrain
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
 LORA = "_lora"  # ending of an adapter's name: "q_lora" adapts "q"
-MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite too
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,8 @@ class ModelConfig:
   """The architecture, in the words of Hugging Face's config.json, and how it is computed."""
 
   family: str = "llama"  # decides the tensor names of the export
-  vocab_size: int = 512
+  vocab_size: int = 512  # rows of embedding and head
+  vocab_padding: int = 0  # the last rows that are no tokens, there to divide over a mesh: never sampled, never exported
   hidden_size: int = 128
   intermediate_size: int = 512
   num_hidden_layers: int = 2
@@ -97,121 +94,6 @@ class ModelConfig:
     return self.layer_loop == "scan"
 
 
-@struct.dataclass
-class KVCache:
-  """Keys and values of one attention segment. Its rows M may be fewer than the queries' rows N: then each serves N/M.
-
-  `key` and `value` are one array `[layers, M, K, S, h]` where layers are scanned, else a tuple of `[M, K, S, h]`.
-  """
-
-  key: jax.Array | tuple
-  value: jax.Array | tuple
-  position_MS: jax.Array  # int32, -1 where the slot is empty
-
-
-def empty_cache(config: ModelConfig, rows: int, slots: int, dtype) -> KVCache:
-  """A cache of `rows` x `slots` with every slot empty."""
-  shape = (rows, config.num_key_value_heads, slots, config.head_dim)
-  if config.scan_layers:
-    key = value = jnp.zeros((config.num_hidden_layers, *shape), dtype)
-  else:
-    key = value = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
-  return KVCache(key, value, jnp.full((rows, slots), -1, jnp.int32))
-
-
-def put_slots(old, new, slot, axis):
-  """`old` with `new` put in from index `slot` of `axis` on."""
-  return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
-
-
-def _write_cache(cache: KVCache, new: KVCache, slot) -> KVCache:
-  return KVCache(
-    key=put_slots(cache.key, new.key, slot, -2),
-    value=put_slots(cache.value, new.value, slot, -2),
-    position_MS=put_slots(cache.position_MS, new.position_MS, slot, -1),
-  )
-
-
-def grow_cache(cache: KVCache, slots: int) -> KVCache:
-  """The same cache with room for `slots` slots, the new ones empty."""
-  more = slots - cache.position_MS.shape[1]
-
-  def pad(x):
-    return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, more), (0, 0)))
-
-  position_MS = jnp.pad(cache.position_MS, ((0, 0), (0, more)), constant_values=-1)
-  return KVCache(jax.tree.map(pad, cache.key), jax.tree.map(pad, cache.value), position_MS)
-
-
-def rope_frequencies(config: ModelConfig) -> np.ndarray:
-  """Inverse frequencies `[h / 2]` (RoFormer, arXiv 2104.09864 section 3.2.2; llama3 scaling as in Llama 3.1's code)."""
-  inverse = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
-  scaling = config.rope_scaling
-  if scaling is None:
-    return inverse
-  if scaling.rope_type == "linear":
-    return inverse / scaling.factor
-  turns = scaling.original_max_position_embeddings * inverse / (2 * np.pi)
-  # Fast dimensions keep their frequency, slow ones are slowed by `factor`, those between are blended.
-  keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-  keep = np.clip(keep, 0.0, 1.0)
-  return inverse * keep + inverse / scaling.factor * (1 - keep)
-
-
-def _rotation(config: ModelConfig, position_NT):
-  """cos and sin `[N, T, 1, h / 2]`, in float32: bfloat16 would round position 257 to 256."""
-  angle = jnp.maximum(position_NT, 0)[..., None] * jnp.asarray(rope_frequencies(config), jnp.float32)[None, None]
-  return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
-
-
-def _rotate(x_NTHh, rotation):
-  cos, sin = rotation
-  first, second = jnp.split(x_NTHh.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_NTHh.dtype)
-
-
-def visible(position_NT, position_MS, window: int | None):
-  """Which slots each query sees: bool `[M, N / M, T, S]`."""
-  rows = position_MS.shape[0]
-  query = position_NT.reshape(rows, -1, position_NT.shape[1], 1)
-  slot = position_MS[:, None, None, :]
-  seen = (slot >= 0) & (slot <= query)
-  return seen if window is None else seen & (query - slot < window)
-
-
-def attend(query_NTHh, segments):
-  """Softmax attention over several key/value segments at once, `[N, T, H, h]`.
-
-  Each segment is (key_MKSh, value_MKSh, seen_MrTS). A segment with fewer rows than the queries is read once for the
-  N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models.
-  """
-  N, T, H, h = query_NTHh.shape
-  logits, shapes = [], []
-  for key_MKSh, _, seen in segments:
-    M, K, _, _ = key_MKSh.shape
-    query = query_NTHh.reshape(M, N // M, T, K, H // K, h)
-    score = jnp.einsum("mrtkgh,mksh->mkrtgs", query, key_MKSh, preferred_element_type=jnp.float32) * h**-0.5
-    logits.append(jnp.where(seen[:, None, :, :, None], score, MASKED))
-    shapes.append((M, N // M, T, K, H // K))
-
-  def to_rows(x_mkrtg):  # [M, K, r, T, g] -> [N, T, K, g]
-    M, K, r, _, g = x_mkrtg.shape
-    return x_mkrtg.transpose(0, 2, 3, 1, 4).reshape(M * r, T, K, g)
-
-  def from_rows(x_NTKg, shape):
-    return x_NTKg.reshape(shape).transpose(0, 3, 1, 2, 4)
-
-  top = functools.reduce(jnp.maximum, [to_rows(score.max(-1)) for score in logits])
-  top = jax.lax.stop_gradient(top)
-  total = out = 0.0
-  for (_, value_MKSh, _), score, shape in zip(segments, logits, shapes):
-    weight = jnp.exp(score - from_rows(top, shape)[..., None])
-    total += to_rows(weight.sum(-1))
-    mixed = jnp.einsum("mkrtgs,mksh->mrtkgh", weight.astype(value_MKSh.dtype), value_MKSh)
-    out += mixed.reshape(N, T, -1, H // shape[3], h)
-  return (out / total[..., None]).astype(query_NTHh.dtype).reshape(N, T, H, h)
-
-
 class RMSNorm(nn.Module):
   """x / rms(x) * scale over the last axis, computed in float32."""
 
@@ -259,7 +141,7 @@ class Block(nn.Module):
     return lambda x: dense(x) + adapter(x)
 
   @nn.compact
-  def __call__(self, x_NTD, rotation, caches, seen, slot=None):
+  def __call__(self, x_NTD, angles, caches, seen, slot=None):
     """`caches`: (key, value) of each cache segment for this layer; `seen`: one mask for each segment attended to.
 
     The new tokens are the last segment. With `slot` they are first written into the last cache, which takes that place.
@@ -272,14 +154,14 @@ class Block(nn.Module):
     if c.qk_norm:
       q_NTHh = RMSNorm(c.rms_norm_eps, name="q_norm")(q_NTHh)
       k_NTKh = RMSNorm(c.rms_norm_eps, name="k_norm")(k_NTKh)
-    key = _rotate(k_NTKh, rotation).swapaxes(1, 2)
+    key = rotate(k_NTKh, angles).swapaxes(1, 2)
     value = v_NTKh.swapaxes(1, 2)
     if slot is not None:
       *caches, (old_key, old_value) = caches
       key, value = put_slots(old_key, key, slot, -2), put_slots(old_value, value, slot, -2)
     segments = [(*kv, mask) for kv, mask in zip((*caches, (key, value)), seen)]
     with jax.named_scope("attention"):
-      mixed_NTHh = attend(_rotate(q_NTHh, rotation), segments)
+      mixed_NTHh = attend(rotate(q_NTHh, angles), segments)
     x_NTD = x_NTD + self._dense("o", c.hidden_size, c.output_bias, axis=(-2, -1))(mixed_NTHh)
     y = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x_NTD)
     gate = self._dense("gate", c.intermediate_size, c.mlp_bias)(y)
@@ -338,7 +220,7 @@ def init_params(config: ModelConfig, key) -> dict:
   seen = (visible(position, position, None),)
 
   def init_layer(key):
-    return Block(config).init(key, x, _rotation(config, position), (), seen)["params"]
+    return Block(config).init(key, x, rotation(config, position), (), seen)["params"]
 
   params = {
     "embedder": {"embedding": normal(embed_key, (config.vocab_size, config.hidden_size))},
@@ -349,7 +231,8 @@ def init_params(config: ModelConfig, key) -> dict:
     params["head"] = {"kernel": normal(head_key, (config.hidden_size, config.vocab_size))}
   if config.lora_rank:
     return jax.tree_util.tree_map_with_path(
-      lambda path, p: p if path[-2].key.endswith(LORA) else p.astype(config.compute_dtype), params
+      lambda path, p: p if path[-2].key.endswith(LORA) or path[-1].key == "scale" else p.astype(config.compute_dtype),
+      params,
     )
   return params
 
@@ -365,7 +248,11 @@ def decoding_params(params, config: ModelConfig, rules: dict | None = None):
 
   Unrolled layers are taken apart here, so that the decoding loop holds no slice of a stacked weight.
   """
-  params = jax.tree.map(lambda p: p.astype(config.compute_dtype), params)
+
+  def cast(path, p):  # the update applies norms with float32 scales, so the rollout must too
+    return p if path[-1].key == "scale" else p.astype(config.compute_dtype)
+
+  params = jax.tree_util.tree_map_with_path(cast, params)
   if rules is not None:
     params = jax.tree.map(lambda p, axes: constrain(p, *axes, rules=rules), params, logical_axes(params))
   return params if config.scan_layers else {**params, "layers": _unstack(params["layers"], config.num_hidden_layers)}
@@ -396,13 +283,13 @@ def forward(params, config: ModelConfig, token_NT, position_NT, caches: tuple[KV
   windows = (None,) if config.sliding_window is None else (None, config.sliding_window)
   masks = [tuple(visible(position_NT, p, window) for p in positions) for window in windows]
   slides = config.sliding_layers or (config.sliding_window is not None,) * config.num_hidden_layers
-  rotation = _rotation(config, position_NT)
+  angles = rotation(config, position_NT)
 
   def layer(x_NTD, inputs):
     layer_params, layer_caches, slide = inputs
     seen = masks[0] if len(masks) == 1 else jax.tree.map(lambda full, cut: jnp.where(slide, cut, full), *masks)
     block_slot = slot if writes_first else None
-    return Block(config).apply({"params": layer_params}, x_NTD, rotation, layer_caches, seen, block_slot)
+    return Block(config).apply({"params": layer_params}, x_NTD, angles, layer_caches, seen, block_slot)
 
   layer = _remat(config, layer)
   key_values = tuple((cache.key, cache.value) for cache in caches)
@@ -418,14 +305,18 @@ def forward(params, config: ModelConfig, token_NT, position_NT, caches: tuple[KV
     key, value = (tuple(part) for part in zip(*new))
   hidden_NTD = RMSNorm(config.rms_norm_eps).apply({"params": params["final_norm"]}, x_NTD)
   new = KVCache(key, value, new_position)
-  return hidden_NTD, new if slot is None or writes_first else _write_cache(caches[-1], new, slot)
+  return hidden_NTD, new if slot is None or writes_first else write_cache(caches[-1], new, slot)
 
 
 def logits(params, config: ModelConfig, hidden):
   """The head: hidden `[..., D]` -> float32 logits `[..., V]`. Callers chunk it where `...` is large."""
   dtype = jnp.dtype(config.compute_dtype)
   if config.tie_word_embeddings:
-    return jnp.einsum(
-      "...d,vd->...v", hidden, params["embedder"]["embedding"].astype(dtype), preferred_element_type=jnp.float32
-    )
-  return jnp.einsum("...d,dv->...v", hidden, params["head"]["kernel"].astype(dtype), preferred_element_type=jnp.float32)
+    table, letters = params["embedder"]["embedding"], "vd"
+  else:
+    table, letters = params["head"]["kernel"], "dv"
+  out = jnp.einsum(f"...d,{letters}->...v", hidden, table.astype(dtype), preferred_element_type=jnp.float32)
+  if config.vocab_padding:
+    token = jnp.arange(config.vocab_size) < config.vocab_size - config.vocab_padding
+    out = jnp.where(token.reshape((1,) * (out.ndim - 1) + (-1,)), out, MASKED)
+  return out

@@ -28,7 +28,8 @@ def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_way
   computed = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("path", "weights")}
   config = hf.read_model_config(model.path, **computed)
   rows = max(config.vocab_size, form.vocab_size_needed)
-  return dataclasses.replace(config, vocab_size=-(-rows // tensor_ways) * tensor_ways)
+  padding = -rows % tensor_ways
+  return dataclasses.replace(config, vocab_size=rows + padding, vocab_padding=padding)
 
 
 def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFormat, seed: int, mesh=None):
@@ -51,6 +52,16 @@ def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFor
   new_ids = sorted({*form.added_ids, *range(stored.vocab_size, form.vocab_size_needed)})
   params, _ = hf.resize_vocabulary(params, stored, config.vocab_size, form.eos_id, new_ids)
   return params if shardings is None else jax.device_put(params, shardings)
+
+
+def without_padding(params, config: ModelConfig) -> tuple[dict, ModelConfig]:
+  """The parameters and architecture that a model directory holds: adapters merged, no rows that are no tokens."""
+  params, rows = lora.merge(params, config), config.vocab_size - config.vocab_padding
+  if config.vocab_padding:
+    params = {**params, "embedder": {"embedding": params["embedder"]["embedding"][:rows]}}
+    if not config.tie_word_embeddings:
+      params["head"] = {"kernel": params["head"]["kernel"][:, :rows]}
+  return params, dataclasses.replace(lora.without(config), vocab_size=rows, vocab_padding=0)
 
 
 def abstract_params(config: ModelConfig):

@@ -73,7 +73,7 @@ def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainS
     pieces = run.parallel.micro_batches
     if pieces == 1:
       return grad(minibatch)
-    micro_batches = rows.cut_rows(minibatch, pieces)
+    micro_batches = rows.cut_groups(minibatch, pieces, setup.rows_together)
     first, rest = jax.tree.map(lambda a: a[0], micro_batches), jax.tree.map(lambda a: a[1:], micro_batches)
 
     def accumulate(carry, micro_batch):
@@ -99,7 +99,7 @@ def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainS
   if run.optimizer.minibatches == 1:
     carry, sums = one_update(carry, batch)
   else:
-    minibatches = rows.cut_groups(batch, run.optimizer.minibatches, setup.samples_per_prompt)
+    minibatches = rows.cut_groups(batch, run.optimizer.minibatches, setup.rows_per_prompt)
     carry, each = jax.lax.scan(one_update, carry, minibatches)
     sums = {
       name: jnp.max(value) if name.endswith("_max") else jax.tree.map(jnp.sum, value) for name, value in each.items()
@@ -108,10 +108,15 @@ def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainS
   return TrainState(state.step + 1, updates, lora.join(trainable, frozen), opt_state, state.key), sums
 
 
-def train_step(setup: Setup, states: States, prompts: Prompts):
-  """One step of training: see the module's docstring. Pure; jitted or pmapped by `build`."""
+def train_step(setup: Setup, states: States, prompts: Prompts, graded=None):
+  """One step of training: see the module's docstring. Pure; jitted or pmapped by `build_train_step`.
+
+  graded: where the verifier runs on the host, the Rollouts that `complete` sampled, and the label of each.
+  """
   tools = make_tools(setup)
-  key = jax.random.fold_in(states.policy.key, states.policy.step)
+  if graded is not None:
+    tools = tools._replace(complete=lambda *_: (graded[0], None, None), host_label_N=graded[1])
+  key = step_key(states)
   _, frozen = lora.split(states.policy.params, setup.model)
   whole = states if states.reference is None else states.replace(reference=lora.join(states.reference, frozen))
   with jax.named_scope("collect"):
@@ -123,7 +128,17 @@ def train_step(setup: Setup, states: States, prompts: Prompts):
   keep = setup.run.logging.samples_per_step * setup.samples_per_prompt
   samples = jax.tree.map(lambda a: a[: keep : setup.samples_per_prompt], samples)
   reference = follow(setup, states.reference, lora.split(policy.params, setup.model)[0])
-  return States(policy, reference, memory), metrics, samples
+  return States(policy, reference, states.memory if memory is None else memory), metrics, samples
+
+
+def complete(setup: Setup, states: States, prompts: Prompts):
+  """The Rollouts that `train_step` would sample, for a grader on the host: the step up to the grading call."""
+  return make_tools(setup).complete(states.policy.params, prompts, step_key(states))[0]
+
+
+def step_key(states: States):
+  """All random numbers of a step come from this: a resumed run draws the same."""
+  return jax.random.fold_in(states.policy.key, states.policy.step)
 
 
 def follow(setup: Setup, reference, params):
@@ -180,19 +195,30 @@ def state_shardings(setup: Setup):
 
 
 def build_train_step(setup: Setup):
-  """The compiled step: callable (states, prompts) -> (states, metrics, samples); `states` is donated."""
+  """The compiled step: callable (states, prompts) -> (states, metrics, samples); `states` is donated.
+
+  With a verifier on the host, (states, prompts, graded): see `train_step`, and host_grading.py, which runs it.
+  """
   step = functools.partial(train_step, setup)
   if setup.axis_name:
     return jax.pmap(step, axis_name=DEVICES, donate_argnums=0)
   if setup.mesh is None:
     return jax.jit(step, donate_argnums=0)
   states, everywhere = state_shardings(setup), sharding.replicated(setup.mesh)
-  return jax.jit(
-    step,
-    donate_argnums=0,
-    in_shardings=(states, sharding.rows_sharding(setup.mesh)),
-    out_shardings=(states, everywhere, everywhere),
-  )
+  by_rows = sharding.rows_sharding(setup.mesh)
+  inputs = (states, by_rows, by_rows) if setup.grades_on_host else (states, by_rows)
+  return jax.jit(step, donate_argnums=0, in_shardings=inputs, out_shardings=(states, everywhere, everywhere))
+
+
+def build_complete(setup: Setup):
+  """The first half of a step whose verifier runs on the host: callable (states, prompts) -> Rollouts, cut by rows."""
+  step = functools.partial(complete, setup)
+  if setup.axis_name:
+    return jax.pmap(step, axis_name=DEVICES)
+  if setup.mesh is None:
+    return jax.jit(step)
+  by_rows = sharding.rows_sharding(setup.mesh)
+  return jax.jit(step, in_shardings=(state_shardings(setup), by_rows), out_shardings=by_rows)
 
 
 def build_generate(setup: Setup, sampling: sampler.SamplingConfig, samples: int = 1):

@@ -12,7 +12,8 @@ from flax import struct
 
 from nrt_jax.arrays import Prompts, Rollouts, repeat_rows
 from nrt_jax.errors import UserError
-from nrt_jax.model import KVCache, ModelConfig, empty_cache, forward, grow_cache, logits
+from nrt_jax.attention import KVCache, empty_cache, grow_cache
+from nrt_jax.model import ModelConfig, forward, logits
 from nrt_jax.sharding import constrain
 
 BLOCK = 128  # columns of the vocabulary summed at once when inverting the cumulative distribution

@@ -34,7 +34,7 @@ DECODE_RULES = {**RULES, "embed": None}
 class ParallelConfig:
   """How a step is spread over devices."""
 
-  kind: str = "jit"  # jit: one program over a mesh | pmap: replicated state, gradients averaged by lax.psum
+  kind: str = "jit"  # jit: one program over a mesh | pmap: replicated state, gradients summed by lax.psum
   data: int = -1  # devices along the data axis; -1 takes what the other two leave
   fsdp: int = 1  # devices that share parameters, gradients and optimizer state
   tensor: int = 1  # devices that share heads, mlp and vocabulary
@@ -108,6 +108,26 @@ def place_rows(mesh, tree):
   """Batch arrays that every host holds whole, as global arrays cut by rows."""
   by_rows = rows_sharding(mesh)
   return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, by_rows, lambda index: a[index]), tree)
+
+
+def host_share(mesh) -> tuple[int, int]:
+  """(index, count): this host's devices hold the index-th of `count` equal parts of a batch's rows.
+
+  Hosts that a tensor axis spans hold the same part. (0, 1), the whole batch, where a host's rows are no such part.
+  """
+  ways = data_parallel_ways(mesh)
+  places = rows_sharding(mesh).addressable_devices_indices_map((ways,)).values()
+  held = sorted({range(ways)[index[0]].start for index in places})
+  first, size = held[0], len(held)
+  return (first // size, ways // size) if held[-1] - first == size - 1 and not first % size else (0, 1)
+
+
+def place_host_rows(mesh, tree):
+  """This host's part of a batch (see `host_share`) as global arrays cut by rows."""
+  if host_share(mesh)[1] == 1:
+    return place_rows(mesh, tree)
+  by_rows = rows_sharding(mesh)
+  return jax.tree.map(lambda a: jax.make_array_from_process_local_data(by_rows, a), tree)
 
 
 def data_parallel_ways(mesh) -> int:

@@ -42,8 +42,23 @@ class Setup(NamedTuple):
     return DEVICES if self.run.parallel.kind == "pmap" else None
 
   @property
+  def grades_on_host(self) -> bool:
+    """Whether a step is two programs, with a Python grader between them."""
+    return getattr(self.run.algorithm, "grades_on_host", False)
+
+  @property
   def samples_per_prompt(self) -> int:
     return self.run.samples_per_prompt if self.algorithm.samples_traces else 1
+
+  @property
+  def rows_per_prompt(self) -> int:
+    """Rows of a TrainBatch that belong to one prompt."""
+    return 2 if self.algorithm.pairs else self.samples_per_prompt
+
+  @property
+  def rows_together(self) -> int:
+    """Adjacent rows that the loss reads together, so that no micro-batch may part them."""
+    return 2 if self.algorithm.pairs else 1
 
 
 def rollout(setup: Setup, params, prompts: Prompts, key):
@@ -67,10 +82,8 @@ def _in_waves(setup: Setup, params, prompts: Prompts, key, whole: bool):
   """Runs in waves of `sampling.wave_prompts` prompts, so that the caches of a large step are bounded by one wave."""
   run, G = setup.run, setup.samples_per_prompt
   wave = functools.partial(_wave, setup, rollout_weights(setup, params), key, whole)
-  B = prompts.prompt_BP.shape[0]
+  B = prompts.prompt_BP.shape[0] * (jax.device_count() if setup.axis_name else 1)  # under pmap we see a device's share
   waves = B // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
-  if setup.axis_name and waves > 1:
-    waves = max(1, waves // jax.device_count())  # each device has its share of the prompts
   if waves == 1:
     return wave(prompts)
   rollouts, scores, empty = jax.lax.map(wave, rows.cut_rows(prompts, waves))

@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
-from nrt_jax import data, evaluation, hf, policy, programs, prompts, sharding
+from nrt_jax import data, evaluation, hf, host_grading, policy, programs, prompts, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.config import RunConfig
 from nrt_jax.errors import UserError
-from nrt_jax.files import write_json
 from nrt_jax.metrics import MetricsWriter
 from nrt_jax.state import States
 from nrt_jax.workdir import Progress
@@ -37,8 +37,8 @@ class Stage(NamedTuple):
   first_step: int  # training steps of the stages before it
 
 
-def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None) -> None:
-  """Runs all stages in `workdir`, resuming what is there, and exports the policy at the end.
+def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None) -> bool:
+  """Runs all stages in `workdir`, resuming what is there, and exports the policy; False if a signal stopped it early.
 
   `config_values` is what is written to config.json (the nested mapping that `runs` was read from).
   Raises UserError for whatever the user can mend, before anything is compiled.
@@ -54,14 +54,12 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
   for run in runs:
     setup = programs.Setup(run, model, form, mesh)
     check_sizes(setup)
+    host_grading.check(run)
     stages.append(Stage(setup, *read_data(run, tokenizer, form), total_steps))
     total_steps += run.total_steps
 
   # ---- 2. Files of the run.
   os.makedirs(workdir, exist_ok=True)
-  if config_values is not None and jax.process_index() == 0:
-    write_json(os.path.join(workdir, "config.json"), config_values)
-  workdirs.save_tokenizer(tokenizer, workdir)
   workdirs.keep_compiled(workdir)
   with contextlib.ExitStack() as stack:
     checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), first.checkpoint)
@@ -74,6 +72,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
       start_step = checkpoints.latest_step()
       progress = workdirs.read_progress(checkpoints, start_step, [run.stage for run in runs])
       states = workdirs.restore(stages[progress.stage].setup, checkpoints, start_step)
+    workdirs.describe(workdir, tokenizer, model, config_values)  # only now: another run's description stays as it is
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
     stack.callback(writer.close)
     loop = Loop(stages, checkpoints, writer, tokenizer, stack.enter_context(stop_flag()))
@@ -85,11 +84,12 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
       states, progress = loop.run_stage(states, progress)
       if progress.step < runs[number].total_steps:
         writer.note("stopped by a signal, after saving; the same command resumes")
-        return
+        return False
 
     # ---- 5. Export.
     params = single_copy(stages[-1].setup, states).policy.params
     workdirs.export(params, runs[-1], model, form, workdir, os.path.join(workdir, "export"))
+  return True
 
 
 # ----------------------------------------------------------------------------------------------------------- start-up
@@ -106,11 +106,11 @@ def check_sizes(setup: programs.Setup) -> None:
       f"prompts_per_step: found {run.prompts_per_step}, allowed: a multiple of {pieces} "
       f"({ways} data-parallel devices x optimizer.minibatches {run.optimizer.minibatches})"
     )
-  rows = run.prompts_per_step * setup.samples_per_prompt // pieces
+  rows = run.prompts_per_step * setup.rows_per_prompt // setup.rows_together // pieces
   if rows % run.parallel.micro_batches:
     raise UserError(
       f"parallel.micro_batches: found {run.parallel.micro_batches}, allowed: a divisor of {rows}, "
-      "the rows that one device has in a minibatch"
+      f"the {'rows' if setup.rows_together == 1 else 'pairs of rows'} that one device has in a minibatch"
     )
   wave = run.sampling.wave_prompts
   if wave and setup.algorithm.samples_traces and (run.prompts_per_step % wave or wave % ways):
@@ -151,8 +151,14 @@ def single_copy(setup: programs.Setup, states: States) -> States:
 
 @contextlib.contextmanager
 def stop_flag():
-  """Yields a list that SIGTERM (a preemption notice) makes non-empty: the loop then saves and stops."""
+  """Yields a list that SIGTERM (a preemption notice) makes non-empty: the loop then saves and stops.
+
+  With several processes JAX's own preemption service handles the signal, so that they stop at the same step.
+  """
   flag = []
+  if jax.process_count() > 1:
+    yield flag
+    return
   try:
     before = signal.signal(signal.SIGTERM, lambda *_: flag.append(True))
   except ValueError:  # not the main thread: whoever runs us there handles its own signals
@@ -217,9 +223,10 @@ class Loop:
         batch, position = self._next_batch(stage, position)
 
       # ---- Evaluate, then save, so that the checkpoint knows how good it is.
-      last = step == run.total_steps or bool(self._stop)
-      evaluates = last or (run.evaluation.every_steps and step % run.evaluation.every_steps == 0)
-      saves = last or self._checkpoints.due(number)
+      stop = self._must_stop(number)
+      due = run.evaluation.every_steps and step % run.evaluation.every_steps == 0
+      evaluates = (step == run.total_steps or due) and not stop  # who is asked to stop has seconds
+      saves = stop or step == run.total_steps or self._checkpoints.due(number)
       if evaluates or saves:
         measured = self._fetch(stage)
         if evaluates:
@@ -227,27 +234,32 @@ class Loop:
         if saves:
           self._checkpoints.save(number, single_copy(stage.setup, states), progress.record(run.stage), measured)
         self._clock = time.monotonic()  # neither counts as time of the next step
-      if last:
+      if stop:
         break
     return states, progress
+
+  def _must_stop(self, number: int) -> bool:
+    """Whether a signal asks to stop after this step. Hosts agree on the step, or they would wait for each other."""
+    if jax.process_count() == 1:
+      return bool(self._stop)
+    return multihost_utils.reached_preemption_sync_point(number)
 
   def _compile(self, stage: Stage, states: States, batch):
     """The compiled step; says how long compiling took."""
     start = time.monotonic()
-    compiled = programs.build_train_step(stage.setup).lower(states, batch).compile()
+    compiled = host_grading.compile_train_step(stage.setup, states, batch, self._tokenizer)
     self._writer.note(f"stage {stage.setup.run.stage}: compiled the training step in {time.monotonic() - start:.1f} s")
     return compiled
 
   def _next_batch(self, stage: Stage, position: data.Position):
     """The batch at `position` on the devices, and the position after it. Each host reads its own rows."""
     run, mesh = stage.setup.run, stage.setup.mesh
-    hosts = (jax.process_index(), jax.process_count())
+    hosts = (jax.process_index(), jax.process_count()) if mesh is None else sharding.host_share(mesh)
     rows, position = data.batch(stage.train_data, position, run.prompts_per_step, run.seed, *hosts)
-    if stage.setup.axis_name:
-      devices = jax.local_device_count()
-      return jax.tree.map(lambda a: a.reshape(devices, a.shape[0] // devices, *a.shape[1:]), rows), position
-    by_rows = sharding.rows_sharding(mesh)
-    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(by_rows, a), rows), position
+    if mesh is not None:
+      return sharding.place_host_rows(mesh, rows), position
+    devices = jax.local_device_count()
+    return jax.tree.map(lambda a: a.reshape(devices, a.shape[0] // devices, *a.shape[1:]), rows), position
 
   def _fetch(self, stage: Stage) -> dict:
     """Waits for the step dispatched last, writes metrics and samples where they are due, and returns the metrics."""

@@ -1,6 +1,6 @@
 """What a run leaves in its directory: config, tokenizer, checkpoints, export; and how it is read again.
 
-    config.json   metrics.jsonl   samples.jsonl   tokenizer/   checkpoints/   tensorboard/   export/   compiled/
+    config.json  metrics.jsonl  samples.jsonl  tokenizer/  compiled/  checkpoints/  tensorboard/  export/   compiled/
 """
 
 import dataclasses
@@ -11,11 +11,12 @@ from typing import NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from nrt_jax import hf, lora, policy, programs
+from nrt_jax import hf, policy, programs
 from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.config import RunConfig, stages_of
 from nrt_jax.data import Position
 from nrt_jax.errors import UserError
+from nrt_jax.files import write_json
 from nrt_jax.hf_config import read_json
 from nrt_jax.model import ModelConfig
 from nrt_jax.state import States
@@ -33,12 +34,18 @@ class Progress(NamedTuple):
     return {"stage": self.stage, "stage_name": stage_name, "step": self.step, "position": list(self.position)}
 
 
-def save_tokenizer(tokenizer, workdir: str) -> None:
-  """Writes the tokenizer once, whole: with the marker token in it, for export and `sample`."""
+def describe(workdir: str, tokenizer, config: ModelConfig, values: dict | None) -> None:
+  """Writes what others need to read the run: config.json, and once tokenizer/, with the marker and the architecture."""
+  if jax.process_index() != 0:
+    return
+  if values is not None:
+    write_json(os.path.join(workdir, "config.json"), values)
   directory = os.path.join(workdir, "tokenizer")
-  if jax.process_index() == 0 and not os.path.isdir(directory):
+  if not os.path.isdir(directory):
     partial = f"{directory}.partial"
     tokenizer.save_pretrained(partial)
+    rows = config.vocab_size - config.vocab_padding
+    hf.write_config(dataclasses.replace(config, vocab_size=rows, vocab_padding=0), partial)
     os.replace(partial, directory)
 
 
@@ -88,9 +95,10 @@ def read_run(workdir: str) -> list[RunConfig]:
 def export_checkpoint(workdir: str, directory: str, step: int | None = None, dtype: str = "float32") -> None:
   """Writes the policy of a checkpoint (None: the newest) in Hugging Face format; the run may still be going on."""
   run = read_run(workdir)[-1]
-  source = dataclasses.replace(run.prompt, tokenizer=os.path.join(workdir, "tokenizer"))
-  _, form = policy.open_tokenizer(run.model, source)
-  config = policy.read_architecture(run.model, form, run.parallel.tensor)
+  # The directory that it started from may be gone by now.
+  model = dataclasses.replace(run.model, path=os.path.join(workdir, "tokenizer"))
+  _, form = policy.open_tokenizer(model, dataclasses.replace(run.prompt, tokenizer=None))
+  config = policy.read_architecture(model, form, run.parallel.tensor)
   export(read_policy(workdir, config, step=step), run, config, form, workdir, directory, dtype)
 
 
@@ -98,9 +106,10 @@ def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, dire
   """Writes parameters in Hugging Face format, with the run's tokenizer and the prompt settings that `sample` reads."""
   settings = {"prompt": dataclasses.asdict(run.prompt), "max_trace_length": run.sampling.max_trace_length}
   settings["prompt"]["tokenizer"] = None  # it lies beside the settings
+  params, config = policy.without_padding(params, config)
   hf.save_params(
-    jax.jit(lora.merge, static_argnums=1)(params, config),
-    lora.without(config),
+    params,
+    config,
     directory,
     dtype,
     source=os.path.join(workdir, "tokenizer"),

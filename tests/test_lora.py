@@ -106,7 +106,8 @@ def test_a_pretrained_model_gets_adapters_and_an_export_has_them_merged(tmp_path
   config = policy.read_architecture(source, toy.form())
   loaded = policy.load_policy(source, config, toy.form(), seed=0)
   dtypes = {jax.tree_util.keystr(p): leaf.dtype for p, leaf in jax.tree_util.tree_flatten_with_path(loaded)[0]}
-  assert all((dtype == jnp.float32) == ("_lora" in path) for path, dtype in dtypes.items())
+  trained_or_norm = {path for path in dtypes if "_lora" in path or "scale" in path}
+  assert {path for path, dtype in dtypes.items() if dtype == jnp.float32} == trained_or_norm
   assert jax.tree.structure(loaded) == jax.tree.structure(policy.abstract_params(config))
   hf.save_params(lora.merge(params, MODEL), lora.without(MODEL), tmp_path / "export")
   again = hf.load_params(tmp_path / "export", hf.read_model_config(tmp_path / "export"))

@@ -8,9 +8,8 @@ import pytest
 import toy
 
 from nrt_jax.errors import UserError
-from nrt_jax.model import (
-  KVCache, ModelConfig, decoding_params, empty_cache, forward, grow_cache, logical_axes, logits
-)  # fmt: skip
+from nrt_jax.attention import KVCache, empty_cache, grow_cache
+from nrt_jax.model import ModelConfig, decoding_params, forward, logical_axes, logits
 
 EVERY_SWITCH = {"qkv_bias": True, "qk_norm": True, "output_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 
@@ -173,8 +172,8 @@ def test_remat(params, token_NT, loop):
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
 def test_decoding_params_are_the_same_function(params, token_NT, loop):
   model = toy_model(layer_loop=loop)
-  expected = run(params, model, token_NT, positions(token_NT))
-  np.testing.assert_allclose(run(decoding_params(params, model), model, token_NT, positions(token_NT)), expected, atol=2e-5)
+  inputs = (model, token_NT, positions(token_NT))
+  np.testing.assert_allclose(run(decoding_params(params, model), *inputs), run(params, *inputs), atol=2e-5)
 
 
 def test_bfloat16_compute(params, token_NT):

@@ -9,6 +9,9 @@ from nrt_jax.commands import configs
 from nrt_jax.errors import UserError
 
 
+STOPPED = 143  # as a process that SIGTERM ends: whoever watches the run knows that it is not finished
+
+
 def run(args) -> None:
   if args.distributed:
     join_processes(args.distributed)
@@ -16,7 +19,8 @@ def run(args) -> None:
   runs = config.stages_of(values)
   workdir = os.path.abspath(args.workdir)
   check_writable(workdir)
-  training.train(runs, workdir, values)
+  if not training.train(runs, workdir, values):
+    raise SystemExit(STOPPED)
 
 
 def join_processes(where: str) -> None:

@@ -1,0 +1,130 @@
+"""Attention over several segments of keys and values at once, the caches they lie in, and rotary positions.
+
+Masks follow from positions alone: a query at position p sees the slots with 0 <= position <= p (and, with a sliding
+window w, p - position < w), so padding, ragged prompts and empty slots need no masks of their own. `config` is a
+model.ModelConfig throughout.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite too
+
+
+@struct.dataclass
+class KVCache:
+  """Keys and values of one attention segment. Its rows M may be fewer than the queries' rows N: then each serves N/M.
+
+  `key` and `value` are one array `[layers, M, K, S, h]` where layers are scanned, else a tuple of `[M, K, S, h]`.
+  """
+
+  key: jax.Array | tuple
+  value: jax.Array | tuple
+  position_MS: jax.Array  # int32, -1 where the slot is empty
+
+
+def empty_cache(config, rows: int, slots: int, dtype) -> KVCache:
+  """A cache of `rows` x `slots` with every slot empty."""
+  shape = (rows, config.num_key_value_heads, slots, config.head_dim)
+  if config.scan_layers:
+    key = value = jnp.zeros((config.num_hidden_layers, *shape), dtype)
+  else:
+    key = value = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+  return KVCache(key, value, jnp.full((rows, slots), -1, jnp.int32))
+
+
+def put_slots(old, new, slot, axis):
+  """`old` with `new` put in from index `slot` of `axis` on."""
+  return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
+
+
+def write_cache(cache: KVCache, new: KVCache, slot) -> KVCache:
+  return KVCache(
+    key=put_slots(cache.key, new.key, slot, -2),
+    value=put_slots(cache.value, new.value, slot, -2),
+    position_MS=put_slots(cache.position_MS, new.position_MS, slot, -1),
+  )
+
+
+def grow_cache(cache: KVCache, slots: int) -> KVCache:
+  """The same cache with room for `slots` slots, the new ones empty."""
+  more = slots - cache.position_MS.shape[1]
+
+  def pad(x):
+    return jnp.pad(x, ((0, 0),) * (x.ndim - 2) + ((0, more), (0, 0)))
+
+  position_MS = jnp.pad(cache.position_MS, ((0, 0), (0, more)), constant_values=-1)
+  return KVCache(jax.tree.map(pad, cache.key), jax.tree.map(pad, cache.value), position_MS)
+
+
+def rope_frequencies(config) -> np.ndarray:
+  """Inverse frequencies `[h / 2]` (RoFormer, arXiv 2104.09864 section 3.2.2; llama3 scaling as in Llama 3.1's code)."""
+  inverse = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+  scaling = config.rope_scaling
+  if scaling is None:
+    return inverse
+  if scaling.rope_type == "linear":
+    return inverse / scaling.factor
+  turns = scaling.original_max_position_embeddings * inverse / (2 * np.pi)
+  # Fast dimensions keep their frequency, slow ones are slowed by `factor`, those between are blended.
+  keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+  keep = np.clip(keep, 0.0, 1.0)
+  return inverse * keep + inverse / scaling.factor * (1 - keep)
+
+
+def rotation(config, position_NT):
+  """cos and sin `[N, T, 1, h / 2]`, in float32: bfloat16 would round position 257 to 256."""
+  angle = jnp.maximum(position_NT, 0)[..., None] * jnp.asarray(rope_frequencies(config), jnp.float32)[None, None]
+  return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
+
+
+def rotate(x_NTHh, angles):
+  cos, sin = angles
+  first, second = jnp.split(x_NTHh.astype(jnp.float32), 2, axis=-1)
+  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_NTHh.dtype)
+
+
+def visible(position_NT, position_MS, window: int | None):
+  """Which slots each query sees: bool `[M, N / M, T, S]`."""
+  rows = position_MS.shape[0]
+  query = position_NT.reshape(rows, -1, position_NT.shape[1], 1)
+  slot = position_MS[:, None, None, :]
+  seen = (slot >= 0) & (slot <= query)
+  return seen if window is None else seen & (query - slot < window)
+
+
+def attend(query_NTHh, segments):
+  """Softmax attention over several key/value segments at once, `[N, T, H, h]`.
+
+  Each segment is (key_MKSh, value_MKSh, seen_MrTS). A segment with fewer rows than the queries is read once for the
+  N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models.
+  """
+  N, T, H, h = query_NTHh.shape
+  logits, shapes = [], []
+  for key_MKSh, _, seen in segments:
+    M, K, _, _ = key_MKSh.shape
+    query = query_NTHh.reshape(M, N // M, T, K, H // K, h)
+    score = jnp.einsum("mrtkgh,mksh->mkrtgs", query, key_MKSh, preferred_element_type=jnp.float32) * h**-0.5
+    logits.append(jnp.where(seen[:, None, :, :, None], score, MASKED))
+    shapes.append((M, N // M, T, K, H // K))
+
+  def to_rows(x_mkrtg):  # [M, K, r, T, g] -> [N, T, K, g]
+    M, K, r, _, g = x_mkrtg.shape
+    return x_mkrtg.transpose(0, 2, 3, 1, 4).reshape(M * r, T, K, g)
+
+  def from_rows(x_NTKg, shape):
+    return x_NTKg.reshape(shape).transpose(0, 3, 1, 2, 4)
+
+  top = functools.reduce(jnp.maximum, [to_rows(score.max(-1)) for score in logits])
+  top = jax.lax.stop_gradient(top)
+  total = out = 0.0
+  for (_, value_MKSh, _), score, shape in zip(segments, logits, shapes):
+    weight = jnp.exp(score - from_rows(top, shape)[..., None])
+    total += to_rows(weight.sum(-1))
+    mixed = jnp.einsum("mkrtgs,mksh->mrtkgh", weight.astype(value_MKSh.dtype), value_MKSh)
+    out += mixed.reshape(N, T, -1, H // shape[3], h)
+  return (out / total[..., None]).astype(query_NTHh.dtype).reshape(N, T, H, h)

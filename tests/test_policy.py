@@ -1,0 +1,97 @@
+"""What a run starts with: architecture and parameters that fit tokenizer and mesh, and what an export holds of them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import toy
+from nrt_jax import hf, policy, sampler, sharding
+from nrt_jax.config import ModelSource
+from nrt_jax.errors import UserError
+from nrt_jax.model import decoding_params, forward, init_params, logits
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def directory(request, tmp_path_factory):
+  """A model of 21 rows: a tokenizer with 24 tokens needs three more, a tensor axis of 5 one more again."""
+  path = tmp_path_factory.mktemp("model")
+  config = dataclasses.replace(toy.MODEL, vocab_size=21, tie_word_embeddings=request.param)
+  hf.save_params(init_params(config, jax.random.key(0)), config, path / "model")
+  return path / "model"
+
+
+def load(directory, ways=1, **over):
+  source = ModelSource(str(directory), **over)
+  form = dataclasses.replace(toy.form(), eos_id=20)
+  config = policy.read_architecture(source, form, ways)
+  return policy.load_policy(source, config, form, seed=0), config
+
+
+def test_new_tokens_start_as_the_end_token(directory):
+  params, config = load(directory)
+  assert (config.vocab_size, config.vocab_padding) == (24, 0)
+  table = np.asarray(params["embedder"]["embedding"])
+  np.testing.assert_array_equal(table[21:], table[[20] * 3])
+  assert (table[0] != table[20]).any()
+
+
+def test_padding_rows_are_never_sampled_and_never_exported(directory, tmp_path):
+  params, config = load(directory, ways=5)
+  assert (config.vocab_size, config.vocab_padding) == (25, 1)
+  token, position = jnp.arange(6)[None], jnp.arange(6)[None]
+  out = logits(params, config, forward(params, config, token, position)[0])
+  assert (out[..., 24] < -1e29).all() and (out[..., :24] > -1e3).all()
+  settings = sampler.SamplingConfig(max_trace_length=40, temperature=50.0)  # all but uniform
+  weights = decoding_params(params, config)
+  rollouts, _ = sampler.sample(weights, config, settings, (99,), 0, toy.prompts(8), jax.random.key(0), 8)
+  counts = np.bincount(np.asarray(rollouts.token_NR).ravel(), minlength=25)
+  # 2,560 draws: a row that is left out by chance has odds of about 24 * exp(-100).
+  assert counts[24] == 0 and (counts[:24] > 0).all()
+  held, bare = policy.without_padding(params, config)
+  hf.save_params(held, bare, tmp_path / "export")
+  again = hf.load_params(tmp_path / "export", hf.read_model_config(tmp_path / "export"))
+  assert again["embedder"]["embedding"].shape == (24, 16)
+  np.testing.assert_array_equal(again["embedder"]["embedding"], params["embedder"]["embedding"][:24])
+
+
+def test_parameters_land_where_the_mesh_wants_them(directory):
+  source = ModelSource(str(directory))
+  form = dataclasses.replace(toy.form(), eos_id=20)
+  mesh = sharding.make_mesh(sharding.ParallelConfig(fsdp=2, tensor=2))
+  config = policy.read_architecture(source, form, 2)
+  params = policy.load_policy(source, config, form, 0, mesh)
+  plain, _ = load(directory)
+  assert params["embedder"]["embedding"].sharding.spec == jax.P("tensor", "fsdp")
+  assert toy.largest_difference(params, plain) == 0
+
+
+def test_random_weights_follow_the_seed(directory):
+  left, right = (load(directory, weights="random")[0] for _ in range(2))
+  assert toy.largest_difference(left, right) == 0
+  source, form = ModelSource(str(directory), weights="random"), toy.form()
+  other = policy.load_policy(source, policy.read_architecture(source, form), form, seed=1)
+  assert toy.largest_difference(left, other) > 0.1
+
+
+def test_a_run_without_a_model_is_told_which_key_to_set():
+  with pytest.raises(UserError, match="model.path: found null"):
+    policy.read_architecture(ModelSource(), toy.form())
+
+
+def test_rollout_and_update_apply_norms_alike_in_bfloat16(directory):
+  """The decoding copy is cast to bfloat16, its norms are not: cast scales moved log-probabilities twice as far."""
+  params, config = load(directory, compute_dtype="bfloat16")
+  scales = jax.tree_util.tree_map_with_path(
+    lambda path, p: p * 1.2345 if path[-1].key == "scale" else p, params
+  )
+  weights = decoding_params(scales, config)
+  dtypes = {jax.tree_util.keystr(path): leaf.dtype for path, leaf in jax.tree_util.tree_flatten_with_path(weights)[0]}
+  assert {d for path, d in dtypes.items() if "scale" in path} == {jnp.dtype("float32")}
+  assert {d for path, d in dtypes.items() if "scale" not in path} == {jnp.dtype("bfloat16")}
+  token, position = jnp.arange(12).reshape(2, 6), jnp.broadcast_to(jnp.arange(6)[None], (2, 6))
+  left = forward(scales, config, token, position)[0].astype(jnp.float32)
+  right = forward(weights, config, token, position)[0].astype(jnp.float32)
+  np.testing.assert_array_equal(left, right)
