@@ -12,7 +12,6 @@ import toy
 
 from nrt_jax import programs, rows
 from nrt_jax.algorithms import ALGORITHMS
-from nrt_jax.algorithms.interface import Tools
 from nrt_jax.arrays import AnswerScores, Rollouts, TrainBatch
 from nrt_jax.errors import UserError
 from nrt_jax.state import States, TrainState
@@ -56,8 +55,8 @@ def test_the_battery_covers_the_table():
 @functools.cache
 def real_rollouts():
   """What one compiled rollout returns for PROMPTS; every case is given the same."""
-  setup = toy.setup(model=MODEL, samples_per_prompt=G)
-  return jax.jit(functools.partial(programs.rollout, setup))(toy.params(MODEL), PROMPTS, jax.random.key(0))
+  tools = programs.make_tools(toy.setup(model=MODEL, samples_per_prompt=G))
+  return jax.jit(tools.rollout)(toy.params(MODEL), PROMPTS, jax.random.key(0))
 
 
 def off_policy_params():
@@ -268,17 +267,14 @@ class Hand:
     self.reference_NL = rng.uniform(-3, -0.1, (HAND_B * HAND_G, width)).astype(np.float32)
     self.fresh_NL = rng.uniform(-3, -0.1, (HAND_B * HAND_G, width)).astype(np.float32)
 
-  def tools(self, minibatches=1) -> Tools:
-    return Tools(
-      samples_per_prompt=HAND_G,
-      minibatches=minibatches,
-      marker_ids=MARKER_IDS,
-      pad_id=toy.PAD,
-      rollout=lambda *_: jax.tree.map(jnp.asarray, (self.rollouts, self.scores, self.empty["current"])),
+  def tools(self, minibatches=1):
+    rolled = jax.tree.map(jnp.asarray, (self.rollouts, self.scores, self.empty["current"]))
+    setup = toy.setup(prompt_format=toy.form(MARKER_IDS), samples_per_prompt=HAND_G, optimizer__minibatches=minibatches)
+    return programs.make_tools(setup)._replace(
+      rollout=lambda *_: rolled,
       score_empty_trace=lambda *_: jax.tree.map(jnp.asarray, self.empty["reference"]),
       log_probs=None,
       score_batch=lambda *_: jnp.asarray(self.reference_NL),
-      all_sum=lambda x: x,
     )
 
   def policy_logp(self, batch):
@@ -334,7 +330,8 @@ def test_coefficients_and_loss_by_hand(name, over, minibatches):
   expected = reference.verifier_free_rows(config, samples, HAND_G, minibatches, MARKER_IDS)
   batch, totals = collected.batch, {"trace": 0.0, "answer": 0.0, "format": 0.0}
   np.testing.assert_allclose(collected.samples["reward"], [row["reward"] for row in expected], rtol=2e-5)
-  np.testing.assert_allclose(collected.samples["advantage"], [row["advantage"] for row in expected], rtol=1e-4, atol=1e-5)
+  advantages = [row["advantage"] for row in expected]
+  np.testing.assert_allclose(collected.samples["advantage"], advantages, rtol=1e-4, atol=1e-5)
   for n, row in enumerate(expected):
     valid = np.asarray(batch.position_NL[n]) >= 0
     np.testing.assert_array_equal(batch.token_NL[n][valid], row["tokens"])
@@ -360,7 +357,8 @@ def test_coefficients_and_loss_by_hand(name, over, minibatches):
 
 def test_emitted_marker_is_trained():
   """Trap 4: were the token that ends a trace dropped, the policy would never learn when to stop."""
-  collected, _, slope_NL, _ = hand().outcome("nrt", ALGORITHMS["nrt"].config(baseline="none", clip_low=0.0, clip_high=99.0))
+  config = ALGORITHMS["nrt"].config(baseline="none", clip_low=0.0, clip_high=99.0)
+  collected, _, slope_NL, _ = hand().outcome("nrt", config)
   batch, marker_column = collected.batch, 5 + HAND_R
   emitted = np.array([end == "marker" for end, _ in HAND_ENDS])
   at_marker = np.asarray(batch.trace_coef_NL[:, marker_column])

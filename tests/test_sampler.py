@@ -20,7 +20,7 @@ SAMPLES, R = 4, 8
 
 
 def chi_square_p_value(count_V, probability_V):
-  """Pearson's test: the chance of a misfit at least this large. Rare outcomes are pooled, impossible ones must not occur."""
+  """Pearson's test: the chance of a misfit this large. Rare outcomes are pooled, impossible ones must not occur."""
   total = count_V.sum()
   assert count_V[probability_V == 0].sum() == 0
   rare = total * probability_V < 10
