@@ -60,9 +60,11 @@ def evaluate(words: list[str]) -> Fraction:
       waiting.pop()
     else:
       raise ValueError(f"an operator was expected, not {word!r}")
-  _apply(values, waiting, 1)
-  if wants_value or waiting:
+  if wants_value:
     raise ValueError("the expression ends too early")
+  _apply(values, waiting, 1)
+  if waiting:
+    raise ValueError("a bracket never closes")
   return values[0]
 
 

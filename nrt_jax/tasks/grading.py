@@ -6,6 +6,7 @@ import string
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
 FINAL = re.compile(r"\banswer\s*(?:is\b|:)\s*:?\s*(.*)", re.IGNORECASE)
 MAX_LENGTH = 4000  # characters of an answer that are searched, from its end: the final word stands last
+NUMBER = re.compile(r"[($]*(-?[0-9][0-9,]*(?:\.[0-9]+)?)[%).,:;!?]*")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -15,14 +16,30 @@ def exact_match(completion: str, reference: str) -> bool:
 
 
 def normalised(text: str) -> str:
-  """Lower case, without punctuation, articles and extra white space, as SQuAD's evaluation does (arXiv 1606.05250)."""
-  return " ".join(ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split())
+  """Lower case, without punctuation, articles and extra white space, as SQuAD's evaluation does (arXiv 1606.05250).
+
+  Numbers keep sign and decimal point, as in DROP's (arXiv 1903.00161): else -1.5 and 15 were the same.
+  """
+  words = (_plain(word) for word in text.lower().split())
+  return " ".join(ARTICLES.sub(" ", " ".join(words)).split())
+
+
+def _plain(word: str) -> str:
+  number = NUMBER.fullmatch(word)
+  return number[1].replace(",", "") if number else word.translate(PUNCTUATION)
 
 
 def normalised_match(completion: str, reference: str) -> bool:
-  """Exact match of normalised texts; of the texts themselves where the reference is all punctuation and articles."""
+  """Exact match of normalised texts; where the reference is all punctuation and articles, of all but a full stop.
+
+  A completion that is longer by MAX_LENGTH and more is wrong, whatever it is longer by.
+  """
+  if len(completion) > len(reference) + MAX_LENGTH:
+    return False
   expected = normalised(reference)
-  return normalised(completion) == expected if expected else exact_match(completion, reference)
+  if expected:
+    return normalised(completion) == expected
+  return exact_match(*(text.strip().removesuffix(".") for text in (completion, reference)))
 
 
 def final(text: str) -> str:

@@ -85,10 +85,10 @@ def final_answer(text: str) -> str | None:
 REWRITES = [
   (re.compile(pattern), new)
   for pattern, new in (
-    (r"\\[,!;: ]|\\q?quad\b|~", ""),  # spaces
+    (r"\\[,!;: ]|\\q?quad(?![A-Za-z])|~", ""),  # spaces
     (r"\{,\}", ","),
-    (r"\\(?:left|right|displaystyle|limits)\b", ""),
-    (r"\\[dtc]frac\b", r"\\frac"),
+    (r"\\(?:left|right|displaystyle|limits)(?![A-Za-z])", ""),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     (r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|°", ""),
     (r"\\?[$%]", ""),
     (r"(?<=[0-9}])\s*\\(?:text|mbox|mathrm)\{[^{}]*\}(?:\^\{?[0-9]\}?)?$", ""),  # units behind a number

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 
+SECONDS = 5.0  # a question may take; ordinary ones take hundredths
 START_SECONDS = 120  # importing sympy, on a busy machine
 MEMORY = 4 * 2**30  # bytes of address space of the process
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -77,9 +78,9 @@ atexit.register(WORKER.close)
 
 
 @functools.lru_cache(maxsize=16384)
-def equivalent(reference: str, found: str, seconds: float = 5.0) -> bool:
+def equivalent(reference: str, found: str) -> bool:
   """Whether two LaTeX answers are equivalent to math-verify, in bounded time and memory. Needs `installed()`."""
-  return WORKER.ask(reference, found, seconds)
+  return WORKER.ask(reference, found, SECONDS)
 
 
 def serve():
