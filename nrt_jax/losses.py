@@ -1,9 +1,12 @@
 """Losses per token, as sums: nothing here divides by a count.
 
 A coefficient `coef_NL` holds the advantage (or answer weight), the mask and the normaliser of its token, so that the
-loss of a step is the plain sum of what these functions return, over rows, columns, micro-batches and devices. All
-return `[N, L]` in at least float32, differentiable in `logp_NL` = log π_θ(token); a coefficient of 0 gives no gradient.
+loss of a step is the plain sum of what these functions return, over rows, columns, micro-batches and devices. They
+return `[N, L]` (`dpo`: `[N / 2]`) in at least float32, differentiable in `logp_NL` = log π_θ(token); a coefficient of 0
+gives no gradient.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,8 @@ NORMALISATIONS = ("token", "sequence", "constant")
 
 # Log-ratios are limited to ±20 (as verl does): e^20 is far outside of any trust region, and e^89 is not a float32.
 MAX_LOG_RATIO = 20.0
+NFT_MAX_LOG_RATIO = 10.0  # in NFT's released code
+NFT_RATIOS = ("token", "sequence")
 
 
 def reinforce(logp_NL, coef_NL):
@@ -54,12 +59,55 @@ def sequence_clip(logp_NL, behaviour_logp_NL, coef_NL, clip_low, clip_high):
 
   The row's tokens are those with a coefficient; each carries its share, so that the row's sum is the sequence's loss.
   """
-  token_NL = coef_NL != 0
-  count_N1 = jnp.maximum(token_NL.sum(axis=-1, keepdims=True), 1)
-  log_ratio_NL = jnp.where(token_NL, _float(logp_NL) - behaviour_logp_NL, 0)
-  mean_N1 = jnp.clip(log_ratio_NL.sum(axis=-1, keepdims=True) / count_N1, -MAX_LOG_RATIO, MAX_LOG_RATIO)
-  ratio_NL = jnp.broadcast_to(jnp.exp(mean_N1), coef_NL.shape)
+  ratio_NL = _sequence_ratio(logp_NL, behaviour_logp_NL, coef_NL)
   return -jnp.minimum(ratio_NL * coef_NL, jnp.clip(ratio_NL, clip_low, clip_high) * coef_NL)
+
+
+def nft(logp_NL, behaviour_logp_NL, weight_NL, label_N, rate_N, floor=1.0, negative_weight=1.0, ratio="token"):
+  """Negative-aware fine-tuning (2505.18116, eq. 9 and 10): likelihood of the positives, and of the implied negatives.
+
+      L_t = w_t [ -s log R_t  -  negative_weight (1 - s) log max_ε(V_t) ],   V_t = (1 - r̂ R_t) / (1 - r̂)
+
+  with the row's label s in [0, 1], its prompt's rate r̂ in (0, 1), and the ratio R_t of the token or (`ratio`
+  "sequence") of the row's weighted tokens together. max_ε is V floored at `floor` with slope 1 everywhere. Log-ratios
+  are cut at 10 from above, without gradient beyond, as in the released code.
+  """
+  log_ratio_NL, negative_NL = _nft_ratios(logp_NL, behaviour_logp_NL, weight_NL, rate_N, ratio)
+  value_NL = jax.lax.stop_gradient(negative_NL)
+  floored_NL = jnp.maximum(value_NL, floor)
+  # V may be -1e6: floored + (V - sg V) would have no digits left to take the logarithm of.
+  log_negative_NL = jnp.log(floored_NL) + (negative_NL - value_NL) / floored_NL
+  label_N1 = label_N[:, None]
+  return -weight_NL * (label_N1 * log_ratio_NL + negative_weight * (1 - label_N1) * log_negative_NL)
+
+
+def _nft_ratios(logp_NL, behaviour_logp_NL, weight_NL, rate_N, ratio):
+  """log R and V of each token `[N, L]`; with ratio "sequence" those of its row."""
+  log_ratio_NL = _float(logp_NL) - _float(behaviour_logp_NL)
+  if ratio == "sequence":
+    log_ratio_N1 = jnp.where(weight_NL != 0, log_ratio_NL, 0).sum(axis=-1, keepdims=True)
+    log_ratio_NL = jnp.broadcast_to(log_ratio_N1, weight_NL.shape)
+  log_ratio_NL = jnp.minimum(log_ratio_NL, NFT_MAX_LOG_RATIO)
+  rate_N1 = rate_N[:, None]
+  return log_ratio_NL, (1 - rate_N1 * jnp.exp(log_ratio_NL)) / (1 - rate_N1)
+
+
+def dpo(logp_NL, reference_logp_NL, coef_NL, beta):
+  """L = -w log σ(β m) of each pair, float32 `[N / 2]` (DPO, arXiv 2305.18290, eq. 7), with the pair's margin
+
+      m = log π_θ(y_w) / π_ref(y_w) - log π_θ(y_l) / π_ref(y_l).
+
+  Rows 2b and 2b + 1 are a pair; `coef_NL` is w on the tokens of the chosen y_w, -w on those of the rejected y_l.
+  """
+  margin_P, weight_P = pair_margins(logp_NL, reference_logp_NL, coef_NL)
+  return -weight_P * jax.nn.log_sigmoid(beta * margin_P)
+
+
+def pair_margins(logp_NL, reference_logp_NL, coef_NL):
+  """The margin m and the weight w of each pair of rows, both `[N / 2]`; see `dpo`."""
+  log_ratio_NL = jnp.where(coef_NL != 0, _float(logp_NL) - _float(reference_logp_NL), 0)
+  margin_N, weight_N = (jnp.sign(coef_NL) * log_ratio_NL).sum(axis=-1), jnp.abs(coef_NL).max(axis=-1)
+  return margin_N.reshape(-1, 2).sum(axis=-1), weight_N.reshape(-1, 2).max(axis=-1)
 
 
 def supervised(logp_NL, coef_NL):
@@ -125,15 +173,16 @@ def normaliser(mask_NL, how, minibatches, group_size, constant=None, all_sum=lam
   return weight_KMG.reshape(-1, 1)
 
 
-def ratio_stats(logp_NL, behaviour_logp_NL, mask_NL, coef_NL, clip_low, clip_high):
+def ratio_stats(logp_NL, behaviour_logp_NL, mask_NL, coef_NL, clip_low, clip_high, sequence=False):
   """Metrics of how far π_θ is from the sampling policy on the tokens of `mask_NL`, without gradient.
 
   `policy/ratio_max` is the largest ρ (0 where the mask is empty), to be combined by max. (Numerator, denominator)
   pairs: `policy/clip_fraction`, the share of tokens whose gradient the trust region stops, and `policy/kl`, k3's
-  KL(sampling policy ‖ π_θ) per token.
+  KL(sampling policy ‖ π_θ) per token. `sequence`: ρ is the row's, as in `sequence_clip`.
   """
   logp_NL, behaviour_logp_NL = jax.lax.stop_gradient((logp_NL, behaviour_logp_NL))
-  ratio_NL = _ratio(logp_NL, behaviour_logp_NL)
+  row_ratio = functools.partial(_sequence_ratio, coef_NL=coef_NL)
+  ratio_NL = (row_ratio if sequence else _ratio)(logp_NL, behaviour_logp_NL)
   stopped_NL = _stopped(ratio_NL, coef_NL, clip_low, clip_high)
   count = mask_NL.sum().astype(jnp.float32)
   return {
@@ -143,9 +192,32 @@ def ratio_stats(logp_NL, behaviour_logp_NL, mask_NL, coef_NL, clip_low, clip_hig
   }
 
 
+def nft_stats(logp_NL, behaviour_logp_NL, weight_NL, label_N, rate_N, floor=1.0, ratio="token"):
+  """The metrics of `ratio_stats` for `nft`, over the tokens with a weight: clip_fraction is the share at V's floor."""
+  logp_NL, behaviour_logp_NL = jax.lax.stop_gradient((logp_NL, behaviour_logp_NL))
+  log_ratio_NL, negative_NL = _nft_ratios(logp_NL, behaviour_logp_NL, weight_NL, rate_N, ratio)
+  mask_NL = weight_NL != 0
+  floored = masked_sum((negative_NL < floor) & (label_N < 1)[:, None], mask_NL).astype(jnp.float32)
+  count = mask_NL.sum().astype(jnp.float32)
+  return {
+    "policy/ratio_max": jnp.max(jnp.exp(log_ratio_NL), where=mask_NL, initial=0),
+    "policy/clip_fraction": (floored, count),
+    "policy/kl": (masked_sum(kl_k3(behaviour_logp_NL, logp_NL), mask_NL), count),
+  }
+
+
 def _ratio(logp_NL, behaviour_logp_NL):
   log_ratio_NL = _float(logp_NL) - _float(behaviour_logp_NL)
   return jnp.exp(jnp.clip(log_ratio_NL, -MAX_LOG_RATIO, MAX_LOG_RATIO))
+
+
+def _sequence_ratio(logp_NL, behaviour_logp_NL, coef_NL):
+  """exp of the mean log-ratio of a row's tokens, those with a coefficient, for each of its columns `[N, L]`."""
+  token_NL = coef_NL != 0
+  log_ratio_NL = jnp.where(token_NL, _float(logp_NL) - _float(behaviour_logp_NL), 0)
+  count_N1 = jnp.maximum(token_NL.sum(axis=-1, keepdims=True), 1)
+  mean_N1 = log_ratio_NL.sum(axis=-1, keepdims=True) / count_N1
+  return jnp.broadcast_to(jnp.exp(jnp.clip(mean_N1, -MAX_LOG_RATIO, MAX_LOG_RATIO)), coef_NL.shape)
 
 
 def _stopped(ratio_NL, coef_NL, clip_low, clip_high):

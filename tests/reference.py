@@ -62,7 +62,7 @@ def group_advantages(rewards, group_size, center, scale, valid):
       continue
     if center == "multi_sample":
       bounds = [np.log(np.mean([np.exp(rewards[m]) for m in rows])) for rows in (members, others)]
-      advantage = len(members) * (bounds[0] - bounds[1])
+      advantage = group_size * (bounds[0] - bounds[1])
     else:
       baseline = {"mean": members, "leave_one_out": others, "none": []}[center]
       advantage = rewards[n] - (np.mean([rewards[m] for m in baseline]) if baseline else 0)
@@ -268,3 +268,84 @@ def trace_loss(name, logp, behaviour, coef, low, high):
   if name == "reinforce":
     return -coef * logp, -coef
   return {"ppo_clip": ppo_clip, "cispo": cispo}[name](logp, behaviour, coef, low, high)
+
+
+# ------------------------------------------------------------------------------------------------------ preferences
+
+
+def dpo(chosen, chosen_ref, rejected, rejected_ref, beta):
+  """DPO's loss of one pair from lists of token log-probabilities, and its derivative by each (chosen, rejected)."""
+  margin = (sum(chosen) - sum(chosen_ref)) - (sum(rejected) - sum(rejected_ref))
+  slope = -beta / (1 + np.exp(beta * margin))  # -β σ(-β m)
+  return np.log(1 + np.exp(-beta * margin)), (slope, -slope)
+
+
+# --------------------------------------------------------------------------- verifiable rewards, negatives (NFT)
+
+
+def truncated_importance(logp, behaviour_logp, advantage, low, high):
+  """Loss of one token and its derivative by logp."""
+  weight = min(np.exp(logp - behaviour_logp), high)
+  return -advantage * weight * logp, -advantage * weight
+
+
+def gspo(logp, behaviour_logp, advantage, low, high):
+  """Loss of one whole sequence (GSPO, eq. 5, for a mean over sequences of one) and its derivative by each logp."""
+  ratio = (np.exp(logp).prod() / np.exp(behaviour_logp).prod()) ** (1 / len(logp))  # eq. 7
+  clipped = min(max(ratio, low), high)
+  if ratio * advantage <= clipped * advantage:
+    return -ratio * advantage, np.full(len(logp), -ratio * advantage / len(logp))
+  return -clipped * advantage, np.zeros(len(logp))
+
+
+def nft(logp, behaviour_logp, label, rate, floor, negative_weight, ratio):
+  """Token losses of one row (NFT, eq. 10; with `ratio` "sequence" one loss, eq. 9) and the derivative by each logp."""
+  if ratio == "sequence":
+    (loss,), (slope,) = nft([np.sum(logp)], [np.sum(behaviour_logp)], label, rate, floor, negative_weight, "token")
+    return np.full(len(logp), loss), np.full(len(logp), slope)
+  losses, slopes = [], []
+  for new, old in zip(logp, behaviour_logp):
+    r = np.exp(min(new - old, 10))
+    v = (1 - rate * r) / (1 - rate)
+    floored = max(v, floor)
+    losses.append(-label * np.log(r) - negative_weight * (1 - label) * np.log(floored))
+    dv = -rate * r / (1 - rate)  # dV / d log R; the floor leaves it as it is
+    slopes.append((-label - negative_weight * (1 - label) * dv / floored) if new - old < 10 else 0.0)
+  return losses, slopes
+
+
+def counted_groups(verdicts, valid, group_size):
+  """Rows of groups whose valid rows have more than one verdict."""
+  counted = []
+  for n in range(len(verdicts)):
+    first = n // group_size * group_size
+    seen = {verdicts[m] for m in range(first, first + group_size) if valid[m]}
+    counted.append(bool(valid[n] and len(seen) > 1))
+  return counted
+
+
+def rlvr_rows(config, samples, group_size, limit, minibatches=1):
+  """Reward, advantage and the coefficient of each sampled token, from plain lists.
+
+  A sample is a dict: sampled (tokens), right, ended, marker (did the completion have one?).
+  """
+  rewards = []
+  for s in samples:
+    reward = 1.0 if s["right"] else config.wrong_reward
+    rewards.append(reward + (config.format_reward if s["marker"] and s["ended"] else 0))
+  shaped = []
+  for reward, s in zip(rewards, samples):
+    over = (len(s["sampled"]) - (limit - config.long_buffer)) / config.long_buffer if config.long_buffer else 0
+    shaped.append(reward - config.long_penalty * min(max(over, 0), 1))
+  valid = [s["ended"] or not config.mask_unended for s in samples]
+  advantages = group_advantages(np.array(shaped), group_size, config.center, config.scale, valid)
+  counts = list(valid)
+  if config.filter_flat_groups:
+    counts = counted_groups([s["right"] for s in samples], valid, group_size)
+  lengths = [len(s["sampled"]) if c else 0 for s, c in zip(samples, counts)]
+  weights = row_weights(lengths, config.normalisation, minibatches, group_size, config.normalisation_constant)
+  advantages = np.where(counts, advantages, 0)
+  return [
+    {"reward": rewards[n], "advantage": advantages[n], "coef": np.full(len(s["sampled"]), advantages[n] * weights[n])}
+    for n, s in enumerate(samples)
+  ]

@@ -29,6 +29,8 @@ class Tools(NamedTuple):
   score_batch: Callable
   # sum over the devices that share the batch: identity in one program over a mesh, psum under pmap
   all_sum: Callable
+  # how right the grader on the host finds each completion of `complete`, in [0, 1]: float32 [N]; see host_grading.py
+  host_label_N: object = None
 
 
 class Collected(NamedTuple):
@@ -37,7 +39,7 @@ class Collected(NamedTuple):
   batch: object  # arrays.TrainBatch
   sums: dict  # metric name -> (numerator, denominator), or a plain number combined by max if it ends in "_max"
   samples: dict  # name -> array [N, ...]: what samples.jsonl shows of each row
-  memory: dict = {}  # the new `states.memory`
+  memory: dict | None = None  # the new `states.memory`; None: as it was
 
 
 class Algorithm(NamedTuple):
@@ -47,4 +49,5 @@ class Algorithm(NamedTuple):
   collect: Callable  # (tools, config, states, prompts, key) -> Collected
   loss: Callable  # (tools, config, params, batch) -> LossSums
   samples_traces: bool  # False for supervised methods: one row per prompt, no sampling
+  pairs: bool = False  # the batch holds, for each prompt, two adjacent rows that the loss compares: never cut apart
   memory: Callable = lambda config: {}  # config -> name -> array []: what a method remembers from step to step

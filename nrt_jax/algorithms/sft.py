@@ -27,9 +27,9 @@ class SftConfig:
     require_choice("algorithm.normalisation", self.normalisation, losses.NORMALISATIONS)
 
 
-def collect(tools: Tools, config: SftConfig, states, prompts, key) -> Collected:
-  del states, key  # nothing is sampled
-  spliced = rows.splice(
+def splice(tools: Tools, prompts) -> rows.Rows:
+  """The rows of prompts, given traces, marker and answers."""
+  return rows.splice(
     prompts.prompt_BP,
     prompts.prompt_length_B,
     prompts.trace_BR,
@@ -39,6 +39,31 @@ def collect(tools: Tools, config: SftConfig, states, prompts, key) -> Collected:
     prompts.answer_length_B,
     tools.pad_id,
   )
+
+
+def supervised_batch(spliced: rows.Rows, coef_NL, first: int | None = None) -> TrainBatch:
+  """Rows of which nothing was sampled, with the weight of each token's cross-entropy."""
+  zeros_NL, nowhere_NL = jnp.zeros(coef_NL.shape), jnp.zeros(coef_NL.shape, bool)
+  return TrainBatch(
+    token_NL=spliced.token_NL,
+    position_NL=spliced.position_NL,
+    trace_coef_NL=zeros_NL,
+    trace_weight_NL=zeros_NL,
+    behaviour_logp_NL=zeros_NL,
+    reference_logp_NL=zeros_NL,
+    answer_coef_NL=coef_NL,
+    format_coef_NL=zeros_NL,
+    trace_mask_NL=spliced.trace_mask_NL,
+    sampled_mask_NL=nowhere_NL,
+    answer_mask_NL=spliced.answer_mask_NL,
+    format_mask_NL=nowhere_NL,
+    first=spliced.first if first is None else first,
+  )
+
+
+def collect(tools: Tools, config: SftConfig, states, prompts, key) -> Collected:
+  del states, key  # nothing is sampled
+  spliced = splice(tools, prompts)
   learnt_NL = spliced.trace_mask_NL | spliced.answer_mask_NL
   if config.train_marker:
     learnt_NL |= spliced.marker_mask_NL
@@ -47,22 +72,7 @@ def collect(tools: Tools, config: SftConfig, states, prompts, key) -> Collected:
   weight_N1 = losses.normaliser(
     learnt_NL, config.normalisation, tools.minibatches, 1, config.normalisation_constant, tools.all_sum
   )
-  zeros_NL = jnp.zeros(learnt_NL.shape)
-  batch = TrainBatch(
-    token_NL=spliced.token_NL,
-    position_NL=spliced.position_NL,
-    trace_coef_NL=zeros_NL,
-    trace_weight_NL=zeros_NL,
-    behaviour_logp_NL=zeros_NL,
-    reference_logp_NL=zeros_NL,
-    answer_coef_NL=learnt_NL * weight_N1,
-    format_coef_NL=zeros_NL,
-    trace_mask_NL=spliced.trace_mask_NL,
-    sampled_mask_NL=jnp.zeros(learnt_NL.shape, bool),
-    answer_mask_NL=spliced.answer_mask_NL,
-    format_mask_NL=jnp.zeros(learnt_NL.shape, bool),
-    first=1 if config.train_prompt else spliced.first,
-  )
+  batch = supervised_batch(spliced, learnt_NL * weight_N1, 1 if config.train_prompt else None)
   samples = {
     "prompt": prompts.prompt_BP,
     "prompt_length": prompts.prompt_length_B,
