@@ -71,6 +71,7 @@ class TrainBatch:
   answer_mask_NL: jax.Array  # bool, for metrics
   format_mask_NL: jax.Array  # bool, marker tokens that the model did not emit
   first: int = struct.field(pytree_node=False)  # no coefficient is non-zero before this column: the head starts here
+  extra: dict = struct.field(default_factory=dict)  # name -> array [N, ...]: what one method's loss needs besides
 
 
 @struct.dataclass

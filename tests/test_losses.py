@@ -51,14 +51,56 @@ def test_cispo_by_hand():
   np.testing.assert_allclose(value, [np.array([0, 1, 1.2, 1.28]) * logp], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["ppo_clip", "cispo"])
+def test_truncated_importance_by_hand():
+  logp = np.log(0.25 * RATIOS)
+  for advantage in (1.0, -1.0):
+    value, gradient = value_and_gradient(losses.truncated_importance, *at_ratios(RATIOS, advantage), LOW, HIGH)
+    expected = -advantage * np.array([0.5, 1, 1.2, 1.28])  # a lower bound would make 0.8 of 0.5; a mask 0 of 1.5
+    np.testing.assert_allclose(gradient, [expected], rtol=1e-6)
+    np.testing.assert_allclose(value, [expected * logp], rtol=1e-6)
+
+
+def test_sequence_clip_by_hand():
+  """Ratios 4 and 1/2 of two tokens: the sequence's is (4 / 2) ** (1/2) = 1.414, for both tokens."""
+  logp_NL, behaviour_logp_NL, _ = at_ratios([4.0, 0.5, 7.0], 1.0)
+  coef_NL = jnp.array([[0.5, 0.5, 0.0]])  # the last token is not the completion's: no share in the ratio, no loss
+  value, gradient = value_and_gradient(losses.sequence_clip, logp_NL, behaviour_logp_NL, coef_NL, 0.8, 2.0)
+  np.testing.assert_allclose(value.sum(), -1.414214, rtol=1e-6)
+  np.testing.assert_allclose(gradient, [[-0.707107, -0.707107, 0]], rtol=1e-6)  # A s / |y| for each token
+  value, gradient = value_and_gradient(losses.sequence_clip, logp_NL, behaviour_logp_NL, coef_NL, 0.8, 1.28)
+  np.testing.assert_allclose(value.sum(), -1.28, rtol=1e-6)  # by tokens: -(1.28 + 0.5) / 2
+  assert not gradient.any()
+  value, gradient = value_and_gradient(losses.sequence_clip, logp_NL, behaviour_logp_NL, -coef_NL, 0.8, 1.28)
+  np.testing.assert_allclose(gradient, [[0.707107, 0.707107, 0]], rtol=1e-6)  # A < 0 is not stopped above
+
+
+def test_sequence_clip_twin():
+  logp, behaviour_logp, _ = random_tokens(shape=(8, 6))
+  lengths, advantage = [6, 1, 3, 4, 5, 2, 6, 3], [1.0, -2.0, 0.5, -0.5, 3.0, -1.0, -1.5, 0.7]
+  coef = np.array([[a / n if t < n else 0 for t in range(6)] for a, n in zip(advantage, lengths)])
+  arrays = [jnp.asarray(x, jnp.float32) for x in (logp, behaviour_logp, coef)]
+  value, gradient = value_and_gradient(losses.sequence_clip, *arrays, 0.95, 1.05)
+  stopped = 0
+  for n, length in enumerate(lengths):
+    loss, slope = reference.gspo(logp[n, :length], behaviour_logp[n, :length], advantage[n], 0.95, 1.05)
+    np.testing.assert_allclose(value[n].sum(), loss, rtol=1e-5)
+    np.testing.assert_allclose(gradient[n], [*slope, *[0] * (6 - length)], rtol=1e-5)
+    stopped += not slope.any()
+  assert 1 <= stopped <= 6
+  mask_NL = arrays[2] != 0
+  stats = losses.ratio_stats(*arrays[:2], mask_NL, arrays[2], 0.95, 1.05, sequence=True)
+  expected = sum(n for n, row in zip(lengths, np.asarray(gradient)) if not row.any())
+  assert stats["policy/clip_fraction"] == (expected, sum(lengths))
+
+
+@pytest.mark.parametrize("name", ["ppo_clip", "cispo", "truncated_importance"])
 def test_trace_losses_twins(name):
   logp, behaviour_logp, advantage = random_tokens()
   arrays = [jnp.asarray(x, jnp.float32) for x in (logp, behaviour_logp, advantage)]
   value, gradient = value_and_gradient(losses.TRACE_LOSSES[name], *arrays, LOW, HIGH)
   twin = getattr(reference, name)
   expected = [twin(*token, LOW, HIGH) for token in zip(logp.flat, behaviour_logp.flat, advantage.flat)]
-  assert 3 < sum(g == 0 for _, g in expected) < 20  # both sides of the clip are seen
+  assert 3 < sum(g == 0 for _, g in expected) < 20 or name == "truncated_importance"  # both sides of the clip are seen
   np.testing.assert_allclose(value.reshape(-1), [v for v, _ in expected], rtol=1e-5)
   np.testing.assert_allclose(gradient.reshape(-1), [g for _, g in expected], rtol=1e-5)
 
@@ -66,7 +108,8 @@ def test_trace_losses_twins(name):
 @pytest.mark.parametrize("name", losses.TRACE_LOSSES)
 def test_on_policy_every_trace_loss_is_the_policy_gradient(name):
   logp, _, advantage = random_tokens()
-  logp_NL, coef_NL = jnp.asarray(logp, jnp.float32), jnp.asarray(advantage, jnp.float32)
+  logp_NL = jnp.asarray(logp, jnp.float32)
+  coef_NL = jnp.broadcast_to(jnp.asarray(advantage[:, :1], jnp.float32), logp.shape)  # all tokens of a row have its A
   _, gradient = value_and_gradient(losses.TRACE_LOSSES[name], logp_NL, logp_NL, coef_NL, LOW, HIGH)
   np.testing.assert_allclose(gradient, -coef_NL, rtol=1e-6)
 

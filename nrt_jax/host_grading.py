@@ -1,0 +1,98 @@
+"""Where a grader must run on the host, a step is the same `collect`, split at the grading call into two programs.
+
+    complete(states, prompts) -> Rollouts          host: decode and grade -> label_N
+    train_step(states, prompts, (Rollouts, label_N)) -> (states, metrics, samples)
+
+The sampled tokens stay on the device; each host grades the rows that its own devices hold.
+"""
+
+import jax
+import numpy as np
+
+from nrt_jax import evaluation, programs, prompts, tasks
+from nrt_jax.config import RunConfig
+from nrt_jax.errors import UserError
+
+
+def compile_train_step(setup: programs.Setup, states, batch, tokenizer):
+  """The compiled step (states, prompts) -> (states, metrics, samples): one program, or two around a grader."""
+  train_step = programs.build_train_step(setup)
+  if not setup.grades_on_host:
+    return train_step.lower(states, batch).compile()
+  grade = grader(setup.run)
+  complete = programs.build_complete(setup).lower(states, batch)
+  shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), complete.out_info)
+  labels = jax.ShapeDtypeStruct(shapes.length_N.shape, np.float32)
+  first, second = complete.compile(), train_step.lower(states, batch, (shapes, labels)).compile()
+
+  def step(states, batch):
+    rollouts = first(states, batch)
+    return second(states, batch, (rollouts, label_rows(setup, tokenizer, grade, batch, rollouts)))
+
+  return step
+
+
+def grader(run: RunConfig):
+  """(answer text, reference answer) -> bool or a number in [0, 1]. UserError where the data has no grader."""
+  name = run.algorithm.verifier
+  grade = evaluation.grader(run.data, None if name == "host" else name)
+  if grade is None:
+    raise UserError(
+      f"algorithm.verifier: found {name!r}, but {run.data.source} has no grader; allowed: a row of tasks.GRADERS: "
+      + ", ".join(key for key in tasks.GRADERS if tasks.GRADERS[key])
+    )
+  return grade
+
+
+def check(run: RunConfig) -> None:
+  """Raises UserError where a stage that grades on the host has no grader, or would compare with cut answers."""
+  if not getattr(run.algorithm, "grades_on_host", False):
+    return
+  grader(run)
+  if run.prompt.overlong_answer == "cut":
+    raise UserError(
+      f"prompt.overlong_answer: found 'cut' with algorithm.verifier {run.algorithm.verifier!r}, which needs whole "
+      "references, allowed: drop or error"
+    )
+
+
+def label_rows(setup: programs.Setup, tokenizer, grade, batch, rollouts):
+  """Grades this host's rows: float32 labels, placed as the rollouts are. A completion without marker gets 0."""
+  token_NR, length_N = local_rows(setup, rollouts.token_NR), local_rows(setup, rollouts.length_N)
+  answer_BA, answer_length_B = local_rows(setup, batch.answer_BA), local_rows(setup, batch.answer_length_B)
+  labels = np.zeros(len(token_NR), np.float32)
+  for n, (token_R, length) in enumerate(zip(token_NR, length_N)):
+    b = n // setup.samples_per_prompt
+    reference = answer_text(tokenizer, setup.form, answer_BA[b, : answer_length_B[b]])
+    own_ids = prompts.split_completion(setup.form, token_R[:length])[1]
+    if own_ids is not None:
+      labels[n] = np.clip(float(grade(prompts.decode(tokenizer, own_ids).strip(), reference)), 0, 1)
+  return place_as(setup, labels, rollouts.length_N)
+
+
+def answer_text(tokenizer, form, ids) -> str:
+  """The reference as the model could write it: its tokens up to the end token, decoded."""
+  return prompts.decode(tokenizer, prompts.cut_at_stop(form, ids)).strip()
+
+
+def local_rows(setup: programs.Setup, array) -> np.ndarray:
+  """The rows of an array that this host's devices hold, in order; those of pmap's devices one after another."""
+  if setup.axis_name:
+    rows = np.asarray(jax.device_get(array))
+    return rows.reshape(-1, *rows.shape[2:])
+  parts = {start_of(shard.index): shard.data for shard in array.addressable_shards}  # copies once
+  return np.concatenate([np.asarray(parts[start]) for start in sorted(parts)])
+
+
+def place_as(setup: programs.Setup, rows: np.ndarray, like):
+  """Undoes `local_rows`: one number per row, placed on the devices that hold the rows of `like`."""
+  if setup.axis_name:
+    return rows.reshape(like.shape)
+  starts = sorted({start_of(shard.index) for shard in like.addressable_shards})
+  parts = dict(zip(starts, np.split(rows, len(starts))))
+  return jax.make_array_from_callback(like.shape, like.sharding, lambda index: parts[start_of(index)])
+
+
+def start_of(index) -> int:
+  """The first row of a shard."""
+  return index[0].start or 0
