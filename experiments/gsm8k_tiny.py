@@ -3,9 +3,10 @@
   command    python experiments/gsm8k_tiny.py --workdir DIR [--data PATH/train.jsonl] [--method nrt|trace_only|sft]
   variations nrt-jax train --config experiments/gsm8k_tiny.py --workdir OTHER --config.model.path=DIR/model
              --config.data.source=PATH/train.jsonl [--config.KEY=VALUE ...]
-  cost       COST
-  expected   EXPECTED
-             Table and reading: docs/results/gsm8k_tiny.md.
+  cost       9 minutes on 2 CPU cores that were busy with other work as well
+  expected   log p(answer) per token of unseen examples from -4.03 (steps 1 to 10) to -3.60 (steps 91 to 100), traces
+             near their cap of 24 tokens. The SFT control rises as much, -4.02 to -3.58: here the traces do not help. Without
+             the answer term log p falls to -7.8. Table and reading: docs/results/gsm8k_tiny.md.
 
 DIR/model is made first: a byte-pair tokenizer trained on the file's text and a config.json in Hugging Face format. Then
 two stages on halves of the file that don't overlap: a brief next-token pretraining on question and answer, never on a
@@ -16,7 +17,7 @@ The reference answer is the `answer` column as it stands: the whole worked solut
 final number alone would be two or three tokens, whose log p rises as soon as the model knows how numbers are spread;
 the worked solution is the long free-form answer that NRT is for. A model of this size cannot reason about it, so expect
 the rise to come from the answer term. `--method sft` is the control: the same answers, no traces. `--method trace_only`
-leaves the answer term out: what rises there rises by the traces.
+leaves the answer term out: what rose there would rise by the traces alone.
 """
 
 import argparse
@@ -42,8 +43,8 @@ TABLE = ("answer/logp", "answer/logp_empty_trace", "answer/logp_gain", "reward/m
          "trace/marker_fraction")  # fmt: skip
 
 
-# The method is the released code's variant, whose values and sources nrt_llama31_8b_tulu3.py lists; all sizes, steps and
-# rates are choices for two CPU cores, not the paper's.
+# The method is the released code's variant, whose values and sources nrt_llama31_8b_tulu3.py lists; all sizes, steps
+# and rates are choices for two CPU cores, not the paper's.
 def get_config(method: str = "nrt"):
   constant = {"normalisation": "constant", "normalisation_constant": float(WIDTH)}
   config = base_config("nrt")
