@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 
 from nrt_jax import data, evaluation, hf, host_grading, policy, programs, prompts, sharding
 from nrt_jax import workdir as workdirs
+from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.config import RunConfig
 from nrt_jax.errors import UserError
@@ -75,6 +76,8 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     workdirs.describe(workdir, tokenizer, model, config_values)  # only now: another run's description stays as it is
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
     stack.callback(writer.close)
+    for stage in stages:
+      writer.note(describe_data(stage))
     loop = Loop(stages, checkpoints, writer, tokenizer, stack.enter_context(stop_flag()))
 
     # ---- 4. Stages, one after another.
@@ -138,10 +141,17 @@ def check_start(run: RunConfig, workdir: str) -> None:
 
 def read_data(run: RunConfig, tokenizer, form):
   """(training set, evaluation set or None) as token ids."""
-  train_data = data.load_dataset(run.data, run.prompt, tokenizer, form)
+  hints = ALGORITHMS[run.algorithm_name].needs_hints
+  train_data = data.load_dataset(run.data, run.prompt, tokenizer, form, hints)
   if run.evaluation.data is None:
     return train_data, None
   return train_data, data.load_dataset(run.evaluation.data, run.prompt, tokenizer, form)
+
+
+def describe_data(stage: Stage) -> str:
+  """How many examples a stage trains on, and how many the overlong policies dropped or cut."""
+  touched = [f"{count:,} {name.replace('_', ' ')}" for name, count in stage.train_data.counts.items() if count]
+  return f"stage {stage.setup.run.stage}: {', '.join([f'{len(stage.train_data):,} examples', *touched])}"
 
 
 def single_copy(setup: programs.Setup, states: States) -> States:
