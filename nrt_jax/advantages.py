@@ -48,9 +48,9 @@ def group_advantages(reward_N, group_size, center, scale, valid_N=None, magnitud
 
 
 def _multi_sample(logp_BG, valid_BG, varied_B1):
-  """n (log mean_j p_j - log mean_{j≠k} p_j) of sequence log-probabilities log p (JEPO, arXiv 2503.19618).
+  """G (log mean_j p_j - log mean_{j≠k} p_j) of sequence log-probabilities log p (JEPO, arXiv 2503.19618).
 
-  The paper sums over the n samples where this library takes their mean: hence the factor n. Rows without others get 0.
+  The paper sums over the G samples where this library takes their mean: hence the factor G. Rows without others get 0.
   """
   group_size = logp_BG.shape[1]
   largest_B1 = jnp.max(logp_BG, axis=-1, keepdims=True, where=valid_BG, initial=-jnp.inf)
@@ -61,7 +61,7 @@ def _multi_sample(logp_BG, valid_BG, varied_B1):
   compared_BG = valid_BG & varied_B1 & (count_B1 > 1)
   whole_B1 = masked_logsumexp(logp_BG, valid_BG, axis=-1, keepdims=True) - jnp.log(jnp.maximum(count_B1, 1))
   rest_BG = others_BG - jnp.log(jnp.maximum(count_B1 - 1, 1))
-  return jnp.where(compared_BG, count_B1 * (whole_B1 - jnp.where(compared_BG, rest_BG, 0)), 0)
+  return jnp.where(compared_BG, group_size * (whole_B1 - jnp.where(compared_BG, rest_BG, 0)), 0)
 
 
 def clip_advantages(advantage_N, low, high):

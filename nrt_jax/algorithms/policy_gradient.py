@@ -28,7 +28,7 @@ class UpdateConfig:
   kl_coef: float = 0.0  # against the reference, on the trace's tokens
   kl_estimator: str = "k3"  # k1 | k2 | k3
   mask_unended: bool = False  # True: a trace that hit the length limit gets no gradient (DAPO's overlong filtering)
-  filter_flat_groups: bool = False  # True: groups without variance do not count in the normalisation (DAPO; token, sequence)
+  filter_flat_groups: bool = False  # True: groups without variance do not count in the normalisation (DAPO)
   normalisation: str = "constant"  # token | sequence | constant; only constant keeps the equation's weights
   normalisation_constant: float = 1.0  # tokens; the released NRT code divides by the padded response width
 
@@ -49,8 +49,8 @@ class UpdateConfig:
 class PolicyGradientConfig(UpdateConfig):
   """Settings of all methods that weigh sampled traces by an advantage."""
 
-  center: str = "mean"  # advantage: less the group's mean | leave_one_out | none
-  scale: str = "std"  # by the group's unbiased std (a group without variance gets 0) | none
+  center: str = "mean"  # advantage: less the group's mean | leave_one_out | multi_sample (JEPO's bound) | none
+  scale: str = "std"  # by the group's unbiased std (a flat group gets 0) | advantage_std: of what was centred | none
   advantage_clip: float = 0.0  # advantages are limited to ±this; 0 = off
   trace_loss: str = "cispo"  # reinforce | truncated_importance | ppo_clip | cispo | sequence_clip (GSPO)
   clip_low: float = 0.8  # smallest ratio of the trust region, absolute
@@ -136,11 +136,15 @@ def with_reference(tools: Tools, config: PolicyGradientConfig, reference, batch:
   return batch, reward_N - config.kl_coef * kl_N
 
 
-def group_advantages(tools: Tools, config: PolicyGradientConfig, reward_N, rollouts, magnitude_N=None):
-  """Advantages `[N]`, and bool `[N]`: the rows that count (see mask_unended and filter_flat_groups)."""
+def group_advantages(tools: Tools, config: PolicyGradientConfig, reward_N, rollouts, magnitude_N=None, valid_N=None):
+  """Advantages `[N]`, and bool `[N]`: the rows that count (see mask_unended and filter_flat_groups).
+
+  Rows with `valid_N` False have no reward: they are left out of the group's statistics, and their advantage is 0.
+  """
   G = tools.samples_per_prompt
   counts_N = rollouts.ended_N if config.mask_unended else jnp.ones(reward_N.shape, bool)
-  advantage_N = advantages.group_advantages(reward_N, G, config.center, config.scale, counts_N, magnitude_N)
+  valid_N = counts_N if valid_N is None else counts_N & valid_N
+  advantage_N = advantages.group_advantages(reward_N, G, config.center, config.scale, valid_N, magnitude_N)
   if config.advantage_clip:
     advantage_N = advantages.clip_advantages(advantage_N, -config.advantage_clip, config.advantage_clip)
   if config.filter_flat_groups:
@@ -167,9 +171,15 @@ def trace_terms(tools: Tools, config: PolicyGradientConfig, advantage_N, mask_NL
   }
 
 
-def loss(tools: Tools, config: PolicyGradientConfig, params, batch: TrainBatch) -> LossSums:
-  """The loss of policy gradients: the trust region's loss on the trace's tokens, and the terms all methods share."""
+def loss(tools: Tools, config: PolicyGradientConfig, params, batch: TrainBatch, clip_answer=False) -> LossSums:
+  """The loss of policy gradients: the trust region's loss on the trace's tokens, and the terms all methods share.
+
+  `clip_answer`: the answer's tokens have the trust region too.
+  """
   clip = (config.clip_low, config.clip_high)
+
+  def answer_loss(logp_NL):
+    return losses.TRACE_LOSSES[config.trace_loss](logp_NL, batch.behaviour_logp_NL, batch.answer_coef_NL, *clip)
 
   def trace_loss(logp_NL):
     logps = (logp_NL, batch.behaviour_logp_NL)
@@ -178,16 +188,22 @@ def loss(tools: Tools, config: PolicyGradientConfig, params, batch: TrainBatch) 
     )
     return losses.TRACE_LOSSES[config.trace_loss](*logps, batch.trace_coef_NL, *clip), stats
 
-  return sum_terms(tools, config, params, batch, trace_loss, config.kl_place == "loss")
+  kl_in_loss = config.kl_place == "loss"
+  return sum_terms(tools, config, params, batch, trace_loss, kl_in_loss, answer_loss if clip_answer else None)
 
 
-def sum_terms(tools: Tools, config: UpdateConfig, params, batch: TrainBatch, trace_loss, kl_in_loss=True) -> LossSums:
-  """All terms as sums: trace_loss(logp_NL) -> (loss_NL, metrics), KL, entropy, and the cross-entropy of answer, format."""
+def sum_terms(
+  tools: Tools, config: UpdateConfig, params, batch: TrainBatch, trace_loss, kl_in_loss=True, answer_loss=None
+) -> LossSums:
+  """All terms as sums: trace_loss(logp_NL) -> (loss_NL, metrics), KL, entropy, cross-entropy of answer and format.
+
+  `answer_loss(logp_NL) -> loss_NL` takes the place of the answer's cross-entropy.
+  """
   logp_NL, entropy_NL = tools.log_probs(params, batch, entropy_gradient=config.entropy_coef != 0)
   trace_loss_NL, metrics = trace_loss(logp_NL)
   terms = {
     "loss/trace": trace_loss_NL.sum(),
-    "loss/answer": losses.supervised(logp_NL, batch.answer_coef_NL).sum(),
+    "loss/answer": (answer_loss(logp_NL) if answer_loss else losses.supervised(logp_NL, batch.answer_coef_NL)).sum(),
     "loss/format": losses.supervised(logp_NL, batch.format_coef_NL).sum(),
   }
   mask_NL = batch.trace_mask_NL

@@ -9,7 +9,9 @@
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from nrt_jax import advantages, rewards, rows
@@ -18,83 +20,184 @@ from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
 from nrt_jax.arrays import TrainBatch, repeat_rows
 from nrt_jax.errors import UserError, require_choice
 
-ANSWER_WEIGHTS = ("derived", "one", "scaled", "none")
-BASE_POLICIES = ("current", "reference")
+ANSWER_WEIGHTS = ("derived", "one", "scaled", "group_softmax", "none")
+TOKEN_WEIGHTS = ("one", "spread")
+POLICIES = ("current", "reference")
+UNMARKED = ("keep", "zero", "mask", "penalty")
 
 
 @dataclass(frozen=True)
-class VerifierFreeConfig(pg.PolicyGradientConfig):
-  """Defaults are the paper's form of NRT-WS(-log p): nrt.md section 3a."""
+class LikelihoodConfig(pg.PolicyGradientConfig):
+  """Settings of a reward f(c). Defaults are the paper's form of NRT-WS(-log p): nrt.md section 3a."""
 
   reward: str = "weighted_sum_log_prob"  # f: one of rewards.AGGREGATIONS
+  token_weight: str = "one"  # of log c_i in f | spread: of log c_i over the group's traces (DRO)
+  score_policy: str = "current"  # whose probabilities c_i after the trace are: current | reference
   baseline: str = "subtract_and_clip"  # of the empty trace: none | subtract | subtract_and_clip, max(0, R - R_base)
   base_policy: str = "current"  # whose empty-trace probabilities are weights and baseline: current | reference
-  answer_weight: str = "derived"  # s_i: derived | one | scaled (derived, standardised in the group) | none
+
+  def __post_init__(self):
+    super().__post_init__()
+    require_choice("algorithm.reward", self.reward, rewards.AGGREGATIONS)
+    require_choice("algorithm.token_weight", self.token_weight, TOKEN_WEIGHTS)
+    require_choice("algorithm.baseline", self.baseline, rewards.BASELINES)
+    require_policies(self, "score_policy", "base_policy")
+
+
+@dataclass(frozen=True)
+class VerifierFreeConfig(LikelihoodConfig):
+  """NRT: native reasoning training, arXiv 2602.11549, its WS(-log p)."""
+
+  unmarked: str = "keep"  # a trace without marker: keep (as any) | zero: R = 0 | mask: no R | penalty: R = 2 mean R
+  format_penalty: float = 0.0  # of a trace without marker; an advantage of its own, added to the other (JEPO)
+  answer_weight: str = "derived"  # s_i: derived | one | scaled (derived, standardised) | group_softmax (JEPO-n) | none
   answer_coef: float = 1.0
+  clip_answer: bool = False  # True: the answer's tokens have the trace's trust region too (VeriFree)
   format_coef: float = 0.3  # cross-entropy on marker tokens that the model did not emit
   train_forced_marker: bool = False  # True: a marker put in by force carries the trace's advantage (released code)
 
   def __post_init__(self):
     super().__post_init__()
-    require_choice("algorithm.reward", self.reward, rewards.AGGREGATIONS)
-    require_choice("algorithm.baseline", self.baseline, rewards.BASELINES)
-    require_choice("algorithm.base_policy", self.base_policy, BASE_POLICIES)
+    require_choice("algorithm.unmarked", self.unmarked, UNMARKED)
     require_choice("algorithm.answer_weight", self.answer_weight, ANSWER_WEIGHTS)
-    if self.base_policy == "reference" and self.reference == "none":
+    if self.format_penalty < 0:
+      raise UserError(f"algorithm.format_penalty: found {self.format_penalty}, allowed: 0 (off) or more")
+
+
+def require_policies(config, *keys) -> None:
+  """Raises UserError where one of the keys names no policy, or the reference where there is none."""
+  for key in keys:
+    require_choice(f"algorithm.{key}", getattr(config, key), POLICIES)
+    if getattr(config, key) == "reference" and config.reference == "none":
       raise UserError(
-        "algorithm.base_policy: found 'reference' with algorithm.reference 'none', allowed: frozen or moving_average"
+        f"algorithm.{key}: found 'reference' with algorithm.reference 'none', allowed: frozen or moving_average"
       )
 
 
+class Scored(NamedTuple):
+  """How likely the reference answers are, `[N, A]`; 0 beyond the answer."""
+
+  logp_NA: jax.Array  # log c_i after the trace, under score_policy
+  empty_NA: jax.Array  # after an empty trace, under score_policy
+  base_NA: jax.Array  # after an empty trace, under base_policy
+  mask_NA: jax.Array  # bool, tokens of the answer
+
+
 def collect(tools: Tools, config: VerifierFreeConfig, states, prompts, key) -> Collected:
-  G = tools.samples_per_prompt
+  G, prompts_N = tools.samples_per_prompt, repeat_rows(prompts, tools.samples_per_prompt)
   rollouts, scores, empty = tools.rollout(states.policy.params, prompts, key)
-  base = empty if config.base_policy == "current" else tools.score_empty_trace(states.reference, prompts)
-  prompts_N = repeat_rows(prompts, G)
-  answer_mask_NA = jnp.arange(prompts.answer_BA.shape[1])[None] < prompts_N.answer_length_B[:, None]
-  base_NA, empty_NA = repeat_rows(base.answer_logp_NA, G), repeat_rows(empty.answer_logp_NA, G)
-  logp_NA = settle_ties(rollouts, scores.answer_logp_NA, empty_NA, G)
+  scored = score(tools, config, states, prompts, rollouts, scores, empty)
   batch = build_rows(tools, config, prompts_N, rollouts, scores)
 
-  reward_N = rewards.aggregate(config.reward, logp_NA, answer_mask_NA, base_NA)
-  base_reward_N = rewards.aggregate(config.reward, base_NA, answer_mask_NA, base_NA)
-  gain_N = rewards.subtract_baseline(reward_N, base_reward_N, config.baseline)
+  reward_N, gain_N, weight_NA = likelihood_rewards(config, scored, G)
   gain_N = pg.shape_by_length(config, gain_N, rollouts, rollouts.token_NR.shape[1])
   batch, gain_N = pg.with_reference(tools, config, states.reference, batch, gain_N)
-  advantage_N, counts_N = pg.group_advantages(tools, config, gain_N, rollouts, magnitude_N=reward_N)
-  weight_NA = answer_weights(config, logp_NA, answer_mask_NA, base_NA, G)
+  gain_N, valid_N, answered_N = judge_unmarked(tools, config, gain_N, rollouts.marker_N)
+  advantage_N, counts_N = pg.group_advantages(tools, config, gain_N, rollouts, magnitude_N=reward_N, valid_N=valid_N)
+  advantage_N += format_advantages(tools, config, rollouts.marker_N)
+  weight_NA = answer_weights(config, weight_NA, scored, answered_N, G)
   batch = fill_coefficients(tools, config, batch, advantage_N, weight_NA, counts_N)
-
+  if config.clip_answer:
+    answer_NL = align_answer(batch, scores.answer_logp_NA)
+    batch = batch.replace(behaviour_logp_NL=jnp.where(batch.answer_mask_NL, answer_NL, batch.behaviour_logp_NL))
   sums = {
     **pg.reward_metrics(reward_N, advantage_N, G),
     **pg.trace_metrics(rollouts),
-    **pg.answer_metrics(logp_NA, empty_NA, answer_mask_NA),
+    **pg.answer_metrics(scored.logp_NA, scored.empty_NA, scored.mask_NA),
   }
-  samples = {
+  return Collected(batch, sums, shown(prompts_N, rollouts, scored, reward_N, advantage_N))
+
+
+def loss(tools: Tools, config: VerifierFreeConfig, params, batch: TrainBatch):
+  return pg.loss(tools, config, params, batch, config.clip_answer)
+
+
+def score(tools: Tools, config, states, prompts, traces, scores, empty) -> Scored:
+  """Scores as the config's policies have them; `traces` are Rollouts that end with the trace or its marker."""
+  G, prompts_N = tools.samples_per_prompt, repeat_rows(prompts, tools.samples_per_prompt)
+  mask_NA = jnp.arange(prompts.answer_BA.shape[1])[None] < prompts_N.answer_length_B[:, None]
+  logp_NA, empties = scores.answer_logp_NA, {"current": repeat_rows(empty.answer_logp_NA, G)}
+  if "reference" in (config.score_policy, config.base_policy):
+    of_reference = tools.score_empty_trace(states.reference, prompts)
+    empties["reference"] = repeat_rows(of_reference.answer_logp_NA, G)
+  if config.score_policy == "reference":
+    batch = build_rows(tools, config, prompts_N, traces, scores)
+    logp_NA = jnp.where(mask_NA, tools.score_batch(states.reference, batch)[:, -mask_NA.shape[1] :], 0)
+  empty_NA = empties[config.score_policy]
+  return Scored(settle_ties(traces, logp_NA, empty_NA, G), empty_NA, empties[config.base_policy], mask_NA)
+
+
+def likelihood_rewards(config: LikelihoodConfig, scored: Scored, group_size: int):
+  """R = f(c) `[N]`, R less the empty trace's where the config says so `[N]`, and s = ∂R/∂log c `[N, A]`.
+
+  Weighed tokens enter f as c_i^w_i, so that log_prob becomes Σ w_i log c_i and geometric_mean its exponential.
+  """
+  logp_NA, empty_NA, base_NA, mask_NA = scored
+  if config.token_weight == "spread":
+    token_weight_NA = rewards.spread_weights(logp_NA, mask_NA, group_size)
+  else:
+    token_weight_NA = mask_NA.astype(jnp.float32)
+  reward_N = rewards.aggregate(config.reward, token_weight_NA * logp_NA, mask_NA, base_NA)
+  base_reward_N = rewards.aggregate(config.reward, token_weight_NA * base_NA, mask_NA, base_NA)
+  derived_NA = rewards.answer_weights(config.reward, token_weight_NA * logp_NA, mask_NA, base_NA)
+  return reward_N, rewards.subtract_baseline(reward_N, base_reward_N, config.baseline), token_weight_NA * derived_NA
+
+
+def judge_unmarked(tools: Tools, config: VerifierFreeConfig, reward_N, marked_N):
+  """What the reward makes of traces without marker: rewards, and bool `[N]`: whose reward and whose answer counts."""
+  every_N = jnp.ones(marked_N.shape, bool)
+  if config.unmarked == "keep":
+    return reward_N, every_N, every_N
+  if config.unmarked == "mask":
+    return reward_N, marked_N, marked_N
+  other = 0.0
+  if config.unmarked == "penalty":
+    other = 2 * tools.all_sum(reward_N.sum()) / tools.all_sum(jnp.float32(reward_N.size))
+  return jnp.where(marked_N, reward_N, other), every_N, marked_N
+
+
+def format_advantages(tools: Tools, config: VerifierFreeConfig, marked_N):
+  """Advantages `[N]` of the penalty alone; a bound on samples is no choice there, and becomes leave-one-out."""
+  if not config.format_penalty:
+    return jnp.zeros(marked_N.shape)
+  center = "leave_one_out" if config.center == "multi_sample" else config.center
+  penalty_N = jnp.where(marked_N, 0, -config.format_penalty)
+  advantage_N = advantages.group_advantages(penalty_N, tools.samples_per_prompt, center, config.scale)
+  limit = config.advantage_clip
+  return advantages.clip_advantages(advantage_N, -limit, limit) if limit else advantage_N
+
+
+def answer_weights(config: VerifierFreeConfig, derived_NA, scored: Scored, answered_N, group_size: int):
+  """s_i, the weight of each answer token's log-probability `[N, A]` (nrt.md sections 2, 3b and 7.1)."""
+  mask_NA = scored.mask_NA & answered_N[:, None]
+  if config.answer_weight == "none":
+    return jnp.zeros_like(derived_NA)
+  if config.answer_weight == "scaled":
+    return advantages.group_standardise_tokens(derived_NA, mask_NA, group_size)
+  if config.answer_weight == "derived":
+    return jnp.where(mask_NA, derived_NA, 0)
+  if config.answer_weight == "one":
+    return mask_NA.astype(jnp.float32)
+  # ∇log mean_k p_k = Σ_k softmax_k(log p) ∇log p_k, a sum over samples where the loss takes their mean.
+  total_BG = jnp.where(answered_N, scored.logp_NA.sum(axis=1), -jnp.inf).reshape(-1, group_size)
+  share_BG = jax.nn.softmax(total_BG, axis=1, where=answered_N.reshape(-1, group_size))
+  return jnp.where(mask_NA, group_size * share_BG.reshape(-1)[:, None], 0)
+
+
+def shown(prompts_N, rollouts, scored: Scored, reward_N, advantage_N) -> dict:
+  """What samples.jsonl shows of each row."""
+  return {
     "prompt": prompts_N.prompt_BP,
     "prompt_length": prompts_N.prompt_length_B,
     "trace": rollouts.token_NR,
     "trace_length": rollouts.length_N,
     "answer": prompts_N.answer_BA,
     "answer_length": prompts_N.answer_length_B,
-    "answer_logp": logp_NA,
-    "answer_logp_empty_trace": empty_NA,
+    "answer_logp": scored.logp_NA,
+    "answer_logp_empty_trace": scored.empty_NA,
     "reward": reward_N,
     "advantage": advantage_N,
   }
-  return Collected(batch, sums, samples)
-
-
-def answer_weights(config: VerifierFreeConfig, logp_NA, mask_NA, base_logp_NA, group_size: int):
-  """s_i, the weight of each answer token's log-probability `[N, A]` (nrt.md sections 2 and 3b)."""
-  if config.answer_weight == "none":
-    return jnp.zeros_like(logp_NA)
-  if config.answer_weight == "one":
-    return mask_NA.astype(jnp.float32)
-  derived = rewards.answer_weights(config.reward, logp_NA, mask_NA, base_logp_NA)
-  if config.answer_weight == "derived":
-    return derived
-  return advantages.group_standardise_tokens(derived, mask_NA, group_size)
 
 
 def settle_ties(rollouts, logp_NA, empty_logp_NA, group_size: int):
@@ -148,16 +251,25 @@ def build_rows(tools: Tools, config: VerifierFreeConfig, prompts_N, rollouts, sc
   )
 
 
+def align_answer(batch: TrainBatch, x_NA):
+  """Values of the answer's tokens in the columns of the rows, which end with them: `[N, L]`."""
+  return jnp.pad(x_NA, ((0, 0), (batch.token_NL.shape[1] - x_NA.shape[1], 0)))
+
+
 def fill_coefficients(tools: Tools, config, batch: TrainBatch, advantage_N, weight_NA, counts_N) -> TrainBatch:
   """Writes advantage, answer weight and format weight, each times its normaliser, onto their columns."""
-  answer_NL = jnp.pad(weight_NA, ((0, 0), (batch.token_NL.shape[1] - weight_NA.shape[1], 0)))
   trace_mask_NL = batch.trace_mask_NL & counts_N[:, None]
   return batch.replace(
     **pg.trace_terms(tools, config, advantage_N, trace_mask_NL),
-    answer_coef_NL=config.answer_coef * answer_NL * pg.weigh(tools, config, batch.answer_mask_NL),
+    answer_coef_NL=config.answer_coef * align_answer(batch, weight_NA) * pg.weigh(tools, config, batch.answer_mask_NL),
     # Always over all rows: one row without its marker must not weigh as much as if all had lost it.
     format_coef_NL=config.format_coef * pg.weigh(tools, config, batch.format_mask_NL, "constant"),
   )
 
 
-ALGORITHM = Algorithm(config=VerifierFreeConfig, collect=collect, loss=pg.loss, samples_traces=True)
+def row(config) -> Algorithm:
+  """A method that differs from NRT in the defaults of its config."""
+  return Algorithm(config=config, collect=collect, loss=loss, samples_traces=True)
+
+
+ALGORITHM = row(VerifierFreeConfig)
