@@ -7,7 +7,7 @@ A tensor's name ends in the letters of its axes (`logp_NL`). The letters:
   A  answer columns                      L  P + R + M + A columns         T  the queries of one forward call
   V  vocabulary                          D  model width                   F  mlp width
   H  query heads                         K  key/value heads               h  width of one head
-  S  slots of a key/value cache
+  S  slots of a key/value cache          Q  hint columns
 
 *Trace* = the sampled reasoning z. *Answer* = the reference y*, its end token included.
 *Completion* = what the model writes by itself at evaluation. *Marker* = the tokens that close a trace.
@@ -29,6 +29,8 @@ class Prompts:
   trace_BR: jax.Array  # int32, a trace given by the data, padded on the right (R may be 0)
   trace_length_B: jax.Array  # int32, 0 where the data gives no trace
   example_B: jax.Array  # int32, position in the data stream: unique for each draw, so that each draw has its own keys
+  hint_BQ: jax.Array | None = None  # int32, padded on the left: the prompt that shows the answer; None: nobody asks
+  hint_length_B: jax.Array | None = None  # int32, at least 1
 
 
 @struct.dataclass

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nrt_jax import arrays, errors, prompts, readers, tasks
+from nrt_jax import arrays, columns, errors, prompts, readers, tasks
 
 TASK = "task:"
 OVERLONG_TRACE = ("drop", "cut", "error")
@@ -132,62 +132,24 @@ def _open_hub(config) -> Source:
 def _to_example(config, row, where) -> Example:
   trace = None
   if config.trace_column and row.get(config.trace_column) not in (None, ""):
-    trace = _text(row, config.trace_column, where)
+    trace = columns.text(row, config.trace_column, where)
   if config.messages_column:
-    question, answer = _split_messages(_column(row, config.messages_column, where), where)
+    question, answer = columns.split_messages(columns.column(row, config.messages_column, where), where)
   elif config.choices_column:
     question, answer = _letter_choices(config, row, where)
   else:
-    question, answer = _text(row, config.question_column, where), _text(row, config.answer_column, where)
+    question, answer = columns.text(row, config.question_column, where), columns.text(row, config.answer_column, where)
   return Example(question, answer, trace, where)
 
 
 def _letter_choices(config, row, where):
-  choices, answer = (_column(row, name, where) for name in (config.choices_column, config.answer_column))
+  choices, answer = (columns.column(row, name, where) for name in (config.choices_column, config.answer_column))
   if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
     raise errors.UserError(f"{where}: column {config.choices_column!r} must hold a list of 2 to 26 choices")
   letter = tasks.multiple_choice.letter_of(answer, choices)
   if letter is None:
     raise errors.UserError(f"{where}: found the answer {answer!r}, allowed: index (from 0), letter or text of a choice")
-  return tasks.multiple_choice.lettered(_text(row, config.question_column, where), choices), letter
-
-
-def _column(row, name, where):
-  if name not in row:
-    raise errors.UserError(f"{where}: no column {name!r}; columns found: {', '.join(map(str, row))}")
-  return row[name]
-
-
-def _text(row, name, where) -> str:
-  value = _column(row, name, where)
-  if isinstance(value, (int, float)) and not isinstance(value, bool):
-    value = str(value)
-  if not isinstance(value, str):
-    raise errors.UserError(f"{where}: column {name!r} holds {type(value).__name__}, allowed: text or a number")
-  if not value.strip():
-    raise errors.UserError(f"{where}: column {name!r} is empty")
-  try:
-    value.encode()
-  except UnicodeEncodeError as error:  # JSON can write these, tokenizers fail on them
-    raise errors.UserError(f"{where}: column {name!r} holds half a character (a lone surrogate)") from error
-  return value
-
-
-def _split_messages(messages, where):
-  """The turns before the last assistant turn, and that turn's text. Turns after it are left out."""
-  if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
-    raise errors.UserError(f"{where}: messages must be a list of objects with role and content")
-  for message in messages:
-    errors.require_choice(f"{where}: role", message.get("role"), prompts.ROLES)
-  roles = [m["role"] for m in messages]
-  if "assistant" not in roles:
-    raise errors.UserError(f"{where}: no assistant turn, so there is no answer")
-  last = len(roles) - 1 - roles[::-1].index("assistant")
-  if last == 0 or roles[last - 1] != "user" or "system" in roles[1:last]:
-    found = ", ".join(roles)
-    raise errors.UserError(f"{where}: found the turns {found}; allowed: [system,] user, ..., user, assistant")
-  turns = [{"role": m["role"], "content": _text(m, "content", where)} for m in messages[: last + 1]]
-  return tuple(turns[:-1]), turns[-1]["content"]
+  return tasks.multiple_choice.lettered(columns.text(row, config.question_column, where), choices), letter
 
 
 # ---- Token ids -----------------------------------------------------------------------------------------------------
@@ -204,15 +166,18 @@ class TokenDataset:
   widths: tuple[int, int, int]  # P, A, R: the same for every batch, so that nothing is compiled twice
   pad_id: int
   counts: dict  # {prompts,answers,traces}_{dropped,cut} -> examples that the overlong policies touched
+  hints: list | None = None  # int32 arrays, 1 to Q tokens: prompts that show the answer, where they are asked for
+  hint_width: int = 0  # Q
 
   def __len__(self):
     return len(self.examples)
 
 
-def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form) -> TokenDataset:
+def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form, hints=False) -> TokenDataset:
   """Tokenises `examples` once and applies the overlong policies, counting what they drop and cut.
 
-  Raises UserError where a policy says so, a prompt has no tokens, or no example is left.
+  hints: the prompts that show the answer, too. Raises UserError where a policy says so, a prompt has no tokens, or no
+  example is left.
   """
   ids = {
     "prompt": prompts.encode_prompts(tokenizer, form, prompt, [e.question for e in examples]),
@@ -224,6 +189,11 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
     "answer": (prompt.max_answer_length, "prompt.max_answer_length", prompt.overlong_answer),
     "trace": (data.max_trace_length, "data.max_trace_length", data.overlong_trace),
   }
+  if hints:
+    answers = [e.answer for e in examples]
+    ids["hint"] = prompts.encode_hints(tokenizer, form, prompt, [e.question for e in examples], answers)
+    width = prompt.max_hint_length or prompt.max_prompt_length + prompt.max_answer_length
+    limits["hint"] = (width, "prompt.max_hint_length", prompt.overlong_prompt)
   kept, rows, counts = [], [], {f"{kind}s_{how}": 0 for kind in limits for how in ("dropped", "cut")}
   for i, example in enumerate(examples):
     row = _fit(example, {kind: ids[kind][i] for kind in ids}, limits, form.prefix_ids, counts)
@@ -232,9 +202,10 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
       rows.append(row)
   if not kept:
     raise errors.UserError(f"data.source: none of the {len(examples)} examples of {data.source} is left: {counts}")
-  columns = {kind: [np.asarray(row[kind], np.int32) for row in rows] for kind in ids}
-  widths = tuple(limits[kind][0] for kind in ids)
-  return TokenDataset(kept, columns["prompt"], columns["answer"], columns["trace"], widths, form.pad_id, counts)
+  ids = {kind: [np.asarray(row[kind], np.int32) for row in rows] for kind in ids}
+  widths = tuple(limits[kind][0] for kind in ("prompt", "answer", "trace"))
+  hinted = (ids["hint"], width) if hints else (None, 0)
+  return TokenDataset(kept, ids["prompt"], ids["answer"], ids["trace"], widths, form.pad_id, counts, *hinted)
 
 
 def _fit(example, row, limits, prefix_ids, counts):
@@ -251,7 +222,8 @@ def _fit(example, row, limits, prefix_ids, counts):
       return None
   for kind in over:
     counts[f"{kind}s_cut"] += 1
-    row[kind] = _cut_left(row[kind], limits[kind][0], prefix_ids) if kind == "prompt" else row[kind][: limits[kind][0]]
+    left, limit = kind in ("prompt", "hint"), limits[kind][0]
+    row[kind] = _cut_left(row[kind], limit, prefix_ids) if left else row[kind][:limit]
   return row
 
 
@@ -261,9 +233,9 @@ def _cut_left(ids, limit, prefix_ids):
   return [*prefix_ids, *ids[len(ids) - newest :]][:limit]
 
 
-def load_dataset(data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form) -> TokenDataset:
+def load_dataset(data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form, hints=False) -> TokenDataset:
   """`load_examples`, then `tokenize`."""
-  return tokenize(load_examples(data), data, prompt, tokenizer, form)
+  return tokenize(load_examples(data), data, prompt, tokenizer, form, hints)
 
 
 # ---- Batches -------------------------------------------------------------------------------------------------------
@@ -314,8 +286,12 @@ def eval_batches(dataset, batch_size: int, host_index=0, host_count=1):
 
 
 def _gather(dataset, index, example_B):
-  columns = ([column[i] for i in index] for column in (dataset.prompts, dataset.answers, dataset.traces))
-  return pack(*columns, example_B, dataset.widths, dataset.pad_id)
+  ids = ([column[i] for i in index] for column in (dataset.prompts, dataset.answers, dataset.traces))
+  rows = pack(*ids, example_B, dataset.widths, dataset.pad_id)
+  if dataset.hints is None:
+    return rows
+  hint_BQ, hint_length_B = _pad([dataset.hints[i] for i in index], dataset.hint_width, dataset.pad_id, left=True)
+  return rows.replace(hint_BQ=hint_BQ, hint_length_B=hint_length_B)
 
 
 def pack(prompt_ids, answer_ids, trace_ids, example_B, widths, pad_id: int) -> arrays.Prompts:

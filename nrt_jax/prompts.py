@@ -10,66 +10,14 @@ import pathlib
 import re
 
 from nrt_jax import errors
+from nrt_jax.chat_templates import CHAT_TEMPLATES
 
 HUB = "hub:"  # a source that starts so is fetched from the hub; anything else is a local path
 ROLES = ("system", "user", "assistant")
 OVERLONG_PROMPT = ("drop", "cut_left", "error")
 OVERLONG_ANSWER = ("drop", "cut", "error")
+HINT = "{question}\n\nThe answer is: {answer}\n\nExplain step by step how to find it."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatTemplate:
-  """The text around each turn. {content} is the turn's text, {trimmed} that stripped, {bos} and {eos} the tokens."""
-
-  user: str
-  assistant: str
-  system: str | None  # None: the system text goes into a user turn, before a blank line
-  system_turn: str = "first"  # which user turn takes it where `system` is None: "first" or "last"
-  begin: str = ""  # opens the conversation
-  generation: str = ""  # opens the assistant's turn
-  end_of_turn: str | None = None  # a stop token beside the tokenizer's own end token
-  needs: tuple[str, ...] = ()  # tokens without which the template is not this tokenizer's
-  detect: str | None = None  # template "chat" picks the first family whose token the tokenizer holds
-
-
-CHAT_TEMPLATES = {
-  # Llama 3 Instruct. The 3.1 and 3.2 templates differ only by a dated system text of their own, which we never insert.
-  "llama3": ChatTemplate(
-    begin="{bos}",
-    system="<|start_header_id|>system<|end_header_id|>\n\n{trimmed}<|eot_id|>",
-    user="<|start_header_id|>user<|end_header_id|>\n\n{trimmed}<|eot_id|>",
-    assistant="<|start_header_id|>assistant<|end_header_id|>\n\n{trimmed}<|eot_id|>",
-    generation="<|start_header_id|>assistant<|end_header_id|>\n\n",
-    end_of_turn="<|eot_id|>",
-    needs=("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-    detect="<|start_header_id|>",
-  ),
-  # Qwen 2, 2.5 and 3. Qwen 2 and 2.5 insert a system text where there is none: put it into prompt.system to match.
-  "chatml": ChatTemplate(
-    system="<|im_start|>system\n{content}<|im_end|>\n",
-    user="<|im_start|>user\n{content}<|im_end|>\n",
-    assistant="<|im_start|>assistant\n{content}<|im_end|>\n",
-    generation="<|im_start|>assistant\n",
-    end_of_turn="<|im_end|>",
-    needs=("<|im_start|>", "<|im_end|>"),
-    detect="<|im_start|>",
-  ),
-  # Mistral 7B Instruct v0.3, where [INST] is a token.
-  "mistral": ChatTemplate(
-    begin="{bos}",
-    system=None,
-    system_turn="last",
-    user="[INST] {content}[/INST]",
-    assistant=" {trimmed}{eos}",
-    needs=("[INST]", "[/INST]"),
-    detect="[INST]",
-  ),
-  # Mistral 7B Instruct v0.1 and v0.2, where [INST] is plain text: it can't be detected, name it.
-  "mistral_v1": ChatTemplate(
-    begin="{bos}", system=None, user=" [INST] {content} [/INST]", assistant=" {content}{eos}"
-  ),
-}
 TEMPLATES = ("plain", "chat", *CHAT_TEMPLATES)
 
 
@@ -82,9 +30,11 @@ class PromptConfig:
   system: str = ""  # system text, for conversations that have none of their own; released NRT: none (nrt.md 3c)
   marker: str = "<|response_start|>"  # closes the trace; its first piece is one token, added where missing (nrt.md 3c)
   trace_open: str = ""  # ends every prompt, e.g. "<think>\n" with marker "</think>"
+  hint_template: str = HINT  # asks for a trace and shows the answer (algorithm rationalization); the wording is ours
   stop_at_special: bool = False  # every special token ends a trace, as in the released code (nrt.md 3c)
   max_prompt_length: int = 512  # tokens, trace_open included
   max_answer_length: int = 256  # tokens, end token included
+  max_hint_length: int = 0  # tokens of a prompt that shows the answer; 0 = max_prompt_length + max_answer_length
   overlong_prompt: str = "drop"  # "drop" the example, "cut_left" its oldest tokens, or "error"
   overlong_answer: str = "drop"  # "drop" the example, "cut" (a cut answer has no end token), or "error"
 
@@ -97,6 +47,9 @@ class PromptConfig:
     for key in ("max_prompt_length", "max_answer_length"):
       if getattr(self, key) < 1:
         raise errors.UserError(f"prompt.{key}: found {getattr(self, key)}, allowed: 1 or more tokens")
+    if self.max_hint_length < 0 or not all(f"{{{part}}}" in self.hint_template for part in ("question", "answer")):
+      found, allowed = f"{self.hint_template!r}, {self.max_hint_length}", "a text with {question} and {answer}, 0 or more"
+      raise errors.UserError(f"prompt.hint_template, max_hint_length: found {found}, allowed: {allowed}")
     errors.require_choice("prompt.overlong_prompt", self.overlong_prompt, OVERLONG_PROMPT)
     errors.require_choice("prompt.overlong_answer", self.overlong_answer, OVERLONG_ANSWER)
 
@@ -248,6 +201,17 @@ def encode_prompts(tokenizer, form: PromptFormat, config: PromptConfig, question
   texts = [render_prompt(form.template, config.system, as_messages(q), bos, eos) for q in questions]
   trace_open = _encode(tokenizer, [config.trace_open])[0]
   return [[*form.prefix_ids, *ids, *trace_open] for ids in _encode(tokenizer, texts)]
+
+
+def encode_hints(tokenizer, form: PromptFormat, config: PromptConfig, questions, answers) -> list:
+  """Like `encode_prompts`, with `config.hint_template` in place of the text of each question's last turn."""
+  shown = []
+  for question, answer in zip(questions, answers):
+    *before, last = as_messages(question)
+    parts = {"{question}": last["content"], "{answer}": answer}
+    text = re.sub("|".join(parts), lambda found, parts=parts: parts[found.group()], config.hint_template)
+    shown.append([*before, {**last, "content": text}])
+  return encode_prompts(tokenizer, form, config, shown)
 
 
 def encode_answers(tokenizer, form: PromptFormat, answers) -> list:

@@ -349,3 +349,59 @@ def rlvr_rows(config, samples, group_size, limit, minibatches=1):
     {"reward": rewards[n], "advantage": advantages[n], "coef": np.full(len(s["sampled"]), advantages[n] * weights[n])}
     for n, s in enumerate(samples)
   ]
+
+
+def rationalized_rows(config, samples, group_size, minibatches, marker):
+  """The rows learnt by rationalization from plain lists: tokens, and the weight of each token's cross-entropy.
+
+  A sample is a dict: prompt (the plain one), trace, ended, answer, c (the answer's probabilities), base (after none).
+  """
+  gains = [aggregate(config.reward, s["c"], s["base"]) - aggregate(config.reward, s["base"], s["base"]) for s in samples]
+  kept = []
+  for n, s in enumerate(samples):
+    group = range(n // group_size * group_size, (n // group_size + 1) * group_size)
+    able = [m for m in group if (samples[m]["ended"] or config.keep_unended)]
+    if config.keep == "best":
+      able = sorted(able, key=lambda m: -gains[m])[:1]
+    kept.append(n in able and (config.keep == "all" or gains[n] > config.threshold))
+  counts = [(len(s["trace"]) + len(marker) + len(s["answer"])) * k for s, k in zip(samples, kept)]
+  weights = row_weights(counts, config.normalisation, minibatches, group_size, config.normalisation_constant)
+  rows = []
+  for n, s in enumerate(samples):
+    tokens, kinds = spliced_row(s["prompt"], s["trace"], marker, s["answer"])
+    rows.append((tokens, [weights[n] * kept[n] * (kind != "prompt") for kind in kinds], kept[n], gains[n]))
+  return rows
+
+
+# -------------------------------------------------------------------------------- methods rewarded by likelihood
+
+
+def spread_weights(logps):
+  """DRO's weights of a group's tokens from rows of log c_j: σ_j over the mean σ."""
+  sigma = np.std(np.array(logps), axis=0)
+  return sigma / sigma.mean() if sigma.mean() > 0 else np.ones_like(sigma)
+
+
+def nover_terms(log_perplexities, lengths, valid):
+  """Rank and efficiency of each valid completion of one group, 0 for the others (NOVER)."""
+  members = [k for k in range(len(valid)) if valid[k]]
+  rank, efficiency = np.zeros(len(valid)), np.zeros(len(valid))
+  for k in members:
+    others = [j for j in members if j != k]
+    rank[k] = (len(members) - sum(log_perplexities[j] < log_perplexities[k] for j in others)) / len(members)
+    beaten = [j for j in others if lengths[j] > lengths[k] and log_perplexities[j] > log_perplexities[k]]
+    efficiency[k] = len(beaten) / len(others) if others else 0
+  return rank, efficiency
+
+
+def std_filter(stds_of_steps, beta, decay, average_start, filter_start):
+  """Which prompts each step keeps, and the moving average after it (RLPR), from the stds of the prompts' rewards."""
+  average, history = 0.0, []
+  for step, stds in enumerate(stds_of_steps, start=1):
+    kept = [step < filter_start or std >= beta * average for std in stds]
+    if step == average_start:
+      average = np.mean(stds)
+    elif step > average_start:
+      average = decay * average + (1 - decay) * np.mean(stds)
+    history.append((kept, average))
+  return history

@@ -11,10 +11,10 @@ PACKAGE = ROOT / "nrt_jax"
 # From the ground up. A module imports only from layers before its own; a new module needs a place here. "x.*" is the
 # place of the modules in x that have none of their own.
 LAYERS = [
-  ["arrays", "errors", "masked", "files", "nrt_jax"],
+  ["arrays", "errors", "masked", "files", "chat_templates", "nrt_jax"],
   ["sharding", "attention"],
   ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
-  ["tasks.grading", "tasks.splits", "tasks.expressions", "tasks.symbolic"],
+  ["columns", "tasks.grading", "tasks.splits", "tasks.expressions", "tasks.symbolic"],
   ["tasks.*"],
   ["tasks"],
   ["hf_config", "sampler", "scoring", "data", "checkpoint", "lora"],

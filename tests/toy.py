@@ -30,7 +30,7 @@ def form(marker_ids=(MARKER,), stop_ids=None, pad_id=PAD) -> PromptFormat:
   return PromptFormat("plain", (), marker_ids, stop_ids, EOS, pad_id, VOCAB, ())
 
 
-def prompts(count, seed=0, prompt_width=5, answer_width=4, trace_width=0) -> Prompts:
+def prompts(count, seed=0, prompt_width=5, answer_width=4, trace_width=0, hint_width=7) -> Prompts:
   """`count` ragged examples: full, shortest and everything between."""
   rng = np.random.default_rng(seed)
 
@@ -47,7 +47,8 @@ def prompts(count, seed=0, prompt_width=5, answer_width=4, trace_width=0) -> Pro
   prompt = ragged(prompt_width, 1, left=True)
   answer = ragged(answer_width, 1, left=False, last=EOS)
   trace = ragged(trace_width, 0, left=False)
-  return Prompts(*prompt, *answer, *trace, example_B=np.arange(100, 100 + count, dtype=np.int32))
+  hint = ragged(hint_width, 1, left=True)
+  return Prompts(*prompt, *answer, *trace, np.arange(100, 100 + count, dtype=np.int32), *hint)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """The table of methods: `algorithm.name` in a config picks a row."""
 
-from nrt_jax.algorithms import completions, dpo, nft, relatives, rlvr, sft, verifier_free
+from nrt_jax.algorithms import completions, dpo, nft, rationalization, relatives, rlvr, sft, verifier_free
 
 ALGORITHMS = {
   "nrt": verifier_free.ALGORITHM,
@@ -21,4 +21,5 @@ ALGORITHMS = {
   "nft": nft.NFT,
   "rft": nft.RFT,
   "dpo": dpo.ALGORITHM,
+  "rationalization": rationalization.ALGORITHM,
 }
