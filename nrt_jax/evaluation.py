@@ -53,7 +53,7 @@ class Completion:
 
 
 def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
-  """Cuts a completion (a list of ids) at its marker, decodes both parts and grades the answer, unless `grade` is None."""
+  """Cuts a completion (a list of ids) at its marker, decodes both parts and grades the answer if `grade` isn't None."""
   trace_ids, answer_ids = prompts.split_completion(form, token_ids)
   answer = None if answer_ids is None else prompts.decode(tokenizer, answer_ids).strip()
   return Completion(

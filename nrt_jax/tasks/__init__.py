@@ -1,4 +1,4 @@
-"""Built-in tasks: examples made by rule or cut from a text, and graders. Pure Python and NumPy; no tokens, no devices."""
+"""Built-in tasks: examples made by rule or cut from a text, and graders. Pure Python and NumPy, without tokens."""
 
 import dataclasses
 from typing import Protocol

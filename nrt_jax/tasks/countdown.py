@@ -3,9 +3,9 @@
   question  "make 24 from 3 8 3 8"      answer  "8 / ( 3 - 8 / 3 )"
   trace     "8 / 3 = ( 8 / 3 ) ; 3 - ( 8 / 3 ) = ( 1 / 3 ) ; 8 / ( 1 / 3 ) = 24"
 
-The set-up follows specs of RARO (arXiv 2511.21667, section on Countdown), whose number range and expert are not public.
-The expert finds all ways to the target with exact rationals and shows one at random, in random order and without
-redundant brackets, so that its form doesn't give it away. Many answers are right: `grade` evaluates, exactly.
+As in RARO (arXiv 2511.21667), whose number range and expert are not public; those here are our own. The expert finds
+all ways to the target with exact rationals and shows one at random, in random order and without redundant brackets, so
+that its form doesn't give it away. Many answers are right: `grade` evaluates, exactly.
 """
 
 import dataclasses

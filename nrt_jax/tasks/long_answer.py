@@ -5,8 +5,8 @@
 
  - easy words follow from their position alone;
  - noisy words are drawn at random whatever the question says: no trace helps, the best probability is 1 / n_colours;
- - hard words are sums modulo `base`, one for each group of digits: out of reach of a shallow model in one pass, and easy
-   along the trace.
+ - hard words are sums modulo `base`, one for each group of digits: out of reach of a shallow model in one pass, and
+   easy along the trace.
 
 The product of the answer's probabilities is at most n_colours ** -n_noisy however good the trace, a mean is ruled by
 the many easy words, and weights on improbable words meet the noisy ones beside the hard ones.
@@ -55,7 +55,7 @@ class LongAnswer:
 
   @property
   def kinds(self) -> tuple[str, ...]:
-    """"easy", "noisy" or "hard" for each word of any answer: each kind spread evenly over the answer."""
+    """Which words of any answer are "easy", "noisy" or "hard": one entry a word, each kind spread evenly."""
     counts = {"easy": self.n_easy, "noisy": self.n_noisy, "hard": self.n_hard}
     placed = [((i + 0.5) / count, kind) for kind, count in counts.items() for i in range(count)]
     return tuple(kind for _, kind in sorted(placed))

@@ -138,7 +138,7 @@ def equal(reference: str, found: str) -> bool:
 
 def _symbolically_equal(reference, found):
   if not symbolic.installed():
-    warnings.warn("math-verify is not installed (extra [eval]): answers are compared as texts and numbers", stacklevel=2)
+    warnings.warn("math-verify is not installed (extra [eval]): answers are compared as texts", stacklevel=2)
     return False
   if max(len(reference), len(found)) > MAX_SYMBOLIC:
     return False

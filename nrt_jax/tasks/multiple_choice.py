@@ -50,7 +50,7 @@ def lettered(question: str, choices) -> str:
 
 
 def letter_of(answer, choices) -> str | None:
-  """The answer as "(A)". It is given as an index from 0 (an int), as a letter or as the text of its choice; else None."""
+  """The answer as "(A)", given as an index from 0 (an int), as a letter or as the text of its choice; else None."""
   if isinstance(answer, int):
     index = answer
   elif answer in choices:
