@@ -138,6 +138,22 @@ def test_labels_of_the_host_are_the_reward():
   np.testing.assert_allclose(made.samples["reward"], 2 * label_N - 1, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", [*ROWS, "nft"])
+def test_equal_labels_give_no_gradient(name):
+  """Whatever the common label is; off-policy too."""
+  over = {"wrong_reward": -0.3} if name != "nft" else {}
+  for label in (0.0, 0.7, 1.0):
+    config = ALGORITHMS[name].config(verifier="host", **NO_REFERENCE, **over)
+    made = collected(name, config, host_label_N=jnp.full(B * G, label))
+    np.testing.assert_array_equal(made.samples["advantage"], 0)
+
+    def loss(logp_NL, made=made, config=config):
+      given = tools(log_probs=lambda *_, **__: (logp_NL, -logp_NL))
+      return ALGORITHMS[name].loss(given, config, {}, made.batch).total
+
+    assert not jax.grad(loss)(made.batch.behaviour_logp_NL * 1.3).any()
+
+
 @pytest.mark.parametrize(
   "over,text",
   [
