@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import types
 import typing
 from dataclasses import dataclass, field
@@ -92,7 +93,7 @@ def defaults(algorithm: str = "nrt") -> dict:
   values = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
   values["algorithm"] = {"name": algorithm, **values["algorithm"]}
   values["data"]["task_options"] = {}
-  return values
+  return json.loads(json.dumps(values))  # as a config file holds them: lists, not tuples
 
 
 def stages_of(values: dict) -> list[RunConfig]:
