@@ -342,6 +342,7 @@ def objective(params, name, base_A):
     "prob": lambda: c_ZA.prod(-1),
     "geometric_mean": lambda: c_ZA.prod(-1) ** (1 / len(ANSWER)),
     "arithmetic_mean": lambda: c_ZA.mean(-1),
+    "mean_log_prob": lambda: answer_ZA.mean(-1),
     "weighted_sum_inverse_prob": lambda: (c_ZA / jnp.exp(base_A)[None]).mean(-1),
     "weighted_sum_log_prob": lambda: (c_ZA * -base_A[None]).mean(-1),
   }[name]()
@@ -410,16 +411,16 @@ def test_two_terms_are_the_gradient_of_the_objective(exact, row_gradient, name):
 def test_objective_by_finite_differences(exact):
   """∇J along its own direction, against the central difference of J: no differentiation at all on one side.
 
-  With J of order 0.1 to 1 in float32 (errors 1e-8 to 1e-7) and a step of 3e-3, rounding and curvature are below 0.5 %.
+  With a step h = 3e-4 rounding is near 1e-7 J / h, below 0.1 %, and so is curvature, which grows as h² (2 % at 3e-3).
   """
   params, (_, _, base_A), gradients = exact
   value = jax.jit(objective, static_argnums=1)
-  for name in ("geometric_mean", "weighted_sum_log_prob"):
+  for name in REWARDS:
     gradient = gradients[name][1]
     norm = optax.tree.norm(gradient)
-    ends = [jax.tree.map(lambda p, g, s=s: p + s * 3e-3 / norm * g, params, gradient) for s in (1, -1)]
-    slope = (value(ends[0], name, base_A) - value(ends[1], name, base_A)) / 6e-3
-    np.testing.assert_allclose(slope, norm, rtol=0.005)
+    ends = [jax.tree.map(lambda p, g, s=s: p + s * 3e-4 / norm * g, params, gradient) for s in (1, -1)]
+    slope = (value(ends[0], name, base_A) - value(ends[1], name, base_A)) / 6e-4
+    np.testing.assert_allclose(slope, norm, rtol=3e-3)
 
 
 def test_sampled_update_points_up_the_objective(exact, row_gradient):
