@@ -6,8 +6,9 @@ Probabilities c and plain loops stand here where the library works on padded arr
 import numpy as np
 
 AGGREGATION_NAMES = (
-  "log_prob", "mean_log_prob", "prob", "geometric_mean", "arithmetic_mean", "weighted_sum_inverse_prob", "weighted_sum_log_prob"
-)
+  "log_prob", "mean_log_prob", "prob", "geometric_mean", "arithmetic_mean",
+  "weighted_sum_inverse_prob", "weighted_sum_log_prob",
+)  # fmt: skip
 
 
 def token_weights(name, base):

@@ -2,15 +2,22 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+import reference
 import toy
 
-from nrt_jax import programs, rows, scoring
+from nrt_jax import advantages, programs, rewards, rows, scoring
+from nrt_jax.algorithms import ALGORITHMS, verifier_free
+from nrt_jax.algorithms import completions as completions_page
 from nrt_jax.algorithms import policy_gradient as pg
-from nrt_jax.arrays import repeat_rows
+from nrt_jax.arrays import AnswerScores, Prompts, Rollouts, repeat_rows
+from nrt_jax.errors import UserError
+from nrt_jax.state import States, TrainState
 
 MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
 MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)
@@ -42,7 +49,8 @@ def test_the_reference_answer_is_scored_in_place_of_the_models_own():
   tools, params, (rollouts, scores, _) = completions()
   at_N = np.asarray(rows.find_marker(rollouts.token_NR, rollouts.length_N, tools.marker_ids))
   np.testing.assert_array_equal(rollouts.marker_N, at_N < rollouts.length_N)
-  assert rollouts.marker_N.any() and not rollouts.marker_N.all() and rollouts.ended_N.any() and not rollouts.ended_N.all()
+  for each_N in (rollouts.marker_N, rollouts.ended_N):
+    assert each_N.any() and not each_N.all()
   assert (at_N + 2 < rollouts.length_N).any()  # own answers behind the marker, which must be out of sight
   prompts_N = repeat_rows(PROMPTS, G)
   trace_length_N = jnp.minimum(at_N, rollouts.length_N - rollouts.ended_N)
@@ -67,3 +75,361 @@ def test_completion_rows_train_every_sampled_token():
     np.testing.assert_array_equal(batch.behaviour_logp_NL[n][valid][len(prompt) :], rollouts.logp_NR[n, :length])
   whole, _ = tools.log_probs(params, batch)
   np.testing.assert_allclose(jnp.where(batch.trace_mask_NL, whole, 0), batch.behaviour_logp_NL, atol=1e-4)
+
+
+# --------------------------------------------------------------------------- hand-made values of each method
+
+
+def given(name, c, base, ends=None, trace_lengths=None, reference_c=None, surplus=None, minibatches=1, **over):
+  """`collect` of a method on one prompt whose G traces make the answer's tokens likely by `c` (lists of equal length).
+
+  ends: "marker", "other" stop token, or None; surplus: Σ_t log π - log π_0 of each trace. Answers after an empty trace
+  have `base` under the policy and `reference_c` under the reference.
+  """
+  G, A = len(c), len(c[0])
+  ends, lengths = ends or ["marker"] * G, trace_lengths or [2] * G
+  R = max(lengths) + 1
+  token_NR, logp_NR = np.full((G, R), toy.PAD, np.int32), np.zeros((G, R), np.float32)
+  for n, (end, length) in enumerate(zip(ends, lengths)):
+    token_NR[n, :length] = (np.arange(length) + n) % 7  # no two traces are equal
+    logp_NR[n, : length + 1] = -1
+    token_NR[n, length] = {"marker": toy.MARKER, "other": toy.EOS, None: 0}[end]
+  ended_N, marker_N = np.array([e is not None for e in ends]), np.array([e == "marker" for e in ends])
+  rollouts = Rollouts(token_NR, np.array(lengths, np.int32) + 1, logp_NR, ended_N, marker_N)
+  scores = AnswerScores(np.full((G, 1), -1, np.float32), np.log(np.array(c, np.float32)))
+  marker_N1 = np.zeros((1, 1), np.float32)
+  empty, of_reference = (AnswerScores(marker_N1, np.log([x]).astype(np.float32)) for x in (base, reference_c or base))
+  prompts = Prompts(
+    np.array([[5, 6]], np.int32), np.array([2], np.int32), np.full((1, A), 9, np.int32), np.array([A], np.int32),
+    np.zeros((1, 0), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32),
+  )  # fmt: skip
+  config = ALGORITHMS[name].config(**over)
+  rolled = jax.tree.map(jnp.asarray, (rollouts, scores, empty))
+
+  def score_batch(_, batch):
+    """The reference's log-probabilities: each trace's are lower by its surplus, all of it at its first token."""
+    first = batch.trace_mask_NL & (jnp.cumsum(batch.trace_mask_NL, axis=1) == 1)
+    less_N1 = jnp.asarray(surplus if surplus is not None else np.zeros(G), jnp.float32)[:, None]
+    return batch.behaviour_logp_NL - jnp.where(first, less_N1, 0)
+
+  tools = programs.make_tools(toy.setup(name, samples_per_prompt=G, optimizer__minibatches=minibatches))._replace(
+    rollout=lambda *_: rolled,
+    complete=lambda *_: rolled,
+    score_empty_trace=lambda *_: jax.tree.map(jnp.asarray, of_reference),
+    score_batch=score_batch,
+  )
+  policy = TrainState(jnp.int32(0), jnp.int32(0), {}, (), jax.random.key(0))
+  states = States(policy, {}, ALGORITHMS[name].memory(config))
+  return ALGORITHMS[name].collect(tools, config, states, jax.tree.map(jnp.asarray, prompts), jax.random.key(0))
+
+
+def on_answer(collected, width):
+  """Weights of the answer's tokens in the mean over samples: s_ki, from coefficients that hold 1 / G."""
+  return np.asarray(collected.batch.answer_coef_NL[:, -width:]) * len(collected.batch.answer_coef_NL)
+
+
+def on_trace(collected):
+  """The coefficient of each row's trace tokens times G, which must be the same for all of a row's tokens."""
+  batch = collected.batch
+  coef_NL, mask_NL = np.asarray(batch.trace_coef_NL) * len(batch.token_NL), np.asarray(batch.trace_mask_NL)
+  each = [row[mask] for row, mask in zip(coef_NL, mask_NL)]
+  assert all(len(row) >= 2 and np.ptp(row) == 0 for row in each) and not coef_NL[~mask_NL].any()
+  return [row[0] for row in each]
+
+
+def split(log_p):
+  """Probabilities of two tokens whose product has this logarithm."""
+  return [np.exp(0.25 * log_p), np.exp(0.75 * log_p)]
+
+
+def test_jepo_by_hand():
+  # log p = -1 -2 -3 -6; less the mean of the others: 8/3 4/3 0 -4; their std sqrt((64/9 + 16/9 + 16) / 3) = 2.880329.
+  made = given("jepo", [split(x) for x in (-1, -2, -3, -6)], split(-4))
+  np.testing.assert_allclose(on_trace(made), [0.925820, 0.462910, 0, -1], atol=1e-5)  # the last: -1.388730, clipped
+  np.testing.assert_allclose(made.samples["advantage"], on_trace(made), atol=1e-6)
+  np.testing.assert_allclose(on_answer(made, 2), np.ones((4, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad_end", ["other", None])
+def test_jepo_leaves_badly_formatted_samples_to_the_penalty(bad_end):
+  # Bound: -1 -2 -3 alone, 1.5 0 -1.5 over std 1.5. Penalty: 0 0 0 -10, 10/3 10/3 10/3 -10 over sqrt(400/9) = 6.666667.
+  made = given("jepo", [split(x) for x in (-1, -2, -3, -6)], split(-4), ends=["marker"] * 3 + [bad_end])
+  np.testing.assert_allclose(on_trace(made), [1.5, 0.5, -0.5, -1], atol=1e-5)  # the penalty's -1.5 is clipped
+  np.testing.assert_allclose(on_answer(made, 2), [[1, 1]] * 3 + [[0, 0]], rtol=1e-6)
+
+
+def test_jepo_multi_by_hand():
+  # p = 1/2 1/4: 2 log(.375 / .25) = .810930, 2 log(.375 / .5) = -.575364; std .980258; shares 2/3 1/3.
+  c = [split(np.log(p)) for p in (0.5, 0.25)]
+  raw = given("jepo_multi", c, split(-1), scale="none", advantage_clip=0.0)
+  np.testing.assert_allclose(on_trace(raw), [0.810930, -0.575364], atol=1e-5)
+  np.testing.assert_allclose(on_trace(given("jepo_multi", c, split(-1))), [0.827262, -0.586952], atol=1e-5)
+  np.testing.assert_allclose(on_answer(raw, 2), [[4 / 3] * 2, [2 / 3] * 2], rtol=1e-5)
+
+
+def test_jepo_of_one_sample_is_the_likelihood():
+  """With n = 1, log mean_k p_k = log p: the answer's weight is 1, as in JEPO with one sample."""
+  config = ALGORITHMS["jepo_multi"].config()
+  c = jnp.array([[-1.0, -2.0], [-0.1, 0.0], [-50.0, -150.0]])
+  mask_NA = jnp.ones((3, 2), bool)
+  scored = verifier_free.Scored(c, c, c, mask_NA)
+  weights = verifier_free.answer_weights(config, jnp.zeros((3, 2)), scored, jnp.ones(3, bool), 1)
+  np.testing.assert_allclose(weights, np.ones((3, 2)), rtol=1e-6)
+
+
+def test_verifree_by_hand():
+  # R = .5 .25 .125, and 0 without marker, however likely the answer; less the mean of the others on the trace alone.
+  c = [split(np.log(p)) for p in (0.5, 0.25, 0.125, 0.9)]
+  made = given("verifree", c, split(-1), ends=["marker"] * 3 + ["other"])
+  np.testing.assert_allclose(on_trace(made), [0.375, 0.041667, -0.125, -0.291667], atol=1e-5)
+  np.testing.assert_allclose(on_answer(made, 2), [[0.5] * 2, [0.25] * 2, [0.125] * 2, [0, 0]], atol=1e-6)
+  np.testing.assert_allclose(made.batch.behaviour_logp_NL[:, -2:], np.log(c), rtol=1e-5)  # for the clip on the answer
+
+
+def test_the_answers_trust_region():
+  """VeriFree's PPO clip on the answer's tokens: s > 0 always, so that only ratios above the upper bound stop."""
+  made = given("verifree", [split(np.log(p)) for p in (0.5, 0.25)], split(-1))
+  behaviour_NL, coef_NL = np.asarray(made.batch.behaviour_logp_NL), np.asarray(made.batch.answer_coef_NL)
+  shift_NL = np.resize([0.3, -0.3, 0.1], behaviour_NL.shape)
+  slopes = {}
+  for clip_answer in (True, False):
+    config = ALGORITHMS["verifree"].config(clip_answer=clip_answer)
+
+    def answer_loss(logp_NL):
+      tools = programs.make_tools(toy.setup("verifree"))._replace(log_probs=lambda *_, **__: (logp_NL, -logp_NL))
+      return ALGORITHMS["verifree"].loss(tools, config, {}, made.batch).metrics["loss/answer"]
+
+    slopes[clip_answer] = jax.grad(answer_loss)(jnp.asarray(behaviour_NL + shift_NL))
+  np.testing.assert_allclose(slopes[False], -coef_NL, rtol=1e-6)
+  expected = [
+    [reference.ppo_clip(b + d, b, a, 0.8, 1.2)[1] for b, d, a in zip(*row)]
+    for row in zip(behaviour_NL, shift_NL, coef_NL)
+  ]
+  np.testing.assert_allclose(slopes[True], expected, rtol=1e-4, atol=1e-7)
+  assert (np.asarray(slopes[True])[:, -2:] == 0).any() and np.asarray(slopes[True])[:, -2:].any()
+
+
+def test_latro_by_hand():
+  # log p less .05 of the surplus: -1.1 -1.8 -4.5; the third lacks its marker and gets 2 * (-7.4 / 3) = -4.933333.
+  ends = ["marker", "marker", None]
+  made = given("latro", [split(x) for x in (-1, -2, -4)], split(-4), ends=ends, surplus=[2, -4, 10])
+  np.testing.assert_allclose(on_trace(made), [2.266667, 1.216667, -3.483333], atol=1e-5)
+  assert not on_answer(made, 2).any()  # the released code's default
+  theory = given("latro", [split(x) for x in (-1, -2)], split(-4), answer_coef=1.0)
+  np.testing.assert_allclose(on_answer(theory, 2), np.ones((2, 2)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "reward,advantage,weight", [("log_prob", [2, -2], [1, 1]), ("mean_log_prob", [1, -1], [0.5, 0.5])]
+)
+def test_rl_logit_by_hand(reward, advantage, weight):
+  made = given("rl_logit", [split(-1), split(-3)], split(-4), reward=reward)
+  np.testing.assert_allclose(on_trace(made), advantage, rtol=1e-5)
+  np.testing.assert_allclose(on_answer(made, 2), [weight] * 2, rtol=1e-5)
+
+
+def test_dro_by_hand():
+  # log c = (-1, -1), (-1, -3): σ = 0, 1, w = 0, 2. Less log c = (-2, -4) of the masked trace: R3 = 2 * 3, 2 * 1.
+  c, base = np.exp([[-1, -1], [-1, -3]]).tolist(), np.exp([-2, -4]).tolist()
+  made = given("dro", c, base, scale="none", center="none", normalisation="constant")
+  np.testing.assert_allclose(on_trace(made), [6, 2], rtol=1e-5)
+  np.testing.assert_allclose(given("dro", c, base).samples["advantage"], [0.707107, -0.707107], rtol=1e-5)
+  assert not made.batch.answer_coef_NL.any()
+
+
+def test_spread_weights_twin():
+  rng = np.random.default_rng(3)
+  lengths, groups = (5, 1, 3), 3
+  logps = [np.log(rng.uniform(0.01, 0.99, (4, n))) for n in lengths]
+  logps[2][:, 1] = np.log(0.3)  # a token that no trace moves
+  padded, mask = reference.padded([row for group in logps for row in group], 6, fill=np.nan)
+  weights = np.asarray(rewards.spread_weights(jnp.asarray(padded), jnp.asarray(mask), 4))
+  for g in range(groups):
+    expected = reference.spread_weights(logps[g])
+    for row in weights[4 * g : 4 * g + 4]:
+      np.testing.assert_allclose(row[: lengths[g]], expected, rtol=1e-4, atol=1e-6)
+      assert not row[lengths[g] :].any()
+  np.testing.assert_array_equal(rewards.spread_weights(jnp.full((4, 2), -0.1), jnp.ones((4, 2), bool), 4), 1)
+
+
+# ------------------------------------------------------------------------ exact gradients on an enumerable policy
+
+
+def bound(policy, theta, n):
+  """E[log mean_k p_k] over n traces, JEPO's bound."""
+  chosen = [policy.chosen(k) for k in range(9)]
+  q, p = ([policy.probability(tokens, theta).prod() for tokens in part] for part in zip(*chosen))
+  return sum(
+    np.prod([q[k] for k in ks]) * np.log(np.mean([p[k] for k in ks])) for ks in itertools.product(range(9), repeat=n)
+  )
+
+
+@pytest.mark.parametrize(
+  "name,n,objective",
+  [
+    ("verifree", 2, lambda policy, theta: policy.objective("prob", theta)),
+    ("rl_logit", 2, lambda policy, theta: policy.objective("log_prob", theta)),
+    ("jepo", 2, lambda policy, theta: bound(policy, theta, 1)),
+    ("jepo_multi", 2, lambda policy, theta: bound(policy, theta, 2)),
+    ("jepo_multi", 3, lambda policy, theta: bound(policy, theta, 3)),
+  ],
+)
+def test_two_terms_are_unbiased(name, n, objective):
+  """The expectation of trace term and answer term over every draw of n traces is the gradient of the objective."""
+  policy = reference.ToyPolicy()
+  config = ALGORITHMS[name].config(scale="none", advantage_clip=0.0, format_penalty=0.0)
+  draws = list(itertools.product(range(9), repeat=n))
+  rows_ = np.array(draws).reshape(-1)
+  parts = [policy.chosen(k) for k in range(9)]
+  c = np.array([policy.probability(answer, policy.theta) for _, answer in parts])[rows_]
+  logp_NA, base_NA = (jnp.log(jnp.asarray(x, jnp.float32)) for x in (c, np.broadcast_to(policy.base, c.shape)))
+  mask_NA, every_N = jnp.ones(c.shape, bool), jnp.ones(len(rows_), bool)
+  scored = verifier_free.Scored(logp_NA, base_NA, base_NA, mask_NA)
+  _, gain_N, derived_NA = verifier_free.likelihood_rewards(config, scored, n)
+  advantage_N = np.asarray(advantages.group_advantages(gain_N, n, config.center, config.scale))
+  s_NA = np.asarray(verifier_free.answer_weights(config, derived_NA, scored, every_N, n))
+  trace_scores = np.array([policy.scores(trace, policy.theta).sum(axis=0) for trace, _ in parts])[rows_]
+  answer_scores = np.array([policy.scores(answer, policy.theta) for _, answer in parts])[rows_]
+  q = np.array([policy.probability(trace, policy.theta).prod() for trace, _ in parts])
+  weight_N = np.repeat([np.prod(q[list(ks)]) for ks in draws], n) / n
+  estimate = weight_N @ (advantage_N[:, None] * trace_scores + np.einsum("na,nap->np", s_NA, answer_scores))
+  exact = reference.central_difference(lambda theta: objective(policy, theta), policy.theta)
+  np.testing.assert_allclose(estimate, exact, rtol=2e-4, atol=2e-5)
+
+
+# -------------------------------------------------------------------------------------------------- RLPR, NOVER
+
+
+def judged(name, c, formatted, lengths, base, G, **over):
+  """The rewards of `judge` for rows of probabilities."""
+  config, judge = ALGORITHMS[name].config(**over), ALGORITHMS[name].collect.args[0]
+  tools = programs.make_tools(toy.setup(name, samples_per_prompt=G))
+  log_NA = lambda x: jnp.log(jnp.asarray(x, jnp.float32))  # noqa: E731
+  mask_NA = jnp.ones(np.shape(c), bool)
+  scored = verifier_free.Scored(log_NA(c), log_NA(base), log_NA(base), mask_NA)
+  length_N = jnp.asarray(lengths, jnp.int32)
+  nowhere_N = jnp.zeros(length_N.shape, bool)
+  traces = Rollouts(jnp.zeros((len(c), 1), jnp.int32), length_N, jnp.zeros((len(c), 1)), nowhere_N, nowhere_N)
+  return judge(tools, config, scored, traces, jnp.asarray(formatted))
+
+
+def test_rlpr_by_hand():
+  # Means .6 .3 .1, .2 without trace: .4 .1 and, clipped, 0; times .9, and .1 for the format. No format: 0, though .9.
+  c, base = [[0.8, 0.4], [0.2, 0.4], [0.1, 0.1], [0.9, 0.9]], [[0.1, 0.3]] * 4
+  reward_N = judged("rlpr", c, [True, True, True, False], [1] * 4, base, 4)
+  np.testing.assert_allclose(reward_N, [0.46, 0.19, 0.1, 0], atol=1e-6)
+
+
+def test_rlpr_reward_lies_between_0_and_1():
+  rng = np.random.default_rng(0)
+  c, base = (rng.beta(0.3, 0.3, (400, 5)).clip(1e-6, 1) for _ in range(2))
+  c[:4], base[:4] = 1, 1e-6
+  reward_N = np.asarray(judged("rlpr", c, rng.random(400) < 0.7, [1] * 400, base, 4))
+  assert reward_N.min() == 0 and 0.99 < reward_N.max() <= 1
+
+
+def test_std_filter_twin():
+  rng, config = np.random.default_rng(1), ALGORITHMS["rlpr"].config(std_filter=0.9)
+  tools = programs.make_tools(toy.setup("rlpr", samples_per_prompt=G))
+  rewards_of_steps = rng.uniform(size=(14, 6 * G)) * np.repeat(rng.uniform(size=(14, 6)), G, axis=1)
+  stds = [[np.std(step[b * G : b * G + G], ddof=1) for b in range(6)] for step in rewards_of_steps]
+  expected = reference.std_filter(stds, 0.9, 0.99, 6, 11)
+  memory = ALGORITHMS["rlpr"].memory(config)
+  for step, (kept, average) in zip(rewards_of_steps, expected):
+    kept_N, memory = completions_page.filter_by_std(tools, config, jnp.asarray(step, jnp.float32), memory)
+    np.testing.assert_array_equal(kept_N, np.repeat(kept, G))
+    np.testing.assert_allclose(memory["std"], average, rtol=1e-5)
+  assert not all(expected[-1][0]) and all(expected[9][0])  # the filter was felt, but not before its start
+
+
+def test_nover_by_hand():
+  # Mean log c = -1 -1 -3, traces of 1, 10, 10 tokens: log P = 1, 1 / 2, 3 / 2. Ranks 2/3 1 1/3 of three valid ones.
+  # The first is shorter than the third and less perplexed: 1/2. The second is as long as the third: 0. The third: 0.
+  c = np.exp([[-1, -1], [-1.5, -0.5], [-3, -3], [-0.1, -0.1]])
+  reward_N = judged("nover", c, [True, True, True, False], [1, 10, 10, 2], np.ones((4, 2)), 4)
+  np.testing.assert_allclose(reward_N, [1 + 2 / 3 + 1 / 2, 1 + 1, 1 + 1 / 3, 0], atol=1e-6)
+
+
+def test_nover_ranks_twin_and_permutation():
+  rng = np.random.default_rng(2)
+  perplexity, length, valid = rng.integers(0, 5, 24) / 4.0, rng.integers(1, 4, 24), rng.random(24) < 0.7
+  valid[:6], valid[6:12] = False, [True, False, False, False, False, False]
+
+  def terms(order):
+    arrays = [jnp.asarray(x[order]) for x in (perplexity, length, valid)]
+    return [np.asarray(x) for x in completions_page.rank_terms(*arrays, 6)]
+
+  rank, efficiency = terms(np.arange(24))
+  for g in range(4):
+    group = slice(6 * g, 6 * g + 6)
+    expected = reference.nover_terms(perplexity[group], length[group], valid[group])
+    np.testing.assert_allclose(np.where(valid, rank, 0)[group], expected[0], rtol=1e-6)
+    np.testing.assert_allclose(np.where(valid, efficiency, 0)[group], expected[1], rtol=1e-6)
+  order = np.concatenate([6 * g + rng.permutation(6) for g in range(4)])
+  for before, after in zip((rank, efficiency), terms(order)):
+    np.testing.assert_array_equal(before[order][valid[order]], after[valid[order]])
+
+
+@pytest.mark.parametrize("name", ["rlpr", "nover"])
+def test_the_own_answer_has_the_policy_gradient(name):
+  """Every sampled token carries its completion's advantage: trace, marker, own answer, end token."""
+  tools, params, rolled = completions()
+  tools = tools._replace(complete=lambda *_: rolled)
+  config = ALGORITHMS[name].config(normalisation="constant")
+  policy = TrainState(jnp.int32(0), jnp.int32(0), params, (), jax.random.key(0))
+  states = States(policy, params, ALGORITHMS[name].memory(config))
+  made = jax.jit(lambda states: ALGORITHMS[name].collect(tools, config, states, PROMPTS, jax.random.key(0)))(states)
+  columns = np.arange(made.batch.token_NL.shape[1])
+  for n in range(B * G):
+    sampled = columns >= len(columns) - rolled[0].length_N[n]  # rows end with their completion
+    expected = np.where(sampled, made.samples["advantage"][n] / (B * G), 0)
+    np.testing.assert_allclose(made.batch.trace_coef_NL[n], expected, rtol=1e-6)
+  assert not made.batch.answer_coef_NL.any() and not made.batch.format_coef_NL.any()
+  if name == "nover":  # its reference is the policy itself here: scored by another pass, the answers are as likely
+    np.testing.assert_allclose(made.samples["answer_logp"], rolled[1].answer_logp_NA, atol=1e-4)
+
+
+def test_the_reference_can_be_the_scorer():
+  """`score_policy` reference is the reference's likelihood of the answer after the policy's traces."""
+  setup = toy.setup("dro", model=MODEL, samples_per_prompt=G, algorithm__score_policy="reference")
+  tools, params, other = programs.make_tools(setup), toy.params(MODEL), toy.params(MODEL, seed=7)
+  policy = TrainState(jnp.int32(0), jnp.int32(0), params, (), jax.random.key(0))
+  collect = functools.partial(setup.algorithm.collect, tools, setup.run.algorithm)
+  made = jax.jit(collect)(States(policy, other), PROMPTS, jax.random.key(0))
+  whole, _ = tools.log_probs(other, made.batch)
+  expected = np.where(made.batch.answer_mask_NL, whole, 0)[:, -3:]
+  settled = np.asarray(made.batch.trace_mask_NL).sum(1) > 1  # empty traces have the empty trace's scores
+  assert settled.sum() > 5
+  np.testing.assert_allclose(made.samples["answer_logp"][settled], expected[settled], atol=1e-4)
+
+
+def test_rlpr_steps_remember_the_std():
+  """The moving average is part of the program's state."""
+  over = {"algorithm__std_average_start": 1, "algorithm__std_filter_start": 3}
+  setup = toy.setup("rlpr", model=MODEL, samples_per_prompt=G, sampling__max_trace_length=9, **over)
+  step = programs.build_train_step(setup)
+  states = programs.init_states(setup, jax.tree.map(jnp.copy, toy.params(MODEL)), jax.random.key(2))
+  prompts, averages = toy.prompts(8, answer_width=3), []
+  for _ in range(3):
+    states, metrics, _ = step(states, prompts)
+    averages.append(float(metrics["reward/std_average"]))
+    assert all(np.isfinite(v) for v in metrics.values())
+  assert int(states.memory["steps"]) == 3 and len(set(averages)) == 3
+  np.testing.assert_allclose(states.memory["std"], averages[-1], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "name,over,text",
+  [
+    ("rlpr", {"format_share": 1.5}, "algorithm.format_share: found 1.5, allowed: 0 to 1"),
+    ("rlpr", {"std_filter_start": 6}, "algorithm.std_average_start, std_filter_start: found 6, 6"),
+    ("rlpr", {"reference": "none"}, "algorithm.base_policy: found 'reference' with algorithm.reference 'none'"),
+    ("nover", {"score_policy": "old"}, "algorithm.score_policy: found 'old', allowed: current, reference"),
+    ("jepo", {"unmarked": "drop"}, "algorithm.unmarked: found 'drop'"),
+    ("jepo", {"format_penalty": -10.0}, "algorithm.format_penalty: found -10.0"),
+    ("dro", {"token_weight": "std"}, "algorithm.token_weight: found 'std', allowed: one, spread"),
+  ],
+)
+def test_errors(name, over, text):
+  with pytest.raises(UserError, match=text):
+    ALGORITHMS[name].config(**over)
