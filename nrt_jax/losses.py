@@ -192,12 +192,13 @@ def ratio_stats(logp_NL, behaviour_logp_NL, mask_NL, coef_NL, clip_low, clip_hig
   }
 
 
-def nft_stats(logp_NL, behaviour_logp_NL, weight_NL, label_N, rate_N, floor=1.0, ratio="token"):
+def nft_stats(logp_NL, behaviour_logp_NL, weight_NL, label_N, rate_N, floor=1.0, negative_weight=1.0, ratio="token"):
   """The metrics of `ratio_stats` for `nft`, over the tokens with a weight: clip_fraction is the share at V's floor."""
   logp_NL, behaviour_logp_NL = jax.lax.stop_gradient((logp_NL, behaviour_logp_NL))
   log_ratio_NL, negative_NL = _nft_ratios(logp_NL, behaviour_logp_NL, weight_NL, rate_N, ratio)
   mask_NL = weight_NL != 0
-  floored = masked_sum((negative_NL < floor) & (label_N < 1)[:, None], mask_NL).astype(jnp.float32)
+  is_negative_N1 = (negative_weight * (1 - label_N) > 0)[:, None]
+  floored = masked_sum((negative_NL < floor) & is_negative_N1, mask_NL).astype(jnp.float32)
   count = mask_NL.sum().astype(jnp.float32)
   return {
     "policy/ratio_max": jnp.max(jnp.exp(log_ratio_NL), where=mask_NL, initial=0),

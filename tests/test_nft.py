@@ -85,9 +85,11 @@ def test_stats():
   behaviour_NL = jnp.zeros((2, 3)) - 1
   logp_NL = behaviour_NL + jnp.log(jnp.array([[0.5, 2.0, 3.0], [2.0, 0.5, 9.0]]))
   weight_NL = jnp.array([[1.0, 1.0, 1.0], [1.0, 1.0, 0.0]])
-  stats = losses.nft_stats(logp_NL, behaviour_NL, weight_NL, jnp.array([0.0, 1.0]), jnp.array([0.5, 0.5]))
+  rows = (logp_NL, behaviour_NL, weight_NL, jnp.array([0.0, 1.0]), jnp.array([0.5, 0.5]))
+  stats = losses.nft_stats(*rows)
   np.testing.assert_allclose(stats["policy/ratio_max"], 3.0, rtol=1e-6)
   assert stats["policy/clip_fraction"] == (2, 5)  # the two tokens of the negative whose ratio is above 1
+  assert losses.nft_stats(*rows, negative_weight=0.0)["policy/clip_fraction"] == (0, 5)  # RFT has no negatives
 
 
 # ------------------------------------------------------------------------------------------ equality with GRPO

@@ -166,9 +166,8 @@ def loss(tools: Tools, config: NftConfig, params, batch: TrainBatch):
 
   def trace_loss(logp_NL):
     arguments = (logp_NL, batch.behaviour_logp_NL, batch.trace_coef_NL, batch.extra["label_N"], batch.extra["rate_N"])
-    settings = {"floor": config.floor, "ratio": config.ratio}
-    value_NL = losses.nft(*arguments, negative_weight=config.negative_weight, **settings)
-    return value_NL, losses.nft_stats(*arguments, **settings)
+    settings = (config.floor, config.negative_weight, config.ratio)
+    return losses.nft(*arguments, *settings), losses.nft_stats(*arguments, *settings)
 
   return pg.sum_terms(tools, config, params, batch, trace_loss)
 
