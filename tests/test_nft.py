@@ -72,7 +72,8 @@ def test_twin(ratio, floor, negative_weight):
     weight[n, :length] = 1 / length
   arrays = [jnp.asarray(x, jnp.float32) for x in (logp, behaviour, weight, label, rate)]
   settings = {"floor": floor, "negative_weight": negative_weight, "ratio": ratio}
-  value, slope = losses.nft(*arrays, **settings), jax.grad(lambda x: losses.nft(x, *arrays[1:], **settings).sum())(arrays[0])
+  value = losses.nft(*arrays, **settings)
+  slope = jax.grad(lambda x: losses.nft(x, *arrays[1:], **settings).sum())(arrays[0])
   for n, length in enumerate(lengths):
     expected = reference.nft(logp[n, :length], behaviour[n, :length], label[n], rate[n], *settings.values())
     np.testing.assert_allclose(value[n, :length] * length, expected[0], rtol=1e-4, atol=1e-5)
@@ -180,7 +181,8 @@ def test_weights_rates_and_labels_by_hand():
   tokens = sum(len(s["sampled"]) for s, c in zip(SAMPLES, counted) if c)
   for n, s in enumerate(SAMPLES):
     row = np.asarray(made.batch.trace_coef_NL[n])
-    np.testing.assert_allclose(row[row != 0], np.full(len(s["sampled"]) * counted[n], (1 - rate[n]) / tokens), rtol=1e-5)
+    expected = np.full(len(s["sampled"]) * counted[n], (1 - rate[n]) / tokens)
+    np.testing.assert_allclose(row[row != 0], expected, rtol=1e-5)
 
 
 class Likelihood:

@@ -323,7 +323,10 @@ def test_a_resumed_run_grades_the_same(tmp_path, monkeypatch):
   "change,text",
   [
     ({"prompt": {"overlong_answer": "cut"}}, "prompt.overlong_answer: found 'cut' with algorithm.verifier 'host'"),
-    ({"data": {"source": "task:verse", "task_options": {"path": __file__}}}, "algorithm.verifier: found 'host', but task:verse has no grader"),
+    (
+      {"data": {"source": "task:verse", "task_options": {"path": __file__}}},
+      "algorithm.verifier: found 'host', but task:verse has no grader",
+    ),
   ],
 )
 def test_mistakes_with_host_graders(change, text):
