@@ -34,6 +34,17 @@ class Prompts:
 
 
 @struct.dataclass
+class PackedPrompts:
+  """One step's rows that hold several whole examples each, one behind the other (see packing.py)."""
+
+  token_BL: jax.Array  # int32, padded on the right
+  position_BL: jax.Array  # int32, from 0 in each example, -1 on pads
+  example_BL: jax.Array  # int32, the number of the example in its row, -1 on pads
+  kind_BL: jax.Array  # int8: index into packing.KINDS, -1 on pads
+  shown: Prompts  # the first example of each row, for samples.jsonl
+
+
+@struct.dataclass
 class Rollouts:
   """Sampled traces, left-aligned: the tokens as sampled, the stop token included."""
 
@@ -73,6 +84,7 @@ class TrainBatch:
   answer_mask_NL: jax.Array  # bool, for metrics
   format_mask_NL: jax.Array  # bool, marker tokens that the model did not emit
   first: int = struct.field(pytree_node=False)  # no coefficient is non-zero before this column: the head starts here
+  example_NL: jax.Array | None = None  # int32, where a row holds several examples, which one: they don't see each other
   extra: dict = struct.field(default_factory=dict)  # name -> array [N, ...]: what one method's loss needs besides
 
 

@@ -88,12 +88,14 @@ def rotate(x_NTHh, angles):
   return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_NTHh.dtype)
 
 
-def visible(position_NT, position_MS, window: int | None):
-  """Which slots each query sees: bool `[M, N / M, T, S]`."""
+def visible(position_NT, position_MS, window: int | None, example_NT=None):
+  """Which slots each query sees: bool `[M, N / M, T, S]`. example_NT: see model.forward; the slots are the queries."""
   rows = position_MS.shape[0]
   query = position_NT.reshape(rows, -1, position_NT.shape[1], 1)
   slot = position_MS[:, None, None, :]
   seen = (slot >= 0) & (slot <= query)
+  if example_NT is not None:
+    seen &= (example_NT[:, :, None] == example_NT[:, None])[:, None]
   return seen if window is None else seen & (query - slot < window)
 
 

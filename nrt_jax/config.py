@@ -73,6 +73,11 @@ class RunConfig:
       raise UserError(f"seed: found {self.seed}, allowed: 0 to {2**32 - 1}")
     if ALGORITHMS[self.algorithm_name].samples_traces:
       self._check_sampling()
+    if self.data.packing and not ALGORITHMS[self.algorithm_name].packs:
+      packs = ", ".join(name for name, row in ALGORITHMS.items() if row.packs)
+      raise UserError(f"data.packing: found {self.data.packing}, allowed: 0, or algorithm.name {packs}")
+    if self.evaluation.data is not None and self.evaluation.data.packing:
+      raise UserError(f"evaluation.data.packing: found {self.evaluation.data.packing}, allowed: 0")
 
   def _check_sampling(self):
     center, scale = (getattr(self.algorithm, key, None) for key in ("center", "scale"))

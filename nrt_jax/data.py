@@ -36,6 +36,7 @@ class DataConfig:
   examples: int = 10000  # how many a task makes (at most, if it has a given number); of no meaning elsewhere
   task_options: tuple = ()  # a task's own options, as a mapping or (name, value) pairs
   max_trace_length: int = 0  # tokens, columns for given traces; 0 = given traces are not used
+  packing: int = 0  # columns of a row that holds as many whole examples as fit (sft); 0 = one per row. Steps count rows
   overlong_trace: str = "drop"  # "drop" the example, "cut" the trace's end, or "error"
 
   def __post_init__(self):
@@ -43,7 +44,8 @@ class DataConfig:
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in options):
       raise errors.UserError(f"data.task_options: found {self.task_options!r}, allowed: a mapping of a task's options")
     object.__setattr__(self, "task_options", tuple(sorted((str(key), value) for key, value in options)))
-    for key, least in (("offset", 0), ("limit", 1), ("examples", 1), ("max_trace_length", 0), ("shuffle_seed", 0)):
+    leasts = {"offset": 0, "limit": 1, "examples": 1, "max_trace_length": 0, "packing": 0, "shuffle_seed": 0}
+    for key, least in leasts.items():
       value = getattr(self, key)
       if value is not None and value < least:
         raise errors.UserError(f"data.{key}: found {value}, allowed: {least} or more")
@@ -172,6 +174,15 @@ class TokenDataset:
   def __len__(self):
     return len(self.examples)
 
+  def gather(self, index, example_B) -> arrays.Prompts:
+    """The entries `index`, as arrays."""
+    ids = ([column[i] for i in index] for column in (self.prompts, self.answers, self.traces))
+    rows = pack(*ids, example_B, self.widths, self.pad_id)
+    if self.hints is None:
+      return rows
+    hint_BQ, hint_length_B = _pad([self.hints[i] for i in index], self.hint_width, self.pad_id, left=True)
+    return rows.replace(hint_BQ=hint_BQ, hint_length_B=hint_length_B)
+
 
 def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form, hints=False) -> TokenDataset:
   """Tokenises `examples` once and applies the overlong policies, counting what they drop and cut.
@@ -259,7 +270,7 @@ def batch(dataset, position, batch_size: int, seed: int, host_index=0, host_coun
     raise errors.UserError(f"data: position {tuple(position)} lies outside of a data set of {size} examples")
   stream = start + _host_rows(batch_size, host_index, host_count)
   index = np.array([_order(size, seed, int(epoch))[i] for epoch, i in zip(stream // size, stream % size)])
-  return _gather(dataset, index, stream % STREAM_MODULUS), Position(*divmod(start + batch_size, size))
+  return dataset.gather(index, stream % STREAM_MODULUS), Position(*divmod(start + batch_size, size))
 
 
 def _host_rows(batch_size, host_index, host_count):
@@ -282,16 +293,7 @@ def eval_batches(dataset, batch_size: int, host_index=0, host_count=1):
   rows = _host_rows(batch_size, host_index, host_count)
   for start in range(0, len(dataset), batch_size):
     index = np.minimum(start + rows, len(dataset) - 1)
-    yield _gather(dataset, index, index), start + rows < len(dataset)
-
-
-def _gather(dataset, index, example_B):
-  ids = ([column[i] for i in index] for column in (dataset.prompts, dataset.answers, dataset.traces))
-  rows = pack(*ids, example_B, dataset.widths, dataset.pad_id)
-  if dataset.hints is None:
-    return rows
-  hint_BQ, hint_length_B = _pad([dataset.hints[i] for i in index], dataset.hint_width, dataset.pad_id, left=True)
-  return rows.replace(hint_BQ=hint_BQ, hint_length_B=hint_length_B)
+    yield dataset.gather(index, index), start + rows < len(dataset)
 
 
 def pack(prompt_ids, answer_ids, trace_ids, example_B, widths, pad_id: int) -> arrays.Prompts:

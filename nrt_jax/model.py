@@ -265,11 +265,14 @@ def _remat(config: ModelConfig, layer):
   return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
 
 
-def forward(params, config: ModelConfig, token_NT, position_NT, caches: tuple[KVCache, ...] = (), slot=None):
+def forward(
+  params, config: ModelConfig, token_NT, position_NT, caches: tuple[KVCache, ...] = (), slot=None, example_NT=None
+):
   """Runs tokens through the decoder after whatever `caches` hold.
 
   Args: token_NT, position_NT int32 (position -1 = pad); caches: segments that the tokens may attend to, by position;
-  slot: where the new tokens go in the last cache, the same slot in all rows (None: no cache is written).
+  slot: where the new tokens go in the last cache, the same slot in all rows (None: no cache is written); example_NT:
+  int32, where a row holds several examples, which one a token belongs to: it sees no other (None: one; no caches then).
   Returns: hidden_NTD after the final norm, in the compute dtype, and the last cache with the new tokens in it, or
   without `slot` a KVCache of the new tokens alone (T slots).
   """
@@ -281,7 +284,7 @@ def forward(params, config: ModelConfig, token_NT, position_NT, caches: tuple[KV
   new_position = put_slots(caches[-1].position_MS, position_NT, slot, -1) if writes_first else position_NT
   positions = (*(cache.position_MS for cache in (caches[:-1] if writes_first else caches)), new_position)
   windows = (None,) if config.sliding_window is None else (None, config.sliding_window)
-  masks = [tuple(visible(position_NT, p, window) for p in positions) for window in windows]
+  masks = [tuple(visible(position_NT, p, window, example_NT) for p in positions) for window in windows]
   slides = config.sliding_layers or (config.sliding_window is not None,) * config.num_hidden_layers
   angles = rotation(config, position_NT)
 

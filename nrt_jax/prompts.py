@@ -48,8 +48,9 @@ class PromptConfig:
       if getattr(self, key) < 1:
         raise errors.UserError(f"prompt.{key}: found {getattr(self, key)}, allowed: 1 or more tokens")
     if self.max_hint_length < 0 or not all(f"{{{part}}}" in self.hint_template for part in ("question", "answer")):
-      found, allowed = f"{self.hint_template!r}, {self.max_hint_length}", "a text with {question} and {answer}, 0 or more"
-      raise errors.UserError(f"prompt.hint_template, max_hint_length: found {found}, allowed: {allowed}")
+      found = f"found {self.hint_template!r}, {self.max_hint_length}"
+      allowed = "a text with {question} and {answer}, 0 or more"
+      raise errors.UserError(f"prompt.hint_template, max_hint_length: {found}, allowed: {allowed}")
     errors.require_choice("prompt.overlong_prompt", self.overlong_prompt, OVERLONG_PROMPT)
     errors.require_choice("prompt.overlong_answer", self.overlong_answer, OVERLONG_ANSWER)
 

@@ -44,13 +44,21 @@ def token_log_probs(
 
 
 def row_log_probs(
-  params, config: ModelConfig, token_NL, position_NL, first: int, inverse_temperature_NL=None, entropy_gradient=False
+  params,
+  config: ModelConfig,
+  token_NL,
+  position_NL,
+  first: int,
+  inverse_temperature_NL=None,
+  entropy_gradient=False,
+  example_NL=None,
 ):
   """Log-probability of each token given those before it, and the entropy there; 0 before column `first` and on pads.
 
-  Returns: logp_NL, entropy_NL, float32. `first` is static and at least 1.
+  Returns: logp_NL, entropy_NL, float32. `first` is static and at least 1. example_NL: of packed rows, see
+  model.forward; an example's first token is then predicted from the end of another, and means nothing.
   """
-  hidden_NLD, _ = forward(params, config, token_NL, position_NL)
+  hidden_NLD, _ = forward(params, config, token_NL, position_NL, example_NT=example_NL)
   scale = None if inverse_temperature_NL is None else inverse_temperature_NL[:, first:]
   hidden, target = hidden_NLD[:, first - 1 : -1], token_NL[:, first:]
   logp, entropy = token_log_probs(params, config, hidden, target, scale, entropy_gradient)

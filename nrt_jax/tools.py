@@ -159,9 +159,8 @@ def log_probs(setup: Setup, params, batch, entropy_gradient: bool = False):
   """Log-probability and entropy of each token of a TrainBatch: sampled tokens at the sampling temperature."""
   temperature = setup.run.sampling.temperature
   scale_NL = None if temperature == 1 else jnp.where(batch.sampled_mask_NL, 1 / temperature, 1.0)
-  return scoring.row_log_probs(
-    params, setup.model, batch.token_NL, batch.position_NL, batch.first, scale_NL, entropy_gradient
-  )
+  rows_ = (batch.token_NL, batch.position_NL, batch.first, scale_NL, entropy_gradient, batch.example_NL)
+  return scoring.row_log_probs(params, setup.model, *rows_)
 
 
 def score_batch(setup: Setup, params, batch):

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from nrt_jax import data, evaluation, hf, host_grading, policy, programs, prompts, sharding
+from nrt_jax import data, evaluation, hf, host_grading, packing, policy, programs, prompts, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.checkpoint import Checkpoints
@@ -33,7 +33,7 @@ class Stage(NamedTuple):
   """A stage with its data read and checked."""
 
   setup: programs.Setup
-  train_data: data.TokenDataset
+  train_data: data.TokenDataset | packing.PackedDataset
   eval_data: data.TokenDataset | None
   first_step: int  # training steps of the stages before it
 
@@ -143,6 +143,8 @@ def read_data(run: RunConfig, tokenizer, form):
   """(training set, evaluation set or None) as token ids."""
   hints = ALGORITHMS[run.algorithm_name].needs_hints
   train_data = data.load_dataset(run.data, run.prompt, tokenizer, form, hints)
+  if run.data.packing:
+    train_data = packing.pack_dataset(train_data, run.data.packing, form.marker_ids)
   if run.evaluation.data is None:
     return train_data, None
   return train_data, data.load_dataset(run.evaluation.data, run.prompt, tokenizer, form)
@@ -150,8 +152,10 @@ def read_data(run: RunConfig, tokenizer, form):
 
 def describe_data(stage: Stage) -> str:
   """How many examples a stage trains on, and how many the overlong policies dropped or cut."""
-  touched = [f"{count:,} {name.replace('_', ' ')}" for name, count in stage.train_data.counts.items() if count]
-  return f"stage {stage.setup.run.stage}: {', '.join([f'{len(stage.train_data):,} examples', *touched])}"
+  rows = stage.train_data
+  touched = [f"{count:,} {name.replace('_', ' ')}" for name, count in rows.counts.items() if count]
+  packed = [f"packed into {len(rows):,} rows"] if stage.setup.run.data.packing else []
+  return f"stage {stage.setup.run.stage}: {', '.join([f'{len(rows.examples):,} examples', *packed, *touched])}"
 
 
 def single_copy(setup: programs.Setup, states: States) -> States:

@@ -357,7 +357,8 @@ def rationalized_rows(config, samples, group_size, minibatches, marker):
 
   A sample is a dict: prompt (the plain one), trace, ended, answer, c (the answer's probabilities), base (after none).
   """
-  gains = [aggregate(config.reward, s["c"], s["base"]) - aggregate(config.reward, s["base"], s["base"]) for s in samples]
+  f = config.reward
+  gains = [aggregate(f, s["c"], s["base"]) - aggregate(f, s["base"], s["base"]) for s in samples]
   kept = []
   for n, s in enumerate(samples):
     group = range(n // group_size * group_size, (n // group_size + 1) * group_size)

@@ -18,7 +18,7 @@ LAYERS = [
   ["tasks.*"],
   ["tasks"],
   ["hf_config", "sampler", "scoring", "data", "checkpoint", "lora"],
-  ["hf"],
+  ["hf", "packing"],
   ["algorithms.interface"],
   ["algorithms.policy_gradient"],
   ["algorithms.rlvr", "algorithms.sft", "algorithms.verifier_free"],

@@ -51,4 +51,5 @@ class Algorithm(NamedTuple):
   samples_traces: bool  # False for supervised methods: one row per prompt, no sampling
   pairs: bool = False  # the batch holds, for each prompt, two adjacent rows that the loss compares: never cut apart
   needs_hints: bool = False  # it samples after prompts that show the answer: Prompts.hint_BQ
+  packs: bool = False  # `collect` also takes arrays.PackedPrompts
   memory: Callable = lambda config: {}  # config -> name -> array []: what a method remembers from step to step

@@ -6,12 +6,14 @@ method: the same answers, the same marker, no reasoning.
 
 from dataclasses import dataclass
 
+import jax
 import jax.numpy as jnp
 
 from nrt_jax import losses, rows
 from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
-from nrt_jax.arrays import LossSums, TrainBatch
+from nrt_jax.arrays import LossSums, PackedPrompts, TrainBatch
 from nrt_jax.errors import require_choice
+from nrt_jax.packing import KINDS
 
 
 @dataclass(frozen=True)
@@ -61,25 +63,55 @@ def supervised_batch(spliced: rows.Rows, coef_NL, first: int | None = None) -> T
   )
 
 
+def open_packed(packed: PackedPrompts) -> rows.Rows:
+  """Packed rows as they are: no prompt's end is a fixed column, so the head starts at the second one."""
+  masks = {f"{kind}_mask_NL": packed.kind_BL == KINDS.index(kind) for kind in KINDS[1:]}
+  return rows.Rows(token_NL=packed.token_BL, position_NL=packed.position_BL, first=1, **masks)
+
+
+def weigh(tools: Tools, config: SftConfig, learnt_NL, position_NL, example_NL):
+  """The learnt tokens times their normaliser. In packed rows it is the examples that are counted, not the rows."""
+
+  def normaliser(mask_NL, how):
+    return losses.normaliser(mask_NL, how, tools.minibatches, 1, config.normalisation_constant, tools.all_sum)
+
+  if example_NL is None or config.normalisation == "token":
+    return learnt_NL * normaliser(learnt_NL, config.normalisation)
+  weight_NL = learnt_NL * normaliser(position_NL == 0, "token")  # 1 / examples of the minibatch
+  if config.normalisation == "constant":
+    return weight_NL / config.normalisation_constant
+  return weight_NL / jnp.maximum(count_in_example(learnt_NL, example_NL), 1)
+
+
+def count_in_example(mask_NL, example_NL):
+  """For each column, how many columns of its example are in the mask: int32 `[N, L]`."""
+
+  def one(mask_L, example_L):
+    count_L = jax.ops.segment_sum(mask_L.astype(jnp.int32), jnp.maximum(example_L, 0), num_segments=mask_L.size)
+    return count_L[jnp.maximum(example_L, 0)]
+
+  return jax.vmap(one)(mask_NL, example_NL)
+
+
 def collect(tools: Tools, config: SftConfig, states, prompts, key) -> Collected:
   del states, key  # nothing is sampled
-  spliced = splice(tools, prompts)
+  packed = isinstance(prompts, PackedPrompts)
+  spliced, example_NL = (open_packed(prompts), prompts.example_BL) if packed else (splice(tools, prompts), None)
+  shown = prompts.shown if packed else prompts
   learnt_NL = spliced.trace_mask_NL | spliced.answer_mask_NL
   if config.train_marker:
     learnt_NL |= spliced.marker_mask_NL
   if config.train_prompt:
     learnt_NL |= (spliced.position_NL > 0) & ~spliced.marker_mask_NL  # position 0 has nothing to be predicted from
-  weight_N1 = losses.normaliser(
-    learnt_NL, config.normalisation, tools.minibatches, 1, config.normalisation_constant, tools.all_sum
-  )
-  batch = supervised_batch(spliced, learnt_NL * weight_N1, 1 if config.train_prompt else None)
+  coef_NL = weigh(tools, config, learnt_NL, spliced.position_NL, example_NL)
+  batch = supervised_batch(spliced, coef_NL, 1 if config.train_prompt else None).replace(example_NL=example_NL)
   samples = {
-    "prompt": prompts.prompt_BP,
-    "prompt_length": prompts.prompt_length_B,
-    "trace": prompts.trace_BR,
-    "trace_length": prompts.trace_length_B,
-    "answer": prompts.answer_BA,
-    "answer_length": prompts.answer_length_B,
+    "prompt": shown.prompt_BP,
+    "prompt_length": shown.prompt_length_B,
+    "trace": shown.trace_BR,
+    "trace_length": shown.trace_length_B,
+    "answer": shown.answer_BA,
+    "answer_length": shown.answer_length_B,
   }
   return Collected(batch, {}, samples)
 
@@ -95,4 +127,4 @@ def loss(tools: Tools, config: SftConfig, params, batch: TrainBatch) -> LossSums
   return LossSums(total, metrics)
 
 
-ALGORITHM = Algorithm(config=SftConfig, collect=collect, loss=loss, samples_traces=False)
+ALGORITHM = Algorithm(config=SftConfig, collect=collect, loss=loss, samples_traces=False, packs=True)
