@@ -47,7 +47,7 @@ def subtract_baseline(reward_N, base_reward_N, how):
 
 
 def spread_weights(logp_NA, mask_NA, group_size):
-  """w_i = σ_i / mean_j σ_j, σ_i the std of log c_i over the traces of a group `[N, A]`; 0 off the mask (DRO, 2506.13351).
+  """w_i = σ_i / mean_j σ_j, σ_i the std of log c_i over a group's traces `[N, A]`; 0 off the mask (DRO, 2506.13351).
 
   Known of the paper's w is that it increases in σ; this form is ours: the reward keeps its size, and is the plain one
   where σ is the same for all tokens, or 0. The weights are constants of the objective.

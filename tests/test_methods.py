@@ -1,0 +1,49 @@
+"""docs/methods.md is what docs/make_methods.py writes today, and says what a batch of the method does."""
+
+import dataclasses
+import importlib.util
+import pathlib
+
+import pytest
+from test_likelihood import given, split
+
+from nrt_jax.algorithms import ALGORITHMS, verifier_free
+
+DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
+SPEC = importlib.util.spec_from_file_location("make_methods", DOCS / "make_methods.py")
+make_methods = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(make_methods)
+
+FAMILY = [name for name, row in ALGORITHMS.items() if issubclass(row.config, verifier_free.VerifierFreeConfig)]
+
+
+def test_methods_are_up_to_date():
+  page = (DOCS / "methods.md").read_text(encoding="utf-8")
+  assert make_methods.page() == page, "run: python docs/make_methods.py"
+
+
+def test_a_method_without_a_description_is_an_error():
+  @dataclasses.dataclass(frozen=True)
+  class Config:
+    pass
+
+  with pytest.raises(TypeError, match="describe Config"):
+    make_methods.cells(Config())
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_tokens_with_gradient(name):
+  """What the page says of a row's tokens is what its coefficients do."""
+  batch = given(name, [split(x) for x in (-1, -2, -3)], split(-4), ends=["marker", "marker", "other"]).batch
+  said = make_methods.trace_tokens(ALGORITHMS[name].config()).split(", ")
+  assert ("reference answer" in said) == bool(batch.answer_coef_NL.any())
+  assert any(part.startswith("forced marker") for part in said) == bool(batch.format_coef_NL.any())
+  assert {"trace", "marker"} <= set(said) and batch.trace_coef_NL.any()
+
+
+def test_other_settings_are_told():
+  over = {"reward": "mean_log_prob", "answer_coef": 0.5, "trace_loss": "cispo", "clip_answer": True, "format_coef": 0.3}
+  config = ALGORITHMS["rl_logit"].config(**over)
+  reward, baseline, advantage, weight, region, tokens = make_methods.cells(config)
+  assert (reward, weight, advantage) == ("mean log c", "0.5 · 1/T", "as it is") and baseline == "mean of the others"
+  assert region == "CISPO 0.8, 1.28, the answer's tokens too" and "forced marker (0.3 cross-entropy)" in tokens
