@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import toy
 
-from nrt_jax import programs, rows, sampler, scoring
+from nrt_jax import programs, rows, scoring
 from nrt_jax.arrays import repeat_rows
-from nrt_jax.model import decoding_params
 
 B, G, R = 5, 4, 6
 MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)
@@ -19,21 +18,13 @@ MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def both_ways(model, temperature, params, prompts, key):
   """Scores on the rollout's caches, and the log-probabilities of the spliced rows from one pass without cache."""
-  config = sampler.SamplingConfig(max_trace_length=R, temperature=temperature)
-  weights = decoding_params(params, model)
-  rollouts, context = sampler.sample(
-    weights, model, config, (MARKER_IDS[0], toy.EOS), toy.PAD, prompts, key, G
-  )
+  form = toy.form(MARKER_IDS, (MARKER_IDS[0], toy.EOS))
+  over = {"sampling__max_trace_length": R, "sampling__temperature": temperature, "samples_per_prompt": G}
+  tools = programs.make_tools(toy.setup(model=model, prompt_format=form, **over))
+  rollouts, on_cache, empty = tools.rollout(params, prompts, key)
   prompts_N = repeat_rows(prompts, G)
   answers = (prompts_N.answer_BA, prompts_N.answer_length_B)
   length_N = rollouts.length_N - rollouts.ended_N
-  start_N = prompts_N.prompt_length_B + length_N
-  caches = (context.prompt_cache, context.trace_cache)
-  on_cache = scoring.score_answers(weights, model, MARKER_IDS, *answers, start_N, context.hidden_ND, caches)
-  empty = scoring.score_answers(
-    weights, model, MARKER_IDS, prompts.answer_BA, prompts.answer_length_B, prompts.prompt_length_B,
-    context.prompt_hidden_BD, (context.prompt_cache,),
-  )  # fmt: skip
 
   def whole(trace_length_N):
     spliced = rows.splice(
