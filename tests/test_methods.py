@@ -1,12 +1,16 @@
-"""docs/methods.md is what docs/make_methods.py writes today, and says what a batch of the method does."""
+"""Every row of the table is a program; docs/methods.md is what make_methods.py writes today, and says what batches do."""
 
 import dataclasses
+import functools
 import importlib.util
 import pathlib
 
+import jax
 import pytest
+import toy
 from test_likelihood import given, split
 
+from nrt_jax import programs
 from nrt_jax.algorithms import ALGORITHMS, verifier_free
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
@@ -47,3 +51,13 @@ def test_other_settings_are_told():
   reward, baseline, advantage, weight, region, tokens = make_methods.cells(config)
   assert (reward, weight, advantage) == ("mean log c", "0.5 · 1/T", "as it is") and baseline == "mean of the others"
   assert region == "CISPO 0.8, 1.28, the answer's tokens too" and "forced marker (0.3 cross-entropy)" in tokens
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_row_is_a_program(name):
+  """With minibatches and micro-batches the step traces, and returns states of the shapes that it took."""
+  setup = toy.setup(name, optimizer__minibatches=2, parallel__micro_batches=2)
+  states = programs.abstract_states(setup)
+  after, metrics, _ = jax.eval_shape(functools.partial(programs.train_step, setup), states, toy.prompts(8))
+  assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), states)
+  assert "loss/total" in metrics and all(value.shape == () for value in metrics.values())
