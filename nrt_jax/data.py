@@ -203,7 +203,8 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
   if hints:
     answers = [e.answer for e in examples]
     ids["hint"] = prompts.encode_hints(tokenizer, form, prompt, [e.question for e in examples], answers)
-    width = prompt.max_hint_length or prompt.max_prompt_length + prompt.max_answer_length
+    template = len(prompts.encode_hints(tokenizer, form, prompt, [""], [""])[0])
+    width = prompt.max_hint_length or prompt.max_prompt_length + prompt.max_answer_length + template
     limits["hint"] = (width, "prompt.max_hint_length", prompt.overlong_prompt)
   kept, rows, counts = [], [], {f"{kind}s_{how}": 0 for kind in limits for how in ("dropped", "cut")}
   for i, example in enumerate(examples):

@@ -34,7 +34,7 @@ class PromptConfig:
   stop_at_special: bool = False  # every special token ends a trace, as in the released code (nrt.md 3c)
   max_prompt_length: int = 512  # tokens, trace_open included
   max_answer_length: int = 256  # tokens, end token included
-  max_hint_length: int = 0  # tokens of a prompt that shows the answer; 0 = max_prompt_length + max_answer_length
+  max_hint_length: int = 0  # tokens of a prompt that shows the answer; 0 = longest prompt, answer and template together
   overlong_prompt: str = "drop"  # "drop" the example, "cut_left" its oldest tokens, or "error"
   overlong_answer: str = "drop"  # "drop" the example, "cut" (a cut answer has no end token), or "error"
 

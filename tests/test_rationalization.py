@@ -165,7 +165,7 @@ def test_hints_show_the_answer_in_the_prompt_template():
   assert prompts.decode(tokenizer, made.hints[0]) == "sys how what is one plus two the answer is three explain"
   assert prompts.decode(tokenizer, made.prompts[0]) == "sys how what is one plus two"
   rows, _ = data.batch(made, data.Position(), 2, seed=0)
-  assert rows.hint_BQ.shape == (2, 12)  # max_prompt_length + max_answer_length
+  assert rows.hint_BQ.shape == (2, 8 + 4 + 6)  # question and answer in full, "sys how" and "the answer is explain"
   for b, example in enumerate(rows.example_B):
     hint = made.hints[data._order(2, 0, 0)[example]]
     assert rows.hint_length_B[b] == len(hint)
