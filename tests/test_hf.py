@@ -18,8 +18,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from nrt_jax import hf, sharding
+from nrt_jax.attention import empty_cache
 from nrt_jax.errors import UserError
-from nrt_jax.model import ModelConfig, RopeScaling, empty_cache, forward, init_params, logical_axes, logits, write_cache
+from nrt_jax.model import ModelConfig, RopeScaling, forward, init_params, logical_axes, logits
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -34,14 +35,14 @@ needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reas
 def run(params, config, token, position, new_tokens=NEW_TOKENS):
   """Logits [N, T, V] of a prefill, and from its cache, a token at a time, the greedy continuation [N, new_tokens]."""
   rows, columns = token.shape
-  hidden_NTD, new = forward(params, config, token, position)
-  cache = write_cache(empty_cache(config, rows, columns + new_tokens, jnp.float32), new, 0)
+  empty = empty_cache(config, rows, columns + new_tokens, jnp.float32)
+  hidden_NTD, cache = forward(params, config, token, position, (empty,), slot=0)
 
   def step(carry, i):
     cache, hidden_ND = carry
     token = jnp.argmax(logits(params, config, hidden_ND), -1).astype(jnp.int32)
-    hidden_NTD, new = forward(params, config, token[:, None], position[:, -1:] + 1 + i, (cache,))
-    return (write_cache(cache, new, columns + i), hidden_NTD[:, -1]), token
+    hidden_NTD, cache = forward(params, config, token[:, None], position[:, -1:] + 1 + i, (cache,), slot=columns + i)
+    return (cache, hidden_NTD[:, -1]), token
 
   greedy = jax.lax.scan(step, (cache, hidden_NTD[:, -1]), jnp.arange(new_tokens))[1].T
   return logits(params, config, hidden_NTD), greedy
