@@ -5,8 +5,8 @@
              --config.data.source=PATH/train.jsonl [--config.KEY=VALUE ...]
   cost       9 minutes on 2 CPU cores that were busy with other work as well
   expected   log p(answer) per token of unseen examples from -4.03 (steps 1 to 10) to -3.60 (steps 91 to 100), traces
-             near their cap of 24 tokens. The SFT control rises as much, -4.02 to -3.58: here the traces do not help. Without
-             the answer term log p falls to -7.8. Table and reading: docs/results/gsm8k_tiny.md.
+             near their cap of 24 tokens. The SFT control rises as much, -4.02 to -3.58: here the traces do not help.
+             Without the answer term log p falls to -7.8. Table and reading: docs/results/gsm8k_tiny.md.
 
 DIR/model is made first: a byte-pair tokenizer trained on the file's text and a config.json in Hugging Face format. Then
 two stages on halves of the file that don't overlap: a brief next-token pretraining on question and answer, never on a

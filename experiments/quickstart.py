@@ -2,10 +2,10 @@
 
     python experiments/quickstart.py                      # three runs under runs/quickstart; the same command resumes
 
-The task: "add 0 0 3 1 4 2 0 1 modulo 5" -> "the sum is 1 modulo 5". Two layers cannot add eight digits in one pass, but
-they can along a trace of running sums. Three runs:
+The task: "add 0 0 3 1 4 2 0 1 modulo 5" -> "the sum is 1 modulo 5". Two layers cannot add eight digits in one pass,
+but they can along a trace of running sums. Three runs:
 
-  pretrain   next-token prediction; only one example in five shows its trace. Greedy, the model answers at once, wrongly.
+  pretrain   next-token prediction; one example in five shows its trace. Greedy, the model answers at once, wrongly.
   sft        control: goes on with the question-answer pairs alone, supervised, and gets no further.
   nrt        NRT on the same pairs: traces are sampled and rewarded by how likely they make the reference answer
              (WS(-log p), arXiv 2602.11549); the answer's own gradient is the control's. No verifier, no shown trace.

@@ -83,8 +83,8 @@ class RunConfig:
     center, scale = (getattr(self.algorithm, key, None) for key in ("center", "scale"))
     if self.samples_per_prompt == 1 and (scale == "std" or center == "leave_one_out"):
       raise UserError(
-        f"samples_per_prompt: found 1, but algorithm.center {center!r} with algorithm.scale {scale!r} compares samples; "
-        "allowed: 2 or more"
+        f"samples_per_prompt: found 1, allowed: 2 or more, since algorithm.center {center!r} with algorithm.scale "
+        f"{scale!r} compares samples"
       )
     if self.sampling.temperature == 0:
       raise UserError("sampling.temperature: found 0 (greedy), allowed in training: above 0, or all samples are equal")

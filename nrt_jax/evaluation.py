@@ -102,3 +102,22 @@ def summarise(name: str, completions: list[Completion]) -> dict:
     "trace_length": [c.trace_length for c in completions],
   }
   return {f"eval/{name}/{key}": sum(values) / len(values) for key, values in means.items() if values}
+
+
+def readable_samples(tokenizer, samples: dict) -> list[dict]:
+  """What samples.jsonl shows: question and trace as text, the answer token by token with its probabilities."""
+  shown = []
+  for row in range(len(samples["prompt"])):
+    one = {name: np.asarray(value)[row] for name, value in samples.items()}
+    prompt_length, trace_length, answer_length = (int(one[f"{name}_length"]) for name in ("prompt", "trace", "answer"))
+    line = {
+      "question": prompts.decode(tokenizer, one["prompt"][len(one["prompt"]) - prompt_length :]),
+      "trace": prompts.decode(tokenizer, one["trace"][:trace_length]),
+      "answer_tokens": tokenizer.convert_ids_to_tokens([int(i) for i in one["answer"][:answer_length]]),
+    }
+    for name, label in (("answer_logp", "c"), ("answer_logp_empty_trace", "c_empty_trace")):
+      if name in one:
+        line[label] = [round(float(p), 6) for p in np.exp(one[name][:answer_length])]
+    line |= {name: float(one[name]) for name in ("reward", "advantage") if name in one}
+    shown.append(line)
+  return shown

@@ -15,10 +15,9 @@ import time
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
-from nrt_jax import data, evaluation, hf, host_grading, packing, policy, programs, prompts, sharding
+from nrt_jax import data, evaluation, hf, host_grading, packing, policy, programs, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.checkpoint import Checkpoints
@@ -289,7 +288,7 @@ class Loop:
     if self._writer.due(number):
       self._writer.write(number, values)
     if self._writer.samples_due(number):
-      self._writer.write_samples(number, readable_samples(self._tokenizer, jax.device_get(samples)))
+      self._writer.write_samples(number, evaluation.readable_samples(self._tokenizer, jax.device_get(samples)))
     return values
 
   def _build_generate(self, stage: Stage):
@@ -337,22 +336,3 @@ def with_throughput(values: dict, seconds: float) -> dict:
   if memory and "peak_bytes_in_use" in memory:
     values["memory/peak_gib"] = memory["peak_bytes_in_use"] / 2**30
   return values
-
-
-def readable_samples(tokenizer, samples: dict) -> list[dict]:
-  """What samples.jsonl shows: question and trace as text, the answer token by token with its probabilities."""
-  shown = []
-  for row in range(len(samples["prompt"])):
-    one = {name: np.asarray(value)[row] for name, value in samples.items()}
-    prompt_length, trace_length, answer_length = (int(one[f"{name}_length"]) for name in ("prompt", "trace", "answer"))
-    line = {
-      "question": prompts.decode(tokenizer, one["prompt"][len(one["prompt"]) - prompt_length :]),
-      "trace": prompts.decode(tokenizer, one["trace"][:trace_length]),
-      "answer_tokens": tokenizer.convert_ids_to_tokens([int(i) for i in one["answer"][:answer_length]]),
-    }
-    for name, label in (("answer_logp", "c"), ("answer_logp_empty_trace", "c_empty_trace")):
-      if name in one:
-        line[label] = [round(float(p), 6) for p in np.exp(one[name][:answer_length])]
-    line |= {name: float(one[name]) for name in ("reward", "advantage") if name in one}
-    shown.append(line)
-  return shown

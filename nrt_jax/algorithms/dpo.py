@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import advantages, losses, rewards, rows
+from nrt_jax import advantages, losses, rewards
 from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms import rlvr, sft, verifier_free
 from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
