@@ -63,8 +63,8 @@ def battery_setup(algorithm="nrt", **over):
 def with_good_ones(rollouts, prompts):
   """Completions of which some are put right, and others at least into form, since a random policy never is.
 
-  In prompts 0 to 4, sample b % G gives the right answer and the next one a wrong one; 5 and 6 stay as they were sampled,
-  and all of 7 are right. A row's trace is what was sampled, cut to make room.
+  In prompts 0 to 4, sample b % G gives the right answer and the next one a wrong one; 5 and 6 stay as they were
+  sampled, and all of 7 are right. A row's trace is what was sampled, cut to make room.
   """
   token_NR, length_N = np.array(rollouts.token_NR), np.array(rollouts.length_N)
   ended_N, marker_N = np.array(rollouts.ended_N), np.zeros(B * G, bool)
