@@ -277,7 +277,9 @@ def forward(
   without `slot` a KVCache of the new tokens alone (T slots).
   """
   dtype = jnp.dtype(config.compute_dtype)
-  x_NTD = constrain(params["embedder"]["embedding"].astype(dtype)[token_NT], "batch", None, None)
+  # Gathered over fsdp before the look-up: rows taken from a table cut by columns would have to be dealt out anew.
+  table = constrain(params["embedder"]["embedding"].astype(dtype), "vocab", None)
+  x_NTD = constrain(table[token_NT], "batch", None, None)
   # Unrolled layers write before they read, else XLA copies every cache in every step of a decoding loop. Scanned layers
   # read the whole stack and write all layers at once afterwards, else each iteration would return a copy of its cache.
   writes_first = slot is not None and not config.scan_layers
