@@ -94,8 +94,9 @@ def pairs_config(algorithm: str, model_path: str, steps: int, start: str):
   return config
 
 
-def run(name: str, config, root: str) -> dict:
+def run(name: str, config, root: str, seed: int) -> dict:
   """Trains (or resumes, or finds finished) one of the runs; returns its first and last evaluation."""
+  config.seed = seed
   print(f"\n== {name}: {config.total_steps} steps ({config.algorithm.name}) ==", file=sys.stderr)
   values = plain(config, "")
   workdir = os.path.join(root, name)
@@ -120,13 +121,14 @@ def main(argv=None) -> None:
   parser.add_argument("--workdir", default="runs/quickstart", help="where the three runs go (default: %(default)s)")
   parser.add_argument("--pretrain_steps", type=int, default=800, help="steps of pretraining (default: %(default)s)")
   parser.add_argument("--steps", type=int, default=40, help="steps of NRT and of its control (default: %(default)s)")
+  parser.add_argument("--seed", type=int, default=0, help="of weights, order of the data and traces; all three runs")
   args = parser.parse_args(argv)
   model = os.path.join(args.workdir, "model")
   make_model_directory(model)
   start = os.path.join(args.workdir, "pretrain")
-  run("pretrain", pretrain_config(model, args.pretrain_steps), args.workdir)
+  run("pretrain", pretrain_config(model, args.pretrain_steps), args.workdir, args.seed)
   results = {
-    name: run(name, pairs_config(name, model, args.steps, start), args.workdir) for name in ("sft", "nrt")
+    name: run(name, pairs_config(name, model, args.steps, start), args.workdir, args.seed) for name in ("sft", "nrt")
   }
   print_table(results)
 

@@ -1,8 +1,10 @@
 """Every experiment file loads; the full-size programs lower; the small run runs on its real path."""
 
 import json
+import os
 import pathlib
 import re
+import subprocess
 import sys
 
 import jax
@@ -213,3 +215,17 @@ def test_gsm8k_tiny_without_its_file_says_so(tmp_path, capsys, monkeypatch):
   error = capsys.readouterr().err
   assert stop.value.code == 2 and error.count("\n") == 1 and "nowhere.jsonl: no such file" in error
   assert not (tmp_path / "run").exists()
+
+
+def test_quickstart_runs_to_its_table_and_its_answers(tmp_path):
+  """A few steps of the very command of the README: three runs, the table, and the exported model's answers."""
+  steps = ["--pretrain_steps", "2", "--steps", "1", "--seed", "3"]
+  command = [sys.executable, str(EXPERIMENTS / "quickstart.py"), "--workdir", str(tmp_path), *steps]
+  env = {**os.environ, "PYTHONPATH": str(EXPERIMENTS.parent)}
+  result = subprocess.run(command, capture_output=True, text=True, timeout=600, env=env, check=False)
+  assert result.returncode == 0, result.stderr
+  for line in ("after pretraining", "+ SFT on answers", "+ NRT on answers"):
+    assert re.search(rf"^{re.escape(line)} +[01]\.\d+ +\d+\.\d+$", result.stdout, re.MULTILINE), result.stdout
+  assert result.stdout.count("prompt: add ") == 3
+  runs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("pretrain", "sft", "nrt")]
+  assert [run["seed"] for run in runs] == [3, 3, 3]
