@@ -216,9 +216,13 @@ class Loop:
     """Trains until the stage's last step, or until a signal asks to stop."""
     stage = self._stages[progress.stage]
     run = stage.setup.run
-    if progress.step >= run.total_steps:
+    if progress.step >= run.total_steps and progress.evaluated:
       return states, progress
     generate = self._build_generate(stage)
+    if not progress.evaluated:  # whoever stopped us left no time for it
+      self._evaluate(generate, states, stage, stage.first_step + progress.step)
+    if progress.step >= run.total_steps:
+      return states, progress
     if progress.step == 0 and stage.first_step == 0:
       self._evaluate(generate, states, stage, 0)
     batch, position = self._next_batch(stage, progress.position)
@@ -238,7 +242,9 @@ class Loop:
       # ---- Evaluate, then save, so that the checkpoint knows how good it is.
       stop = self._must_stop(number)
       due = run.evaluation.every_steps and step % run.evaluation.every_steps == 0
-      evaluates = (step == run.total_steps or due) and not stop  # who is asked to stop has seconds
+      owes = bool(step == run.total_steps or due)
+      evaluates = owes and not stop  # who is asked to stop has seconds: the resumed run makes up for it
+      progress = progress._replace(evaluated=evaluates or not owes)
       saves = stop or step == run.total_steps or self._checkpoints.due(number)
       if evaluates or saves:
         measured = self._fetch(stage)

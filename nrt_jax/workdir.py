@@ -28,10 +28,17 @@ class Progress(NamedTuple):
   stage: int = 0
   step: int = 0  # steps done in that stage
   position: Position = Position()  # where its next batch starts
+  evaluated: bool = True  # False: stopped before the evaluation that this step is due
 
   def record(self, stage_name: str) -> dict:
     """As JSON, for the checkpoint."""
-    return {"stage": self.stage, "stage_name": stage_name, "step": self.step, "position": list(self.position)}
+    return {
+      "stage": self.stage,
+      "stage_name": stage_name,
+      "step": self.step,
+      "position": list(self.position),
+      "evaluated": self.evaluated,
+    }
 
 
 def describe(workdir: str, tokenizer, config: ModelConfig, values: dict | None) -> None:
@@ -62,7 +69,7 @@ def read_progress(checkpoints: Checkpoints, step: int, stage_names: list[str]) -
   number, name = record["stage"], record["stage_name"]
   if stage_names[number : number + 1] != [name]:
     raise UserError(f"workdir: its checkpoint is of stage {name!r}, this config has {', '.join(stage_names)}")
-  return Progress(number, record["step"], Position(*record["position"]))
+  return Progress(number, record["step"], Position(*record["position"]), record["evaluated"])
 
 
 def restore(setup: programs.Setup, checkpoints: Checkpoints, step: int) -> States:
