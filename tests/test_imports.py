@@ -11,13 +11,13 @@ PACKAGE = ROOT / "nrt_jax"
 # From the ground up. A module imports only from layers before its own; a new module needs a place here. "x.*" is the
 # place of the modules in x that have none of their own.
 LAYERS = [
-  ["arrays", "errors", "masked", "files", "chat_templates", "nrt_jax"],
+  ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "nrt_jax"],
   ["sharding", "attention"],
   ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
   ["columns", "tasks.grading", "tasks.splits", "tasks.expressions", "tasks.symbolic"],
   ["tasks.*"],
   ["tasks"],
-  ["hf_config", "sampler", "scoring", "data", "checkpoint", "lora"],
+  ["hf_config", "sampler", "scoring", "data", "checkpoint", "lora", "costs"],
   ["hf", "packing"],
   ["algorithms.interface"],
   ["algorithms.policy_gradient"],

@@ -1,0 +1,145 @@
+"""What a step must compute and move, from the architecture and the lengths alone: the numerators of MFU and rooflines.
+
+One multiplication and one addition are 2 FLOPs. Only matrix products and attention count, the usual convention (PaLM,
+arXiv 2204.02311, appendix B); what is computed again to save memory is no model FLOP. `config` is a model.ModelConfig.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nrt_jax.model import ModelConfig
+
+
+@dataclass(frozen=True)
+class Lengths:
+  """The tokens of a step: whole columns for a worst case, means over rows for what was measured."""
+
+  prompts: int  # B
+  samples: int  # G
+  prompt: float  # tokens of a prompt
+  trace: float
+  marker: float
+  answer: float
+  rows: int | None = None  # rows that are trained on; None: B * G
+
+  @property
+  def row(self) -> float:
+    return self.prompt + self.trace + self.marker + self.answer
+
+  @property
+  def trained_rows(self) -> int:
+    return self.prompts * self.samples if self.rows is None else self.rows
+
+
+def matrix_shapes(config: ModelConfig) -> dict:
+  """(inputs, outputs) of a layer's matrices."""
+  D, F = config.hidden_size, config.intermediate_size
+  heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+  return {
+    "q": (D, heads), "k": (D, kv_heads), "v": (D, kv_heads), "o": (heads, D),
+    "gate": (D, F), "up": (D, F), "down": (F, D),
+  }  # fmt: skip
+
+
+def layer_matrix_size(config: ModelConfig) -> int:
+  """Entries of one layer's matrices, without biases, norms and adapters."""
+  return sum(a * b for a, b in matrix_shapes(config).values())
+
+
+def adapter_size(config: ModelConfig) -> int:
+  """Entries of the low-rank adapters of one layer."""
+  shapes = matrix_shapes(config)
+  return config.lora_rank * sum(sum(shapes[name]) for name in config.lora_targets)
+
+
+def head_size(config: ModelConfig) -> int:
+  return config.hidden_size * config.vocab_size
+
+
+def parameter_count(config: ModelConfig) -> int:
+  """All parameters, adapters and rows that pad the vocabulary included."""
+  c, shapes = config, matrix_shapes(config)
+  biases = sum(shapes[name][1] for name in ("q", "k", "v") if c.qkv_bias) + c.output_bias * c.hidden_size
+  biases += c.mlp_bias * (2 * c.intermediate_size + c.hidden_size)
+  norms = 2 * c.hidden_size + c.qk_norm * 2 * c.head_dim
+  layer = layer_matrix_size(c) + adapter_size(c) + biases + norms
+  return c.num_hidden_layers * layer + c.hidden_size + head_size(c) * (1 if c.tie_word_embeddings else 2)
+
+
+def seen_tokens(config: ModelConfig, start: float, count: float) -> float:
+  """Slots that `count` tokens behind `start` others attend to, themselves included, mean over layers and summed.
+
+  Each token sees those before it, at most `sliding_window` of them in layers that slide.
+  """
+  full = count * start + count * (count + 1) / 2
+  window = config.sliding_window
+  if window is None:
+    return full
+  free = float(np.clip(window - start, 0, count))  # tokens that still see everything
+  cut = free * start + free * (free + 1) / 2 + (count - free) * window
+  slides = config.sliding_layers or (True,) * config.num_hidden_layers
+  share = sum(slides) / len(slides)
+  return share * cut + (1 - share) * full
+
+
+def forward_flops(config: ModelConfig, start: float, count: float, heads: float) -> float:
+  """FLOPs of one row's forward pass: `count` tokens behind `start` cached ones, `heads` of them through the head."""
+  c = config
+  attention = 4 * c.num_attention_heads * c.head_dim * seen_tokens(c, start, count)  # scores, and their sum of values
+  return c.num_hidden_layers * (2 * layer_matrix_size(c) * count + attention) + 2 * head_size(c) * heads
+
+
+def train_flops(config: ModelConfig, count: float, heads: float) -> float:
+  """FLOPs of forward and backward of one row of `count` tokens: three times the forward pass.
+
+  With adapters the frozen matrices, head included, need no gradient of their own: twice, and thrice the adapters.
+  """
+  forward = forward_flops(config, 0, count, heads)
+  if not config.lora_rank:
+    return 3 * forward
+  weights = config.num_hidden_layers * 2 * layer_matrix_size(config) * count + 2 * head_size(config) * heads
+  adapters = config.num_hidden_layers * 2 * adapter_size(config) * count
+  return 3 * (forward + adapters) - weights
+
+
+def step_flops(config: ModelConfig, lengths: Lengths) -> dict:
+  """Model FLOPs of a step that samples and scores on caches, by phase, over all devices."""
+  n, B = lengths, lengths.prompts
+  N = B * n.samples
+  closing = n.marker + n.answer
+  return {
+    "prefill": B * forward_flops(config, 0, n.prompt, 0),  # the head reads the last state as decoding begins
+    "decode": N * forward_flops(config, n.prompt, n.trace, n.trace),
+    "score_answer": N * forward_flops(config, n.prompt + n.trace, closing - 1, closing),
+    "score_empty_trace": B * forward_flops(config, n.prompt, closing - 1, closing),
+    "update": n.trained_rows * train_flops(config, n.row, n.row - n.prompt),
+  }
+
+
+def cache_bytes_per_token(config: ModelConfig, bytes_each: float = 2) -> float:
+  """Keys and values of one token in all layers."""
+  return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_each
+
+
+def decode_bytes(config: ModelConfig, rows: float, prompts: float, lengths: Lengths, bytes_each: float = 2) -> dict:
+  """Bytes that decoding must read for one token of each row, at the mean of the trace's lengths.
+
+  `weights`: all that a token is multiplied with, once for all rows; `prompt_cache`: once for a prompt's samples.
+  """
+  weights = config.num_hidden_layers * layer_matrix_size(config) + head_size(config)
+  token = cache_bytes_per_token(config, bytes_each)
+  seen = seen_tokens(config, lengths.prompt, lengths.trace) / max(lengths.trace, 1)
+  prompt = min(lengths.prompt, seen)
+  return {
+    "weights": 2 * weights,
+    "prompt_cache": prompts * prompt * token,
+    "trace_cache": rows * (seen - prompt) * token,
+  }
+
+
+def state_bytes(config: ModelConfig, compute_bytes: float = 2, moments: int = 2) -> dict:
+  """Bytes of the training state over all devices: float32 masters and optimizer moments (adapters': only theirs)."""
+  total, adapters = parameter_count(config), config.num_hidden_layers * adapter_size(config)
+  trained = adapters if config.lora_rank else total
+  return {"params": 4 * trained + compute_bytes * (total - trained), "optimizer": 4 * moments * trained}

@@ -1,0 +1,63 @@
+"""What accelerators can do at most, as their vendors state it: the ceilings of utilisation and roofline figures.
+
+All rates are dense (no structured sparsity), and of one device as JAX shows it. Vendors count memory in units of 2**30
+bytes, whichever way they write it. Links: all of a chip's links together, in one direction; vendors give both together.
+"""
+
+from dataclasses import dataclass
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Chip:
+  """The peak rates of one chip."""
+
+  name: str  # as users call it: v5e, H100
+  kinds: tuple[str, ...]  # jax.Device.device_kind, exactly
+  flops: float  # multiplications and additions per second, bfloat16 with float32 sums
+  hbm_bytes: int
+  hbm_bandwidth: float  # bytes per second
+  link_bandwidth: float  # bytes per second, one direction: ICI of TPUs, NVLink of GPUs
+  devices: int = 1  # that JAX shows for one chip
+
+  def per_device(self) -> "Chip":
+    """The share of one device: half a chip where JAX shows two."""
+    n = self.devices
+    rates = (self.flops / n, self.hbm_bytes // n, self.hbm_bandwidth / n, self.link_bandwidth / n)
+    return Chip(self.name, self.kinds, *rates)
+
+
+CHIPS = (
+  # docs.cloud.google.com/tpu/docs/v4: 275 teraflops, 32 GiB, 1200 GBps. Links: 6 x 50 GB/s (arXiv 2304.01433, table 4).
+  Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 300e9),
+  # docs.cloud.google.com/tpu/docs/v5e: 197 TFLOPs, 16 GB, 819 GBps (older page; the present one has 800 GiBps),
+  # bidirectional ICI 400 GBps.
+  Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9),
+  # docs.cloud.google.com/tpu/docs/v5p: 459 TFLOPs, 95 GiB, 2765 GBps, bidirectional ICI 1200 GBps.
+  Chip("v5p", ("TPU v5", "TPU v5p"), 459e12, 95 * GIB, 2765e9, 600e9),
+  # docs.cloud.google.com/tpu/docs/v6e: 918 TFLOPs, 32 GB, 1638 GB/s (tpu7x page), bidirectional ICI 800 GBps.
+  Chip("v6e", ("TPU v6 lite", "TPU v6e"), 918e12, 32 * GIB, 1638e9, 400e9),
+  # docs.cloud.google.com/tpu/docs/tpu7x: 2307 TFLOPs, 192 GiB, 7380 GB/s, bidirectional ICI 1200 GB/s; two devices.
+  Chip("v7x", ("TPU7x", "TPU v7x"), 2307e12, 192 * GIB, 7380e9, 600e9, devices=2),
+  # NVIDIA A100 datasheet (2021): 312 TFLOPS, 80 GB 2,039 GB/s or 40 GB 1,555 GB/s (SXM), 1,935 (PCIe); NVLink 600 GB/s.
+  Chip("A100", ("NVIDIA A100-SXM4-80GB",), 312e12, 80 * GIB, 2039e9, 300e9),
+  Chip("A100-40GB", ("NVIDIA A100-SXM4-40GB",), 312e12, 40 * GIB, 1555e9, 300e9),
+  Chip("A100-PCIe", ("NVIDIA A100 80GB PCIe",), 312e12, 80 * GIB, 1935e9, 300e9),
+  # NVIDIA H100 datasheet: 1,979 TFLOPS with sparsity, 80 GB, 3.35 TB/s, NVLink 900 GB/s (SXM).
+  Chip("H100", ("NVIDIA H100 80GB HBM3", "NVIDIA H100"), 989.5e12, 80 * GIB, 3350e9, 450e9),
+  # NVIDIA H100 datasheet (2022), PCIe: 1,513 TFLOPS with sparsity, 80 GB, 2 TB/s, NVLink 600 GB/s.
+  Chip("H100-PCIe", ("NVIDIA H100 PCIe",), 756.5e12, 80 * GIB, 2000e9, 300e9),
+  # NVIDIA H200 datasheet: compute as H100, 141 GB, 4.8 TB/s, NVLink 900 GB/s (SXM).
+  Chip("H200", ("NVIDIA H200",), 989.5e12, 141 * GIB, 4800e9, 450e9),
+)
+
+
+def lookup(device_kind: str) -> Chip | None:
+  """The rates of one device of this jax.Device.device_kind; None where it is not in the table."""
+  return next((chip.per_device() for chip in CHIPS if device_kind in chip.kinds), None)
+
+
+def by_name(name: str) -> Chip | None:
+  """The whole chip that users call `name` ("v5p"); None where it is not in the table."""
+  return next((chip for chip in CHIPS if chip.name == name), None)
