@@ -61,6 +61,7 @@ class ModelConfig:
   compute_dtype: str = "float32"  # float32 | bfloat16; parameters stay float32
   remat: str = "none"  # none | dots (keep matrix products) | full (recompute each layer)
   layer_loop: str = "auto"  # scan: small programs | unroll: faster on CPU | auto: by platform
+  platform: str | None = None  # cpu | gpu | tpu: what programs are compiled for; None: the default backend
   head_chunk: int = 2048  # tokens per device whose logits exist at the same time
   lora_rank: int = 0  # of low-rank adapters (nrt_jax/lora.py); 0 = none, all parameters are trained
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
@@ -88,9 +89,14 @@ class ModelConfig:
       )
 
   @property
+  def target(self) -> str:
+    """The platform that programs are compiled for, which need not be the one that compiles them."""
+    return self.platform or jax.default_backend()
+
+  @property
   def scan_layers(self) -> bool:
     if self.layer_loop == "auto":
-      return jax.default_backend() != "cpu"
+      return self.target != "cpu"
     return self.layer_loop == "scan"
 
 

@@ -21,15 +21,19 @@ def open_tokenizer(model: ModelSource, prompt: prompts.PromptConfig):
   return tokenizer, prompts.make_format(tokenizer, prompt)
 
 
-def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_ways: int = 1) -> ModelConfig:
-  """The architecture of `model.path`, its vocabulary grown to the tokenizer's and padded to divide over the mesh."""
+def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_ways: int = 1, mesh=None) -> ModelConfig:
+  """The architecture of `model.path`, its vocabulary grown to the tokenizer's and padded to divide over the mesh.
+
+  Its `platform` is that of the mesh's devices, which may be of another kind than this host's (ahead-of-time compiling).
+  """
   if model.path is None:
     raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
   computed = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("path", "weights")}
   config = hf.read_model_config(model.path, **computed)
   rows = max(config.vocab_size, form.vocab_size_needed)
   padding = -rows % tensor_ways
-  return dataclasses.replace(config, vocab_size=rows + padding, vocab_padding=padding)
+  platform = None if mesh is None else mesh.devices.flat[0].platform
+  return dataclasses.replace(config, vocab_size=rows + padding, vocab_padding=padding, platform=platform)
 
 
 def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFormat, seed: int, mesh=None):

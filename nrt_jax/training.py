@@ -47,7 +47,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
   first = runs[0]  # model, devices and files are the same for all stages
   mesh = None if first.parallel.kind == "pmap" else sharding.make_mesh(first.parallel)
   tokenizer, form = policy.open_tokenizer(first.model, first.prompt)
-  model = policy.read_architecture(first.model, form, first.parallel.tensor)
+  model = policy.read_architecture(first.model, form, first.parallel.tensor, mesh)
   hf.hf_config(model)  # an architecture that could not be exported at the end is refused at the start
   check_start(first, workdir)
   stages, total_steps = [], 0

@@ -157,6 +157,13 @@ def test_scan_equals_unroll(token_NT):
   assert toy.largest_difference(*grads) < 1e-4 * toy.largest(grads[0])
 
 
+def test_the_target_platform_decides_the_layer_loop():
+  """Not the host's: a program may be compiled ahead of time for a TPU on a machine that has none."""
+  assert not toy_model().scan_layers  # the tests run on CPU
+  assert [toy_model(platform=p).scan_layers for p in ("cpu", "gpu", "tpu")] == [False, True, True]
+  assert not toy_model(platform="tpu", layer_loop="unroll").scan_layers
+
+
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
 def test_remat(params, token_NT, loop):
   """Recomputing changes the program and not the numbers (trap 1: a test that compares remat off with remat off)."""

@@ -61,7 +61,8 @@ def test_parameters_land_where_the_mesh_wants_them(directory):
   source = ModelSource(str(directory))
   form = dataclasses.replace(toy.form(), eos_id=20)
   mesh = sharding.make_mesh(sharding.ParallelConfig(fsdp=2, tensor=2))
-  config = policy.read_architecture(source, form, 2)
+  config = policy.read_architecture(source, form, 2, mesh)
+  assert config.platform == "cpu" and policy.read_architecture(source, form, 2).platform is None
   params = policy.load_policy(source, config, form, 0, mesh)
   plain, _ = load(directory)
   assert params["embedder"]["embedding"].sharding.spec == jax.P("tensor", "fsdp")

@@ -27,10 +27,10 @@ def run(args) -> None:
   prompt, trace_length = read_settings(args)
   source = config.ModelSource(args.model, compute_dtype=args.compute_dtype)
   tokenizer, form = policy.open_tokenizer(source, prompt)
-  model = policy.read_architecture(source, form, args.tensor)
   mesh = None
   if args.tensor > 1:
     mesh = sharding.make_mesh(sharding.ParallelConfig(tensor=args.tensor), jax.devices()[: args.tensor])
+  model = policy.read_architecture(source, form, args.tensor, mesh)
   temperature = args.temperature if args.temperature is not None else float(args.samples > 1)
   new_tokens = trace_length + len(form.marker_ids) + prompt.max_answer_length
   sampling = SamplingConfig(new_tokens, temperature, args.top_k, args.top_p)
