@@ -4,10 +4,13 @@ from nrt_jax import errors, prompts
 
 
 def column(row, name, where: str):
-  """The row's column. UserError, with the columns that there are, where it has none."""
-  if name not in row:
-    raise errors.UserError(f"{where}: no column {name!r}; columns found: {', '.join(map(str, row))}")
-  return row[name]
+  """The row's column; "reward_model.ground_truth" reaches into one that holds an object. UserError where it has none."""
+  if name in row:
+    return row[name]
+  outer, dot, inner = name.partition(".")
+  if dot and isinstance(row.get(outer), dict):
+    return column(row[outer], inner, f"{where}: column {outer!r}")
+  raise errors.UserError(f"{where}: no column {name!r}; columns found: {', '.join(map(str, row))}")
 
 
 def text(row, name, where: str) -> str:
@@ -26,13 +29,30 @@ def text(row, name, where: str) -> str:
   return value
 
 
-def split_messages(messages, where: str):
-  """The turns before the last assistant turn, and that turn's text. Turns after it are left out."""
+def question(row, name, where: str):
+  """A question as text, or as the turns of a conversation that ends with the user's: a tuple of role and content."""
+  messages = column(row, name, where)
+  if not isinstance(messages, list):
+    return text(row, name, where)
+  roles = [message["role"] for message in _turns(messages, where)]
+  if roles[-1:] != ["user"] or "system" in roles[1:]:
+    found = ", ".join(roles) or "none"
+    raise errors.UserError(f"{where}: column {name!r}: found the turns {found}; allowed: [system,] user, ..., user")
+  return tuple({"role": m["role"], "content": text(m, "content", where)} for m in messages)
+
+
+def _turns(messages, where: str):
+  """The messages, each checked to be an object with a known role."""
   if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
     raise errors.UserError(f"{where}: messages must be a list of objects with role and content")
   for message in messages:
     errors.require_choice(f"{where}: role", message.get("role"), prompts.ROLES)
-  roles = [m["role"] for m in messages]
+  return messages
+
+
+def split_messages(messages, where: str):
+  """The turns before the last assistant turn, and that turn's text. Turns after it are left out."""
+  roles = [m["role"] for m in _turns(messages, where)]
   if "assistant" not in roles:
     raise errors.UserError(f"{where}: no assistant turn, so there is no answer")
   last = len(roles) - 1 - roles[::-1].index("assistant")

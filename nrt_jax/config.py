@@ -86,6 +86,11 @@ class RunConfig:
         f"samples_per_prompt: found 1, allowed: 2 or more, since algorithm.center {center!r} with algorithm.scale "
         f"{scale!r} compares samples"
       )
+    if getattr(self.algorithm, "verifier", None) == "token_match" and self.prompt.answer_in == "completion":
+      raise UserError(
+        "algorithm.verifier: found 'token_match', which looks behind the marker, with prompt.answer_in 'completion', "
+        "allowed: a grader on the host, or prompt.answer_in 'behind_marker'"
+      )
     if self.sampling.temperature == 0:
       raise UserError("sampling.temperature: found 0 (greedy), allowed in training: above 0, or all samples are equal")
 

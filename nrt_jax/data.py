@@ -25,8 +25,8 @@ class DataConfig:
 
   source: str = "task:running_sum"  # .jsonl, .json, .csv or .parquet file; "hub:owner/name[:config]"; "task:<name>"
   split: str = "train"  # of a hub data set or a task; a file has none
-  question_column: str = "question"
-  answer_column: str = "answer"
+  question_column: str = "question"  # a text, or a conversation whose last turn is the user's
+  answer_column: str = "answer"  # "reward_model.ground_truth" reaches into a column that holds an object
   trace_column: str | None = None  # a given trace; an example without one (absent, null or "") has none
   choices_column: str | None = None  # list of choices, shown as "(A) ..." below the question; the answer is its letter
   messages_column: str | None = None  # replaces question and answer: the last assistant turn is the answer (tulu 3)
@@ -140,7 +140,8 @@ def _to_example(config, row, where) -> Example:
   elif config.choices_column:
     question, answer = _letter_choices(config, row, where)
   else:
-    question, answer = columns.text(row, config.question_column, where), columns.text(row, config.answer_column, where)
+    question = columns.question(row, config.question_column, where)
+    answer = columns.text(row, config.answer_column, where)
   return Example(question, answer, trace, where)
 
 

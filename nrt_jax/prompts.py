@@ -16,6 +16,7 @@ HUB = "hub:"  # a source that starts so is fetched from the hub; anything else i
 ROLES = ("system", "user", "assistant")
 OVERLONG_PROMPT = ("drop", "cut_left", "error")
 OVERLONG_ANSWER = ("drop", "cut", "error")
+ANSWER_PLACES = ("behind_marker", "completion")
 HINT = "{question}\n\nThe answer is: {answer}\n\nExplain step by step how to find it."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
 TEMPLATES = ("plain", "chat", *CHAT_TEMPLATES)
@@ -30,6 +31,8 @@ class PromptConfig:
   system: str = ""  # system text, for conversations that have none of their own; released NRT: none (nrt.md 3c)
   marker: str = "<|response_start|>"  # closes the trace; its first piece is one token, added where missing (nrt.md 3c)
   trace_open: str = ""  # ends every prompt, e.g. "<think>\n" with marker "</think>"
+  answer_template: str = "{answer}"  # what is learnt and scored of a reference answer, e.g. "\\boxed{{answer}}"
+  answer_in: str = "behind_marker"  # where graders look | completion: in all of it, as for boxed answers without marker
   hint_template: str = HINT  # asks for a trace and shows the answer (algorithm rationalization); the wording is ours
   stop_at_special: bool = False  # every special token ends a trace, as in the released code (nrt.md 3c)
   max_prompt_length: int = 512  # tokens, trace_open included
@@ -47,6 +50,9 @@ class PromptConfig:
     for key in ("max_prompt_length", "max_answer_length"):
       if getattr(self, key) < 1:
         raise errors.UserError(f"prompt.{key}: found {getattr(self, key)}, allowed: 1 or more tokens")
+    errors.require_choice("prompt.answer_in", self.answer_in, ANSWER_PLACES)
+    if "{answer}" not in self.answer_template:
+      raise errors.UserError(f"prompt.answer_template: found {self.answer_template!r}, allowed: a text with {{answer}}")
     if self.max_hint_length < 0 or not all(f"{{{part}}}" in self.hint_template for part in ("question", "answer")):
       found = f"found {self.hint_template!r}, {self.max_hint_length}"
       allowed = "a text with {question} and {answer}, 0 or more"
@@ -67,6 +73,8 @@ class PromptFormat:
   pad_id: int  # fills empty columns; may be any id, eos_id included: lengths say what is valid, never ids
   vocab_size_needed: int  # rows that the embedding must have
   added_ids: tuple[int, ...]  # tokens that make_format added: their embedding and head rows are untrained
+  answer_template: str = "{answer}"
+  answer_in: str = "behind_marker"
 
 
 def load_tokenizer(path):
@@ -119,6 +127,8 @@ def make_format(tokenizer, config: PromptConfig) -> PromptFormat:
     pad_id=eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     vocab_size_needed=max(tokenizer.get_vocab().values()) + 1,
     added_ids=added_ids,
+    answer_template=config.answer_template,
+    answer_in=config.answer_in,
   )
 
 
@@ -217,7 +227,8 @@ def encode_hints(tokenizer, form: PromptFormat, config: PromptConfig, questions,
 
 def encode_answers(tokenizer, form: PromptFormat, answers) -> list:
   """Token ids of each answer with its end token, uncut. Special tokens written in the text stay plain text."""
-  return [[*ids, form.eos_id] for ids in _encode(tokenizer, answers, plain=True)]
+  texts = [form.answer_template.replace("{answer}", answer) for answer in answers]
+  return [[*ids, form.eos_id] for ids in _encode(tokenizer, texts, plain=True)]
 
 
 def encode_traces(tokenizer, form: PromptFormat, traces) -> list:
@@ -246,19 +257,22 @@ def decode(tokenizer, ids) -> str:
   return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def cut_at_stop(form: PromptFormat, ids) -> list:
-  """The ids before the first stop token; all of them where there is none."""
+def cut_at_stop(form: PromptFormat, ids, passed=()) -> list:
+  """The ids before the first stop token; all of them where there is none. `passed`: stop tokens that do not stop."""
   ids = [int(i) for i in ids]
-  return ids[: next((t for t, i in enumerate(ids) if i in form.stop_ids), len(ids))]
+  return ids[: next((t for t, i in enumerate(ids) if i in form.stop_ids and i not in passed), len(ids))]
 
 
 def split_completion(form: PromptFormat, ids):
   """Splits a completion at its first stop token: (trace_ids, answer_ids), the latter None unless that is the marker.
 
-  The rest of a longer marker is skipped as far as it was written; the answer ends before the next stop token.
+  The rest of a longer marker is skipped as far as it was written; the answer ends before the next stop token. Where
+  prompt.answer_in is "completion", the answer is all of it, up to the first stop token that is no marker.
   """
   ids = [int(i) for i in ids]
   trace = cut_at_stop(form, ids)
+  if form.answer_in == "completion":
+    return trace, cut_at_stop(form, ids, passed=form.marker_ids[:1])
   rest = ids[len(trace) :]
   if not rest or rest[0] != form.marker_ids[0]:
     return trace, None

@@ -85,6 +85,13 @@ def test_mistakes_name_their_key(key, value, message):
   assert "\n" not in str(raised.value)
 
 
+def test_a_verifier_that_needs_the_marker_is_no_grader_of_whole_completions():
+  values = {"algorithm": {"name": "grpo"}, "prompt": {"answer_in": "completion"}}
+  with pytest.raises(UserError, match="^algorithm.verifier: found 'token_match', .*prompt.answer_in 'completion'"):
+    config.stages_of(values)
+  assert config.stages_of({**values, "algorithm": {"name": "grpo", "verifier": "math"}})[0].prompt.answer_in == "completion"
+
+
 def test_stages_override_the_top_level():
   pretrain, nrt = config.stages_of(with_stages(PRETRAIN, NRT, samples_per_prompt=2))
   assert (pretrain.stage, pretrain.algorithm_name, pretrain.total_steps) == ("pretrain", "sft", 20)

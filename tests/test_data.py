@@ -100,6 +100,27 @@ def test_the_column_map_and_numbers(tmp_path):
     pairs_of(path, **columns, trace_column="x")
 
 
+def test_rows_of_verl_are_read_as_they_are(tmp_path):
+  """A conversation in one column, the answer inside of another: how RLPR's and DAPO's data sets are published."""
+  turns = [{"content": "be brief", "role": "system"}, {"content": "6 * 7", "role": "user"}]
+  path = tmp_path / "x.jsonl"
+  columns = {"question_column": "prompt", "answer_column": "reward_model.ground_truth"}
+  good = {"prompt": turns, "reward_model": {"style": "rule", "ground_truth": "42"}}
+  write_jsonl(path, [good])
+  assert pairs_of(str(path), **columns) == [(tuple(turns), "42", None)]
+  bad = {
+    "column 'reward_model': no column 'ground_truth'; columns found: style": {**good, "reward_model": {"style": "rule"}},
+    "no column 'reward_model.ground_truth'; columns found: prompt": {"prompt": turns},
+    "column 'prompt': found the turns system; allowed: .system,. user": {**good, "prompt": turns[:1]},
+    "column 'prompt': found the turns none; allowed": {**good, "prompt": []},
+    "messages must be a list of objects": {**good, "prompt": ["6 * 7"]},
+  }
+  for message, row in bad.items():
+    write_jsonl(path, [good, row])
+    with pytest.raises(errors.UserError, match=f"x.jsonl:2: {message}"):
+      pairs_of(str(path), **columns)
+
+
 def test_messages_end_at_the_last_assistant_turn(tmp_path):
   def turn(role, content):
     return {"content": content, "role": role}

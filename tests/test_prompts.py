@@ -250,6 +250,26 @@ def test_split_completion_cuts_at_the_first_marker_and_the_next_stop():
   assert prompts.split_completion(form, []) == ([], None)
 
 
+def test_a_grader_may_look_at_the_whole_completion():
+  tokenizer = prompts.word_tokenizer(["a", "b", "c"], special=("</t>",))
+  form = prompts.make_format(tokenizer, PromptConfig(marker="</t>", answer_in="completion"))
+  (m,), eos = form.marker_ids, form.eos_id
+  assert prompts.split_completion(form, [0, 1, 2, eos, 0]) == ([0, 1, 2], [0, 1, 2])
+  assert prompts.split_completion(form, [0, m, 2, eos, 0]) == ([0], [0, m, 2])  # a marker is no border
+  assert prompts.split_completion(form, [0, 1]) == ([0, 1], [0, 1])  # never ended
+  with pytest.raises(errors.UserError, match="prompt.answer_in: found 'everywhere', allowed: behind_marker, completion"):
+    PromptConfig(answer_in="everywhere")
+
+
+def test_the_answer_has_its_template():
+  tokenizer = prompts.byte_pair_tokenizer(TEXTS, 300)
+  form = prompts.make_format(tokenizer, PromptConfig(answer_template="> \\boxed{ {answer} } </answer>"))
+  (ids,) = prompts.encode_answers(tokenizer, form, ["72"])
+  assert prompts.decode(tokenizer, ids[:-1]) == "> \\boxed{ 72 } </answer>" and ids[-1] == form.eos_id
+  with pytest.raises(errors.UserError, match="prompt.answer_template: found 'answer', allowed: a text with {answer}"):
+    PromptConfig(answer_template="answer")
+
+
 def test_the_format_is_hashable_and_the_config_names_its_keys(byte_pairs):
   hash(prompts.make_format(byte_pairs, PromptConfig()))
   for key, value in (
