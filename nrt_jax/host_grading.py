@@ -16,14 +16,25 @@ from nrt_jax.errors import UserError
 
 def compile_train_step(setup: programs.Setup, states, batch, tokenizer):
   """The compiled step (states, prompts) -> (states, metrics, samples): one program, or two around a grader."""
+  return assemble(setup, tokenizer, *compile_programs(setup, states, batch))
+
+
+def compile_programs(setup: programs.Setup, states, batch) -> tuple:
+  """The compiled programs of a step, in order: (train_step,), or (complete, train_step)."""
   train_step = programs.build_train_step(setup)
   if not setup.grades_on_host:
-    return train_step.lower(states, batch).compile()
-  grade = grader(setup.run)
+    return (train_step.lower(states, batch).compile(),)
   complete = programs.build_complete(setup).lower(states, batch)
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), complete.out_info)
   labels = jax.ShapeDtypeStruct(shapes.length_N.shape, np.float32)
-  first, second = complete.compile(), train_step.lower(states, batch, (shapes, labels)).compile()
+  return complete.compile(), train_step.lower(states, batch, (shapes, labels)).compile()
+
+
+def assemble(setup: programs.Setup, tokenizer, *compiled):
+  """The step as one function of what `compile_programs` returned."""
+  if not setup.grades_on_host:
+    return compiled[0]
+  grade, (first, second) = grader(setup.run), compiled
 
   def step(states, batch):
     rollouts = first(states, batch)

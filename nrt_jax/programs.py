@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from nrt_jax import lora, rows, sampler, sharding
-from nrt_jax.algorithms.interface import Tools
+from nrt_jax.algorithms.interface import Collected, Tools
 from nrt_jax.arrays import Prompts
 from nrt_jax.optimizer import learning_rate, make_optimizer
 from nrt_jax.policy import abstract_params, param_shardings
@@ -113,14 +113,8 @@ def train_step(setup: Setup, states: States, prompts: Prompts, graded=None):
 
   graded: where the verifier runs on the host, the Rollouts that `complete` sampled, and the label of each.
   """
-  tools = make_tools(setup)
-  if graded is not None:
-    tools = tools._replace(complete=lambda *_: (graded[0], None, None), host_label_N=graded[1])
-  key = step_key(states)
-  _, frozen = lora.split(states.policy.params, setup.model)
-  whole = states if states.reference is None else states.replace(reference=lora.join(states.reference, frozen))
-  with jax.named_scope("collect"):
-    batch, sums, samples, memory = setup.algorithm.collect(tools, setup.run.algorithm, whole, prompts, key)
+  tools = step_tools(setup, graded)
+  batch, sums, samples, memory = collect(setup, tools, states, prompts)
   with jax.named_scope("update"):
     policy, update_sums = update(setup, tools, states.policy, batch)
   sums = {**sums, "tokens/trained": jnp.sum(batch.position_NL >= 0)}
@@ -129,6 +123,22 @@ def train_step(setup: Setup, states: States, prompts: Prompts, graded=None):
   samples = jax.tree.map(lambda a: a[: keep : setup.samples_per_prompt], samples)
   reference = follow(setup, states.reference, lora.split(policy.params, setup.model)[0])
   return States(policy, reference, states.memory if memory is None else memory), metrics, samples
+
+
+def step_tools(setup: Setup, graded=None) -> Tools:
+  """The tools of a step; with `graded`, completions are those that the host has graded."""
+  tools = make_tools(setup)
+  if graded is None:
+    return tools
+  return tools._replace(complete=lambda *_: (graded[0], None, None), host_label_N=graded[1])
+
+
+def collect(setup: Setup, tools: Tools, states: States, prompts: Prompts) -> Collected:
+  """The step up to the update: rollouts, rewards and advantages, as the rows to train on."""
+  _, frozen = lora.split(states.policy.params, setup.model)
+  whole = states if states.reference is None else states.replace(reference=lora.join(states.reference, frozen))
+  with jax.named_scope("collect"):
+    return setup.algorithm.collect(tools, setup.run.algorithm, whole, prompts, step_key(states))
 
 
 def complete(setup: Setup, states: States, prompts: Prompts):

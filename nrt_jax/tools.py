@@ -91,9 +91,22 @@ def _in_waves(setup: Setup, params, prompts: Prompts, key, whole: bool):
 
 
 def _wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
-  run, model, form, G = setup.run, setup.decoder, setup.form, setup.samples_per_prompt
-  stop_ids = completion_stops(form) if whole else form.stop_ids
-  rollouts, context = sampler.sample(weights, model, run.sampling, stop_ids, form.pad_id, prompts, key, samples=G)
+  rollouts, context = sample_wave(setup, weights, key, whole, prompts)
+  rollouts, scores = score_wave(setup, weights, whole, prompts, rollouts, context)
+  empty = score_empty(setup, weights, prompts, context.prompt_hidden_BD, context.prompt_cache)
+  return rollouts, scores, empty
+
+
+def sample_wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
+  """Rollouts of all samples of these prompts, and the Context to score on."""
+  stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
+  how = (setup.run.sampling, stop_ids, setup.form.pad_id)
+  return sampler.sample(weights, setup.decoder, *how, prompts, key, samples=setup.samples_per_prompt)
+
+
+def score_wave(setup: Setup, weights, whole: bool, prompts: Prompts, rollouts, context):
+  """The rollouts, of which `whole` ones now say whether they hold the marker, and the AnswerScores after them."""
+  form, G = setup.form, setup.samples_per_prompt
   answer_NA, answer_length_N, prompt_length_N = repeat_rows(
     (prompts.answer_BA, prompts.answer_length_B, prompts.prompt_length_B), G
   )
@@ -108,12 +121,8 @@ def _wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
   caches, start_N = (context.prompt_cache, trace_cache), prompt_length_N + trace_length_N
   answers = (form.marker_ids, answer_NA, answer_length_N, start_N)
   with jax.named_scope("score_answer"):
-    scores = scoring.score_answers(weights, model, *answers, context.hidden_ND, caches)
-  if whole:
-    scores = _sampled_marker(rollouts, marker_N, scores)
-  with jax.named_scope("score_empty_trace"):
-    empty = _score_empty(setup, weights, prompts, context.prompt_hidden_BD, context.prompt_cache)
-  return rollouts, scores, empty
+    scores = scoring.score_answers(weights, setup.decoder, *answers, context.hidden_ND, caches)
+  return rollouts, _sampled_marker(rollouts, marker_N, scores) if whole else scores
 
 
 def _sampled_marker(rollouts, marker_N, scores):
@@ -136,23 +145,17 @@ def rollout_weights(setup: Setup, params):
     return decoding_params(lora.merge(params, setup.model), setup.decoder, rules)
 
 
-def _score_empty(setup: Setup, weights, prompts: Prompts, hidden_BD, cache):
-  return scoring.score_answers(
-    weights,
-    setup.decoder,
-    setup.form.marker_ids,
-    prompts.answer_BA,
-    prompts.answer_length_B,
-    prompts.prompt_length_B,
-    hidden_BD,
-    (cache,),
-  )
+def score_empty(setup: Setup, weights, prompts: Prompts, hidden_BD, cache):
+  """AnswerScores [B] right after the prompts, whose last hidden state and cache are given."""
+  answers = (prompts.answer_BA, prompts.answer_length_B, prompts.prompt_length_B)
+  with jax.named_scope("score_empty_trace"):
+    return scoring.score_answers(weights, setup.decoder, setup.form.marker_ids, *answers, hidden_BD, (cache,))
 
 
 def score_empty_trace(setup: Setup, params, prompts: Prompts):
   """log c_base of other parameters than the policy's, say a frozen base: AnswerScores [B]."""
   weights = rollout_weights(setup, params)
-  return _score_empty(setup, weights, prompts, *sampler.prefill(weights, setup.decoder, prompts))
+  return score_empty(setup, weights, prompts, *sampler.prefill(weights, setup.decoder, prompts))
 
 
 def log_probs(setup: Setup, params, batch, entropy_gradient: bool = False):
