@@ -106,27 +106,30 @@ def attend(query_NTHh, segments):
   N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models.
   """
   N, T, H, h = query_NTHh.shape
-  logits, shapes = [], []
+  K = segments[0][0].shape[1]
+  group = H // K
+
+  # All queries of a segment's key/value head are one axis, q = (r, T, group): more free axes make XLA transpose the
+  # keys or multiply in slow loops.
+  def to_rows(x_MKq):  # [M, K, q, ...] -> [N, T, K, group, ...]
+    M, tail = x_MKq.shape[0], x_MKq.shape[3:]
+    return x_MKq.reshape(M, K, N // M * T, group, *tail).swapaxes(1, 2).reshape(N, T, K, group, *tail)
+
+  def from_rows(x_NTKg, M):
+    tail = x_NTKg.shape[4:]
+    return x_NTKg.reshape(M, N // M * T, K, group, *tail).swapaxes(1, 2).reshape(M, K, -1, *tail)
+
+  query, logits = query_NTHh.reshape(N, T, K, group, h), []
   for key_MKSh, _, seen in segments:
-    M, K, _, _ = key_MKSh.shape
-    query = query_NTHh.reshape(M, N // M, T, K, H // K, h)
-    score = jnp.einsum("mrtkgh,mksh->mkrtgs", query, key_MKSh, preferred_element_type=jnp.float32) * h**-0.5
-    logits.append(jnp.where(seen[:, None, :, :, None], score, MASKED))
-    shapes.append((M, N // M, T, K, H // K))
-
-  def to_rows(x_mkrtg):  # [M, K, r, T, g] -> [N, T, K, g]
-    M, K, r, _, g = x_mkrtg.shape
-    return x_mkrtg.transpose(0, 2, 3, 1, 4).reshape(M * r, T, K, g)
-
-  def from_rows(x_NTKg, shape):
-    return x_NTKg.reshape(shape).transpose(0, 3, 1, 2, 4)
-
+    M, r, _, S = seen.shape
+    score = jnp.einsum("mkqh,mksh->mkqs", from_rows(query, M), key_MKSh, preferred_element_type=jnp.float32) * h**-0.5
+    seen = jnp.broadcast_to(seen[:, None, :, :, None], (M, 1, r, T, group, S)).reshape(M, 1, -1, S)
+    logits.append(jnp.where(seen, score, MASKED))
   top = functools.reduce(jnp.maximum, [to_rows(score.max(-1)) for score in logits])
   top = jax.lax.stop_gradient(top)
   total = out = 0.0
-  for (_, value_MKSh, _), score, shape in zip(segments, logits, shapes):
-    weight = jnp.exp(score - from_rows(top, shape)[..., None])
+  for (_, value_MKSh, _), score in zip(segments, logits):
+    weight = jnp.exp(score - from_rows(top, value_MKSh.shape[0])[..., None])
     total += to_rows(weight.sum(-1))
-    mixed = jnp.einsum("mkrtgs,mksh->mrtkgh", weight.astype(value_MKSh.dtype), value_MKSh)
-    out += mixed.reshape(N, T, -1, H // shape[3], h)
+    out += to_rows(jnp.einsum("mkqs,mksh->mkqh", weight.astype(value_MKSh.dtype), value_MKSh))
   return (out / total[..., None]).astype(query_NTHh.dtype).reshape(N, T, H, h)
