@@ -11,8 +11,8 @@ PACKAGE = ROOT / "nrt_jax"
 # From the ground up. A module imports only from layers before its own; a new module needs a place here. "x.*" is the
 # place of the modules in x that have none of their own.
 LAYERS = [
-  ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "nrt_jax"],
-  ["sharding", "attention"],
+  ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "compilations", "nrt_jax"],
+  ["sharding", "attention", "ceilings"],
   ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
   ["columns", "tasks.grading", "tasks.splits", "tasks.expressions", "tasks.symbolic"],
   ["tasks.*"],
@@ -27,10 +27,13 @@ LAYERS = [
   ["evaluation"],
   ["config"],
   ["policy", "tools"],
+  ["throughput"],
   ["programs"],
   ["host_grading"],
   ["workdir"],
   ["training"],
+  ["benchmark_phases", "benchmark_report"],
+  ["benchmark"],
   ["commands.flags"],
   ["commands.configs"],
   ["commands.*"],

@@ -1,0 +1,28 @@
+"""Counts what JAX compiles, by its own monitoring events: whether a step is compiled once is measured, not assumed."""
+
+import jax
+
+COMPILED = "/jax/core/compile/backend_compile_duration"  # also of a program that is read from the cache
+READ_FROM_CACHE = "/jax/compilation_cache/cache_hits"
+
+
+class Compilations:
+  """While open, `count` is the number of programs compiled in this process, `cached` how many the cache had."""
+
+  def __init__(self):
+    self.count = self.cached = 0
+
+  def __enter__(self):
+    jax.monitoring.register_event_duration_secs_listener(self._compiled)
+    jax.monitoring.register_event_listener(self._event)
+    return self
+
+  def __exit__(self, *_):
+    jax.monitoring.unregister_event_duration_listener(self._compiled)
+    jax.monitoring.unregister_event_listener(self._event)
+
+  def _compiled(self, name: str, seconds: float, **_):
+    self.count += name == COMPILED
+
+  def _event(self, name: str, **_):
+    self.cached += name == READ_FROM_CACHE

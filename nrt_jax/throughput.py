@@ -1,0 +1,110 @@
+"""How much work a step was, and how fast: tokens are counted inside of the program, rates are made of them outside.
+
+`train` writes them into metrics.jsonl and `benchmark` into its report, so that both mean the same by a word.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from nrt_jax import costs, hardware
+from nrt_jax.tools import Setup, shares_prompts
+
+# The parts of a step that cost model FLOPs. Each is a named scope of the compiled program, where the method needs it.
+PHASES = ("prefill", "decode", "score_answer", "score_empty_trace", "score_batch", "update")
+
+
+def count_tokens(setup: Setup, prompts, batch) -> dict:
+  """Sums over the rows of a step, which `rates` takes out of its metrics again. Called inside of the program."""
+  valid_NL = batch.position_NL >= 0
+  counts = {
+    "tokens/trained": jnp.sum(valid_NL),
+    "tokens/sequences": jnp.sum(batch.position_NL == 0),  # packed rows hold several
+    "tokens/predicted": jnp.sum(valid_NL[:, batch.first :]),  # those that the head is applied for
+  }
+  if setup.algorithm.samples_traces:
+    prompt_length_B = prompts.hint_length_B if setup.algorithm.needs_hints else prompts.prompt_length_B
+    counts["tokens/prompt"] = jnp.sum(prompt_length_B)
+    counts["tokens/answer"] = jnp.sum(prompts.answer_length_B)
+  if shares_prompts(setup, batch):
+    counts["tokens/shared"] = jnp.sum(batch.prompt_length_N) - jnp.sum(batch.prompt_length_N[:: setup.shared_rows])
+  return counts
+
+
+class Work(NamedTuple):
+  """What is known of a compiled step besides the tokens that it works on."""
+
+  setup: Setup
+  phases: tuple  # those of PHASES that it has
+  peak_flops: float | None  # of all devices together, per second; None: nobody knows
+
+
+def describe(setup: Setup, compiled) -> Work:
+  """The Work of a step's compiled programs, with the peak rate of its chips where hardware.py has them."""
+  chip = hardware.lookup(jax.devices()[0].device_kind)
+  if chip is None:
+    return Work(setup, (), None)
+  return Work(setup, phases_in(compiled), chip.flops * jax.device_count())
+
+
+def phases_in(compiled) -> tuple:
+  """Which of PHASES the compiled programs hold: what no result needs, the compiler has left out."""
+  text = "\n".join(program.as_text() for program in compiled)
+  return tuple(name for name in PHASES if name == "update" or f"/{name}/" in text)
+
+
+def model_flops(work: Work, tokens: dict) -> dict:
+  """Model FLOPs of a step by phase, over all devices, at the mean lengths of its rows. `tokens`: name -> number.
+
+  A prompt that the update runs once for its samples counts once there. Passes of other parameters over the prompts
+  alone (base_policy = "reference") do not count.
+  """
+  run, model = work.setup.run, work.setup.model
+  flops = {}
+  if work.setup.algorithm.samples_traces:
+    given = run.prompts_per_step * work.setup.max_draws
+    prompts, samples = run.prompts_per_step * tokens.get("draws", 1), work.setup.samples_per_prompt
+    lengths = costs.Lengths(
+      prompts=prompts,
+      samples=samples,
+      prompt=tokens["prompt"] / given,
+      trace=tokens["generated"] / (prompts * samples),
+      marker=len(work.setup.form.marker_ids),
+      answer=tokens["answer"] / given,
+    )
+    flops = costs.step_flops(model, lengths)
+  count = max(tokens["sequences"], 1)
+  row = (tokens["trained"] / count, tokens["predicted"] / count)
+  flops["score_batch"] = count * costs.forward_flops(model, 0, *row)
+  flops["update"] = count * costs.train_flops(model, *row)
+  if tokens.get("shared"):
+    flops["update"] -= tokens["shared"] / lengths.prompt * costs.train_flops(model, lengths.prompt, 0)
+  return {name: flops[name] for name in PHASES if name in work.phases}
+
+
+def take_tokens(values: dict) -> dict:
+  """Takes the metrics "tokens/..." out of `values`, under their names alone, with the number of draws if it has one."""
+  tokens = {name.removeprefix("tokens/"): values.pop(name) for name in [*values] if name.startswith("tokens/")}
+  return tokens | ({"draws": values["draws/count"]} if "draws/count" in values else {})
+
+
+def rates(work: Work, values: dict, seconds: float) -> dict:
+  """The metrics of a step that took `seconds`, with rates in the place of its token counts, and the peak memory."""
+  tokens = take_tokens(values)
+  values["time/step"] = seconds
+  for name in ("generated", "trained"):
+    if name in tokens:
+      values[f"throughput/{name}_tokens_per_s"] = tokens[name] / seconds
+  if work.peak_flops:
+    values["throughput/mfu"] = sum(model_flops(work, tokens).values()) / seconds / work.peak_flops
+  peak = peak_bytes()
+  if peak is not None:
+    values["memory/peak_gib"] = peak / 2**30
+  return values
+
+
+def peak_bytes() -> int | None:
+  """The most memory that the first local device has had in use since the start; None where the backend doesn't tell."""
+  memory = jax.local_devices()[0].memory_stats() or {}
+  return memory.get("peak_bytes_in_use")
