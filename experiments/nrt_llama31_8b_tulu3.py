@@ -17,6 +17,8 @@ Where values come from:
 The paper's own form of the method is in nrt_paper_llama31_8b_tulu3.py.
 """
 
+import full_size
+
 from nrt_jax.commands.configs import base_config
 
 
@@ -27,11 +29,8 @@ def get_config():
   config.prompts_per_step = 256  # [CODE]
   config.samples_per_prompt = 8  # [CODE] rollout.n (the example's name holds an unexplained "-K1")
 
-  model = config.model
-  model.path = None  # given by the user
-  model.compute_dtype = "bfloat16"  # [ours] float32 master weights
-  model.remat = "full"  # [ours]
-  model.layer_loop = "scan"  # [ours] a program of one layer, not of 32
+  # [ours] 64 chips; one row of 8,192 tokens per device group at a time
+  full_size.on_a_slice(config, fsdp=16, tensor=4, micro_batches=32)
 
   data = config.data
   data.source = "hub:allenai/tulu-3-sft-mixture"  # [CODE][PN]
@@ -50,8 +49,8 @@ def get_config():
   prompt.overlong_prompt = "drop"  # [CODE]
   # [CODE] bounds trace + marker + answer by 4,096 and shortens the trace where the answer is longer. Here each part
   # has columns of its own: 2,048 + 1 + 2,047, and a longer answer drops its example.
-  prompt.max_answer_length = 2047
-  prompt.overlong_answer = "drop"
+  prompt.max_answer_length = 2047  # [ours]
+  prompt.overlong_answer = "drop"  # [ours]
 
   sampling = config.sampling
   sampling.max_trace_length = 2048  # [CODE] the example; the yaml's default is 4,096
@@ -76,7 +75,7 @@ def get_config():
   # [CODE] sums over tokens, divided by the padded response width. It sums over the rows of a micro-batch where we take
   # their mean: a factor that Adam cancels, but that clipping by norm sees. The example's micro-batch size: unknown.
   algorithm.normalisation = "constant"
-  algorithm.normalisation_constant = 4096.0
+  algorithm.normalisation_constant = 4096.0  # [CODE]
 
   optimizer = config.optimizer
   optimizer.name = "adamw"  # [CODE]
@@ -89,12 +88,6 @@ def get_config():
   optimizer.weight_decay = 0.01  # [CODE]
   optimizer.max_grad_norm = 1.0  # [CODE] default of verl
   optimizer.minibatches = 4  # [CODE] 64 prompts each, one pass over them
-
-  parallel = config.parallel  # [ours] all of it: 64 chips
-  parallel.data = -1
-  parallel.fsdp = 16
-  parallel.tensor = 4
-  parallel.micro_batches = 32  # one row of 8,192 tokens per device group at a time
 
   config.checkpoint.every_steps = 90  # [ours]
   config.evaluation.data = None  # [ours] answers are free text: watch log p and trace length in metrics.jsonl

@@ -4,7 +4,7 @@ from nrt_jax import errors, prompts
 
 
 def column(row, name, where: str):
-  """The row's column; "reward_model.ground_truth" reaches into one that holds an object. UserError where it has none."""
+  """The row's column; "reward_model.ground_truth" reaches into one that holds an object. UserError without it."""
   if name in row:
     return row[name]
   outer, dot, inner = name.partition(".")

@@ -89,7 +89,9 @@ def test_a_verifier_that_needs_the_marker_is_no_grader_of_whole_completions():
   values = {"algorithm": {"name": "grpo"}, "prompt": {"answer_in": "completion"}}
   with pytest.raises(UserError, match="^algorithm.verifier: found 'token_match', .*prompt.answer_in 'completion'"):
     config.stages_of(values)
-  assert config.stages_of({**values, "algorithm": {"name": "grpo", "verifier": "math"}})[0].prompt.answer_in == "completion"
+  assert (
+    config.stages_of({**values, "algorithm": {"name": "grpo", "verifier": "math"}})[0].prompt.answer_in == "completion"
+  )
 
 
 def test_stages_override_the_top_level():

@@ -109,7 +109,10 @@ def test_rows_of_verl_are_read_as_they_are(tmp_path):
   write_jsonl(path, [good])
   assert pairs_of(str(path), **columns) == [(tuple(turns), "42", None)]
   bad = {
-    "column 'reward_model': no column 'ground_truth'; columns found: style": {**good, "reward_model": {"style": "rule"}},
+    "column 'reward_model': no column 'ground_truth'; columns found: style": {
+      **good,
+      "reward_model": {"style": "rule"},
+    },
     "no column 'reward_model.ground_truth'; columns found: prompt": {"prompt": turns},
     "column 'prompt': found the turns system; allowed: .system,. user": {**good, "prompt": turns[:1]},
     "column 'prompt': found the turns none; allowed": {**good, "prompt": []},

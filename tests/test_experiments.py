@@ -1,4 +1,4 @@
-"""Every experiment file loads; the full-size programs lower; the small run runs on its real path."""
+"""Every experiment file loads and says how to start it; the small ones run on their real path."""
 
 import json
 import os
@@ -11,42 +11,15 @@ import jax
 import numpy as np
 import pytest
 from experiments import gsm8k_tiny
-from jax.sharding import AbstractMesh
 
-from nrt_jax import config, data, hf, policy, programs, prompts, sharding, training
+from nrt_jax import config, hf, prompts, training
 from nrt_jax.commands.configs import load_config
 from nrt_jax.model import ModelConfig, init_params
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 # Those that `nrt-jax train --config` takes: get_config needs no arguments.
 FILES = sorted(p for p in EXPERIMENTS.glob("*.py") if re.search(r"def get_config\((\)|\w+: \w+ = )", p.read_text()))
-FULL_SIZE = ("nrt_llama31_8b_tulu3", "nrt_paper_llama31_8b_tulu3")
 CHAT_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
-
-# Llama-3.1-8B: the numbers of its public config.json (and of table 3 of the Llama 3 report, arXiv 2407.21783).
-LLAMA_8B = {
-  "model_type": "llama",
-  "architectures": ["LlamaForCausalLM"],
-  "vocab_size": 128256,
-  "hidden_size": 4096,
-  "intermediate_size": 14336,
-  "num_hidden_layers": 32,
-  "num_attention_heads": 32,
-  "num_key_value_heads": 8,
-  "max_position_embeddings": 131072,
-  "rms_norm_eps": 1e-5,
-  "rope_theta": 500000.0,
-  "rope_scaling": {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-  },
-  "hidden_act": "silu",
-  "tie_word_embeddings": False,
-}
-LLAMA_8B_PARAMETERS = 8_030_261_248
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -59,73 +32,6 @@ def test_file_is_a_run_and_says_how_to_start_it(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_total_steps_caps_every_stage(path):
   assert {run.total_steps for run in config.stages_of(load_config(str(path), ["--config.total_steps=3"]))} == {3}
-
-
-# ---- Full size: abstract values only -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def llama_8b(tmp_path_factory) -> str:
-  """The directory of a Llama-3.1-8B without its weights, and with a small tokenizer that has its chat tokens."""
-  directory = tmp_path_factory.mktemp("llama_8b")
-  (directory / "config.json").write_text(json.dumps(LLAMA_8B))
-  prompts.byte_pair_tokenizer(["a tokenizer"], 300, directory, special=CHAT_TOKENS)
-  return str(directory)
-
-
-def read_setup(name: str, directory: str, make_mesh, overrides=()) -> programs.Setup:
-  overrides = [f"--config.model.path={directory}", *overrides]
-  (run,) = config.stages_of(load_config(str(EXPERIMENTS / f"{name}.py"), overrides))
-  _, form = policy.open_tokenizer(run.model, run.prompt)
-  model = policy.read_architecture(run.model, form, run.parallel.tensor)
-  return programs.Setup(run, model, form, make_mesh(run.parallel))
-
-
-def abstract_prompts(setup: programs.Setup):
-  prompt = setup.run.prompt
-  widths = (prompt.max_prompt_length, prompt.max_answer_length, setup.run.data.max_trace_length)
-  one = data.pack([[0]], [[0]], [[]], [0], widths, setup.form.pad_id)
-  return jax.tree.map(lambda a: jax.ShapeDtypeStruct((setup.run.prompts_per_step, *a.shape[1:]), a.dtype), one)
-
-
-@pytest.mark.parametrize("name", FULL_SIZE)
-def test_full_size_program_lowers(name, llama_8b):
-  """On eight devices instead of 64; every other value is the file's own."""
-  setup = read_setup(name, llama_8b, sharding.make_mesh, ["--config.parallel.fsdp=4", "--config.parallel.tensor=2"])
-  training.check_sizes(setup)
-  states, batch = programs.abstract_states(setup), abstract_prompts(setup)
-  assert sum(int(np.prod(p.shape)) for p in jax.tree.leaves(states.policy.params)) == LLAMA_8B_PARAMETERS
-  with jax.set_mesh(setup.mesh):
-    lowered = programs.build_train_step(setup).lower(states, batch)
-  new_states, metrics, samples = lowered.out_info
-  assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), new_states) == jax.tree.map(
-    lambda leaf: (leaf.shape, leaf.dtype), states
-  )
-  assert "answer/logp_gain" in metrics and samples["trace"].shape[1] == 2048
-  text = lowered.as_text()
-  assert text.count("stablehlo.while") < 60  # the layers are scanned, not written out 32 times
-  assert len(text) < 2_000_000
-
-
-@pytest.mark.parametrize("name", FULL_SIZE)
-def test_full_size_fits_its_own_mesh(name, llama_8b):
-  """64 devices that don't exist: every size divides as the file's mesh wants it."""
-
-  def make_mesh(parallel):
-    return AbstractMesh((64 // parallel.fsdp // parallel.tensor, parallel.fsdp, parallel.tensor), sharding.MESH_AXES)
-
-  setup = read_setup(name, llama_8b, make_mesh)
-  training.check_sizes(setup)
-  largest = max(jax.tree.leaves(programs.state_shardings(setup).policy.params), key=lambda s: len(set(s.spec)))
-  assert {"fsdp", "tensor"} <= set(largest.spec)
-
-
-def test_the_two_variants_differ_where_they_should(llama_8b):
-  released, paper = (read_setup(name, llama_8b, lambda parallel: None) for name in FULL_SIZE)
-  assert (released.run.algorithm.baseline, released.run.algorithm.answer_weight) == ("none", "one")
-  assert (paper.run.algorithm.baseline, paper.run.algorithm.answer_weight) == ("subtract_and_clip", "derived")
-  assert released.run.optimizer == paper.run.optimizer and released.run.sampling == paper.run.sampling
-  assert len(released.form.stop_ids) > len(paper.form.stop_ids)  # any special token ends a trace
 
 
 def test_full_size_file_can_be_tried_small(tmp_path):
@@ -152,7 +58,7 @@ def test_full_size_file_can_be_tried_small(tmp_path):
     "parallel.micro_batches": 1, "prompts_per_step": 32, "samples_per_prompt": 2, "prompt.max_prompt_length": 64,
     "prompt.max_answer_length": 16, "sampling.max_trace_length": 8, "logging.progress": False,
   }  # fmt: skip
-  path = EXPERIMENTS / f"{FULL_SIZE[0]}.py"
+  path = EXPERIMENTS / "nrt_llama31_8b_tulu3.py"
   values = load_config(str(path), [f"--config.{key}={value}" for key, value in small.items()])
   training.train(config.stages_of(values), str(tmp_path / "run"), values)
   lines = read_metrics(tmp_path / "run")

@@ -257,7 +257,9 @@ def test_a_grader_may_look_at_the_whole_completion():
   assert prompts.split_completion(form, [0, 1, 2, eos, 0]) == ([0, 1, 2], [0, 1, 2])
   assert prompts.split_completion(form, [0, m, 2, eos, 0]) == ([0], [0, m, 2])  # a marker is no border
   assert prompts.split_completion(form, [0, 1]) == ([0, 1], [0, 1])  # never ended
-  with pytest.raises(errors.UserError, match="prompt.answer_in: found 'everywhere', allowed: behind_marker, completion"):
+  with pytest.raises(
+    errors.UserError, match="prompt.answer_in: found 'everywhere', allowed: behind_marker, completion"
+  ):
     PromptConfig(answer_in="everywhere")
 
 

@@ -1,0 +1,84 @@
+"""RLPR on Qwen2.5-7B with its training set of general questions (arXiv 2506.18254).
+
+  command    nrt-jax train --config experiments/rlpr_qwen25_7b.py --workdir DIR --config.model.path=QWEN
+             QWEN: a copy of Qwen/Qwen2.5-7B; the data set is fetched from the hub because data.source names it. To try
+             the pipeline: a smaller QWEN, --config.total_steps=3, --config.parallel.fsdp=1 --config.parallel.tensor=1,
+             and smaller prompts_per_step and sampling lengths.
+  cost       unknown: not run here. The mesh below is for 64 TPU v5p chips and has not been tried on them. Tested: the
+             program traces and lowers.
+  expected   not reproduced here. [PAPER] MMLU-Pro 56.0, TheoremQA 55.4; 7.6 above VeriFree on TheoremQA, 7.5 on
+             Minerva, and 1.6 above General-Reasoner on the average of seven sets.
+
+Where values come from:
+  [CODE]   github.com/OpenBMB/RLPR as our notes have it, its Qwen values
+  [PAPER]  abstract and model card
+  [CARD]   the card of openbmb/RLPR-Benchmarks, for the columns: those of verl
+  [verl]   the default of verl, on which the code stands
+  [ours]   a choice of this file. "unknown" marks what none of them says.
+
+Known departures:
+  - Format R1 there: <think>, </think>, <answer> and </answer>, each once, as text. Here the marker "<answer>" is one
+    added token, a copy of the end token, and well formatted means marker and end token.
+  - r' there is scored once before the training, here at each step, by the frozen first policy: the same number.
+  - [CODE] rounds r to bfloat16; and splices the reference behind badly formatted completions, without use.
+"""
+
+import full_size
+
+from nrt_jax.commands.configs import base_config
+
+
+def get_config():
+  config = base_config("rlpr")
+  config.seed = 0  # unknown
+  config.total_steps = 200  # unknown
+  config.prompts_per_step = 768  # [CODE] batch
+  config.samples_per_prompt = 8  # [CODE] K
+
+  full_size.on_a_slice(config, fsdp=16, tensor=4, micro_batches=48)  # [ours] two rows at a time in each device group
+
+  data = config.data
+  data.source = "hub:openbmb/RLPR-Train-Dataset"  # [CODE]
+  data.split = "train"  # [ours] the hub's only one
+  data.question_column = "prompt"  # [CARD] a conversation, which asks for the format in words of its own
+  data.answer_column = "reward_model.ground_truth"  # [CARD]
+
+  prompt = config.prompt
+  prompt.template = "chatml"  # [ours]; [CODE] the tokenizer's own chat template
+  prompt.marker = "<answer>"  # [ours] see the departures
+  prompt.max_prompt_length = 2048  # [CODE]
+  prompt.overlong_prompt = "drop"  # unknown
+  prompt.max_answer_length = 256  # unknown
+  prompt.overlong_answer = "drop"  # unknown
+
+  sampling = config.sampling
+  sampling.max_trace_length = 3072  # [CODE] of the whole completion
+  sampling.temperature = 1.0  # [verl]; [CODE] has 0.6 for Llama
+  sampling.top_p = 1.0  # [verl]
+  sampling.wave_prompts = 192  # [ours] bounds the caches: 1,536 rows at a time
+
+  algorithm = config.algorithm
+  algorithm.reward = "arithmetic_mean"  # [CODE] mean_exp_log_softmax
+  algorithm.baseline = "subtract_and_clip"  # [CODE] clip(r - r', 0, 1)
+  algorithm.base_policy = "reference"  # [CODE] r' of the initial actor
+  algorithm.reference = "frozen"  # [CODE] the same
+  algorithm.format_share = 0.1  # [CODE]
+  algorithm.center = "mean"  # [CODE] adv_estimator=grpo
+  algorithm.scale = "std"  # [CODE] 0 below 1e-6
+  algorithm.trace_loss = "ppo_clip"  # [CODE]
+  algorithm.clip_low = 0.8  # [CODE] 0.2
+  algorithm.clip_high = 1.27  # [CODE] 0.27
+  algorithm.normalisation = "token"  # unknown; [verl]
+  algorithm.std_filter = 0.5  # [CODE] β for Qwen; 0.9 Llama, 1.0 Gemma
+  algorithm.std_filter_start = 11  # [CODE]
+  algorithm.std_average_start = 6  # [CODE]
+  algorithm.std_average_decay = 0.99  # [CODE]
+  algorithm.kl_coef = 0.0  # [CODE]
+  algorithm.entropy_coef = 0.0  # unknown
+
+  full_size.verl_adamw(config, learning_rate=1e-6)  # [CODE]
+  config.optimizer.minibatches = 4  # [CODE] of 192 prompts
+
+  config.checkpoint.every_steps = 20  # [ours]
+  config.evaluation.data = None  # [ours] the paper's seven sets: `nrt-jax evaluate` on a checkpoint
+  return config
