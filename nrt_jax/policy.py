@@ -70,7 +70,7 @@ def without_padding(params, config: ModelConfig) -> tuple[dict, ModelConfig]:
 
 def abstract_params(config: ModelConfig):
   """Shapes and dtypes of the parameters."""
-  return jax.eval_shape(functools.partial(init_params, config), jax.random.key(0))
+  return jax.eval_shape(functools.partial(init_params, config), jax.eval_shape(jax.random.key, 0))
 
 
 def param_shardings(config: ModelConfig, mesh, rules: dict = RULES):
