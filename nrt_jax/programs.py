@@ -178,7 +178,8 @@ def init_states(setup: Setup, params, key, step=0) -> States:
 
 def abstract_states(setup: Setup) -> States:
   """Shapes and dtypes of the states: what a checkpoint of this stage holds."""
-  return jax.eval_shape(functools.partial(init_states, setup), abstract_params(setup.model), jax.eval_shape(jax.random.key, 0))
+  key = jax.eval_shape(jax.random.key, 0)
+  return jax.eval_shape(functools.partial(init_states, setup), abstract_params(setup.model), key)
 
 
 def state_shardings(setup: Setup):
