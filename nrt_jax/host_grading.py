@@ -20,14 +20,19 @@ def compile_train_step(setup: programs.Setup, states, batch, tokenizer):
 
 
 def compile_programs(setup: programs.Setup, states, batch) -> tuple:
-  """The compiled programs of a step, in order: (train_step,), or (complete, train_step)."""
+  """The compiled programs of a step, in order."""
+  return tuple(lowered.compile() for lowered in lower_programs(setup, states, batch))
+
+
+def lower_programs(setup: programs.Setup, states, batch) -> tuple:
+  """The programs of a step, traced but not compiled: (train_step,), or (complete, train_step)."""
   train_step = programs.build_train_step(setup)
   if not setup.grades_on_host:
-    return (train_step.lower(states, batch).compile(),)
+    return (train_step.lower(states, batch),)
   complete = programs.build_complete(setup).lower(states, batch)
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), complete.out_info)
   labels = jax.ShapeDtypeStruct(shapes.length_N.shape, np.float32)
-  return complete.compile(), train_step.lower(states, batch, (shapes, labels)).compile()
+  return complete, train_step.lower(states, batch, (shapes, labels))
 
 
 def assemble(setup: programs.Setup, tokenizer, *compiled):
