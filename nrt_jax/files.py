@@ -24,6 +24,11 @@ def write_json(path, value) -> None:
   write_text(path, text + "\n", errors="backslashreplace")
 
 
+def json_lines(rows) -> str:
+  """One line of JSON per row, as text."""
+  return "".join(json.dumps(json_safe(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+
+
 def write_text(path, text: str, errors: str = "strict") -> None:
   """Writes UTF-8 text, whole and flushed to the disk. `errors` as in str.encode."""
   temporary = f"{path}.{os.getpid()}.tmp"

@@ -36,6 +36,7 @@ LAYERS = [
   ["benchmark"],
   ["commands.flags"],
   ["commands.configs"],
+  ["commands.train", "commands.export"],
   ["commands.*"],
   ["commands"],
   ["__main__"],

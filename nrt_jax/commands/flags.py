@@ -83,15 +83,20 @@ def _step(text: str):
 # ---- Flags ---------------------------------------------------------------------------------------------------------
 
 
-def _train(parser: Parser) -> None:
+def _config(parser: Parser) -> None:
+  """The flags of all commands that read a config file."""
   parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config() -> ConfigDict")
-  parser.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run; resumes what is there")
   parser.add_argument(
     "--config.KEY=VALUE",
     dest="overrides",
     metavar="",
     help="overrides one key, e.g. --config.optimizer.learning_rate=1e-5; may be repeated",
   )
+
+
+def _train(parser: Parser) -> None:
+  _config(parser)
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run; resumes what is there")
   parser.add_argument(
     "--distributed",
     nargs="?",
@@ -134,6 +139,28 @@ def _sample(parser: Parser) -> None:
   parser.add_argument("--json", action="store_true", help="JSON Lines instead of text")
 
 
+def _evaluate(parser: Parser) -> None:
+  _config(parser)
+  source = parser.add_mutually_exclusive_group()
+  source.add_argument("--checkpoint", metavar="DIR", help="a run's workdir, or checkpoints in it")
+  source.add_argument("--model", metavar="DIR", help="an export of a run, or any model directory")
+  parser.add_argument("--step", type=_step, metavar="N|best", help="which checkpoint (the newest)")
+  parser.add_argument("--stage", metavar="NAME", help="whose evaluation, in a config of several stages (the last)")
+  parser.add_argument("--output", metavar="FILE", help="writes the metrics as JSON, too")
+  parser.add_argument("--completions", metavar="FILE", help="writes every completion and its grade as JSON Lines")
+
+
+def _report(parser: Parser) -> None:
+  parser.add_argument("runs", nargs="+", metavar="RUN", help="a workdir")
+  parser.add_argument(
+    "--metric", action="append", metavar="NAME", help="a metric, or several as in 'eval/*'; may be repeated (a few)"
+  )
+  parser.add_argument(
+    "--last", type=_number(int, 1), default=1, metavar="K", help="means of the last K lines that have the metric (1)"
+  )
+  parser.add_argument("--output", metavar="FILE", help="writes the table as JSON, too")
+
+
 def _export(parser: Parser) -> None:
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or checkpoints in it")
   parser.add_argument("--output", required=True, metavar="DIR", help="new directory; an earlier export is replaced")
@@ -156,6 +183,25 @@ docs/configuration.md lists every key, what it means and what is allowed.""",
     example="""\
   nrt-jax train --config experiments/my_run.py --workdir runs/my_run --config.total_steps=3 --config.parallel.fsdp=4""",
     add_flags=_train,
+  ),
+  "evaluate": Command(
+    summary="grade a checkpoint or a model directory on a config's evaluation data",
+    details="""\
+Runs the evaluation of the config file (its evaluation, prompt, sampling and parallel keys) on a checkpoint of a run or
+on a model directory, as `train` does every evaluation.every_steps steps, and prints its metrics. Other data, graders
+and temperatures are overrides: --config.evaluation.grader=math.""",
+    example="""\
+  nrt-jax evaluate --config experiments/my_run.py --checkpoint runs/my_run --step best --output heldout.json""",
+    add_flags=_evaluate,
+  ),
+  "report": Command(
+    summary="compare the metrics of several runs in a table",
+    details="""\
+Reads metrics.jsonl of each workdir, of runs that are still going on too, and prints one row per run: its last step, and
+the last value of each metric, or the mean of the last K. docs/index.md explains the metrics.""",
+    example="""\
+  nrt-jax report runs/sft runs/nrt --last 10 --metric reward/mean --metric 'eval/*' --output report.json""",
+    add_flags=_report,
   ),
   "sample": Command(
     summary="ask a trained model: prompt in, trace and answer out",

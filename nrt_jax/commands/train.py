@@ -38,12 +38,12 @@ def join_processes(where: str) -> None:
     raise UserError(f"--distributed: {reason} (give HOST:PORT,COUNT,ID where nothing tells them)") from error
 
 
-def check_writable(directory: str) -> None:
+def check_writable(directory: str, flag: str = "--workdir") -> None:
   """Raises UserError where the directory can't be made or written to. Makes nothing."""
   existing = directory
   while not os.path.lexists(existing):
     existing = os.path.dirname(existing)
   if not os.path.isdir(existing):
-    raise UserError(f"--workdir: {existing}: is a file, allowed: a directory")
+    raise UserError(f"{flag}: {existing}: is a file, allowed: a directory")
   if not os.access(existing, os.W_OK | os.X_OK):
-    raise UserError(f"--workdir: {existing}: no permission to write there")
+    raise UserError(f"{flag}: {existing}: no permission to write there")

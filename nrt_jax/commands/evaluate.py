@@ -1,0 +1,111 @@
+"""`nrt-jax evaluate`: a checkpoint or a model directory on the evaluation data of a config."""
+
+import contextlib
+import dataclasses
+import os
+
+import jax
+
+from nrt_jax import config, data, evaluation, policy, programs, sharding
+from nrt_jax import workdir as workdirs
+from nrt_jax.commands import configs, export
+from nrt_jax.commands.train import check_writable
+from nrt_jax.errors import UserError, require_choice
+from nrt_jax.files import json_lines, write_json, write_text
+
+
+def run(args) -> None:
+  stage = choose_stage(config.stages_of(configs.load_config(args.config, args.overrides)), args.stage)
+  if stage.evaluation.data is None:
+    raise UserError("evaluation.data: found null, allowed: a data set, say --config.evaluation.data.source=FILE")
+  for path in filter(None, (args.output, args.completions)):
+    check_writable(os.path.dirname(os.path.abspath(path)), "--output, --completions")
+  workdir, step = (None, None) if args.model else find_checkpoint(args)
+  stage = with_source(stage, args.model, workdir)
+  setup, tokenizer, dataset = prepare(stage)
+  with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
+    params = read_params(setup, workdir, step)
+    arguments = (build_generate(setup), params, dataset, stage.evaluation, tokenizer, setup.form)
+    metrics, completions = evaluation.evaluate(*arguments, jax.random.key(stage.seed))
+  source = {"model": args.model} if args.model else {"checkpoint": args.checkpoint, "step": step}
+  write(args, {**source, "examples": len(completions), "metrics": metrics}, completions)
+
+
+# ---- What is evaluated ---------------------------------------------------------------------------------------------
+
+
+def choose_stage(stages: list, name: str | None) -> config.RunConfig:
+  """The named stage; the last one without a name."""
+  if name is None:
+    return stages[-1]
+  by_name = {stage.stage: stage for stage in stages}
+  require_choice("--stage", name, by_name)
+  return by_name[name]
+
+
+def find_checkpoint(args) -> tuple[str, int]:
+  """(workdir, step) of the checkpoint that the flags name."""
+  if args.checkpoint is None:
+    raise UserError("--checkpoint, --model: found neither, allowed: one of them")
+  workdir = export.find_workdir(args.checkpoint)
+  step = export.find_step(workdir, args.step)
+  if step is None:
+    raise UserError(f"--checkpoint: {workdir} holds no checkpoint yet")
+  return workdir, step
+
+
+def with_source(stage: config.RunConfig, model: str | None, workdir: str | None) -> config.RunConfig:
+  """The stage with its model read from a directory, or from a workdir: then with the architecture of its own run."""
+  if model is not None:
+    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, path=model, lora_rank=0))
+  source = dataclasses.replace(workdirs.read_run(workdir)[-1].model, path=os.path.join(workdir, "tokenizer"))
+  return dataclasses.replace(stage, model=source, prompt=dataclasses.replace(stage.prompt, tokenizer=None))
+
+
+def prepare(stage: config.RunConfig):
+  """(Setup, tokenizer, TokenDataset): what can be wrong with files, mesh and model surfaces here."""
+  mesh = None if stage.parallel.kind == "pmap" else sharding.make_mesh(stage.parallel)
+  ways = 1 if mesh is None else sharding.data_parallel_ways(mesh)
+  if stage.evaluation.batch_prompts % ways:
+    found = stage.evaluation.batch_prompts
+    raise UserError(
+      f"evaluation.batch_prompts: found {found}, allowed: a multiple of {ways}, the data-parallel devices"
+    )
+  tokenizer, form = policy.open_tokenizer(stage.model, stage.prompt)
+  model = policy.read_architecture(stage.model, form, stage.parallel.tensor, mesh)
+  dataset = data.load_dataset(stage.evaluation.data, stage.prompt, tokenizer, form)
+  return programs.Setup(stage, model, form, mesh), tokenizer, dataset
+
+
+def read_params(setup: programs.Setup, workdir: str | None, step: int | None):
+  """The policy's parameters, on the mesh if there is one."""
+  if workdir is not None:
+    return workdirs.read_policy(workdir, setup.model, setup.mesh, step)
+  source = dataclasses.replace(setup.run.model, weights="pretrained")
+  return policy.load_policy(source, setup.model, setup.form, setup.run.seed, setup.mesh)
+
+
+def build_generate(setup: programs.Setup):
+  """The program that training evaluates with, taking batches as they come from the host."""
+  stage, mesh = setup.run, setup.mesh
+  traces = max(stage.sampling.max_trace_length, stage.data.max_trace_length)
+  sampling = stage.evaluation.sampling(traces, len(setup.form.marker_ids), stage.prompt.max_answer_length)
+  generate = programs.build_generate(setup, sampling)
+  if mesh is None:
+    return generate
+  return lambda params, rows, key: generate(params, sharding.place_rows(mesh, rows), key)
+
+
+# ---- Output --------------------------------------------------------------------------------------------------------
+
+
+def write(args, report: dict, completions: list) -> None:
+  """Prints the metrics, and writes the files that were asked for."""
+  width = max(map(len, report["metrics"]))
+  for name, value in report["metrics"].items():
+    print(f"{name:<{width}}  {value:.4f}")
+  print(f"{report['examples']} examples")
+  if args.output:
+    write_json(args.output, report)
+  if args.completions:
+    write_text(args.completions, json_lines(map(dataclasses.asdict, completions)), errors="backslashreplace")

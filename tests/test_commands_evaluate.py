@@ -1,0 +1,181 @@
+"""`nrt-jax evaluate` and `nrt-jax report` as users type them, on one tiny run that evaluates itself."""
+
+import json
+import os
+
+import pytest
+
+from nrt_jax import __main__, hf
+from nrt_jax.model import ModelConfig
+from nrt_jax.prompts import word_tokenizer
+from nrt_jax.tasks.running_sum import RunningSum
+
+CONFIG = """\
+from nrt_jax.commands.configs import base_config
+
+def get_config():
+  config = base_config("sft")
+  config.model.path = {model!r}
+  config.model.weights = "random"
+  config.prompt.max_prompt_length = 11
+  config.prompt.max_answer_length = 8
+  config.sampling.max_trace_length = 4
+  config.data.examples = 40
+  config.data.task_options = {{"trace_share": 0.0}}
+  config.prompts_per_step = 8
+  config.optimizer.learning_rate = 0.1
+  config.optimizer.eps = 1e-8
+  config.evaluation.data = {{"source": "task:running_sum", "split": "test", "examples": 12}}
+  config.evaluation.batch_prompts = 8
+  config.evaluation.every_steps = 0
+  config.logging.progress = False
+  config.total_steps = 3
+  config.stages = [{{"name": "one", "total_steps": 3}}, {{"name": "two", "total_steps": 2}}]
+  return config
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+  """A directory with a model directory, a config file, and a finished run with its export."""
+  path = tmp_path_factory.mktemp("evaluate")
+  os.makedirs(path / "model")
+  tokenizer = word_tokenizer(RunningSum().words, str(path / "model"))
+  model = ModelConfig(
+    vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+    num_key_value_heads=2, head_dim=4, max_position_embeddings=64,
+  )  # fmt: skip
+  hf.write_config(model, path / "model")
+  (path / "config.py").write_text(CONFIG.format(model=str(path / "model")))
+  assert __main__.main(["train", "--config", str(path / "config.py"), "--workdir", str(path / "run")]) == 0
+  return path
+
+
+def evaluate(place, *arguments) -> list[str]:
+  return ["evaluate", "--config", str(place / "config.py"), *map(str, arguments)]
+
+
+def metrics_of(place) -> list[dict]:
+  return [json.loads(line) for line in (place / "run" / "metrics.jsonl").read_text().splitlines()]
+
+
+def refused(argv, capsys) -> str:
+  capsys.readouterr()
+  assert __main__.main(argv) == 2
+  out, err = capsys.readouterr()
+  assert out == "" and err.startswith("nrt-jax: ") and err.count("\n") == 1
+  return err
+
+
+# ---- evaluate ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_evaluated_as_the_run_did(place, tmp_path, capsys):
+  output, completions = tmp_path / "heldout.json", tmp_path / "completions.jsonl"
+  capsys.readouterr()
+  argv = evaluate(place, "--checkpoint", place / "run", "--output", output, "--completions", completions)
+  assert __main__.main(argv) == 0
+  report = json.loads(output.read_text())
+  trained = {name: value for name, value in metrics_of(place)[-1].items() if name.startswith("eval/")}
+  assert report["metrics"] == trained and len(trained) >= 3
+  assert (report["examples"], report["step"], report["checkpoint"]) == (12, 5, str(place / "run"))
+  shown = capsys.readouterr().out
+  assert f"eval/heldout/accuracy         {trained['eval/heldout/accuracy']:.4f}\n" in shown and "12 examples" in shown
+  rows = [json.loads(line) for line in completions.read_text().splitlines()]
+  assert len(rows) == 12 and rows[0]["question"].startswith("add ")
+  assert sum(row["correct"] for row in rows) / 12 == trained["eval/heldout/accuracy"]
+
+
+def test_an_export_is_evaluated_like_its_checkpoint(place, tmp_path):
+  reports = []
+  for source in (("--checkpoint", place / "run" / "checkpoints"), ("--model", place / "run" / "export")):
+    assert __main__.main(evaluate(place, *source, "--output", tmp_path / "x.json")) == 0
+    reports.append(json.loads((tmp_path / "x.json").read_text()))
+  assert reports[0]["metrics"] == reports[1]["metrics"]
+  assert reports[1]["model"] == str(place / "run" / "export") and "step" not in reports[1]
+
+
+def test_overrides_choose_other_data_and_grader(place, tmp_path):
+  other = ("--config.evaluation.data.examples=8", "--config.evaluation.name=few", "--config.evaluation.grader=none")
+  argv = evaluate(place, "--model", place / "run" / "export", "--stage", "one", "--output", tmp_path / "x.json", *other)
+  assert __main__.main(argv) == 0
+  report = json.loads((tmp_path / "x.json").read_text())
+  assert report["examples"] == 8
+  assert "eval/few/marker_fraction" in report["metrics"] and "eval/few/accuracy" not in report["metrics"]
+
+
+@pytest.mark.parametrize(
+  "arguments,message",
+  [
+    ("", "--checkpoint, --model: found neither, allowed: one of them"),
+    ("--checkpoint {run} --model {run}", "--model: not allowed with argument --checkpoint"),
+    ("--checkpoint {tmp}", "a run's workdir, or the checkpoints directory"),
+    ("--checkpoint {run} --step 9", "found no checkpoint 9"),
+    ("--checkpoint {run} --stage three", "--stage: found 'three', allowed: one, two"),
+    ("--checkpoint {run} --config.evaluation.data=null", "evaluation.data: found null, allowed: a data set"),
+    (
+      "--checkpoint {run} --config.evaluation.batch_prompts=3",
+      "evaluation.batch_prompts: found 3, allowed: a multiple",
+    ),
+    ("--checkpoint {run} --output {run}/config.json/x", "config.json: is a file, allowed: a directory"),
+    ("--model {tmp}", "holds none of tokenizer.json"),
+  ],
+)
+def test_mistakes_are_one_line(place, tmp_path, capsys, arguments, message):
+  arguments = arguments.format(run=place / "run", tmp=tmp_path).split()
+  assert message in refused(evaluate(place, *arguments), capsys)
+  assert not list(tmp_path.iterdir())
+
+
+# ---- report --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def runs(tmp_path):
+  """Two workdirs with metrics made by hand; the second is still being written."""
+  lines = {
+    "a": [{"step": s, "reward/mean": s / 10, "eval/x/accuracy": 0.5} for s in (1, 2, 3)] + [{"step": 3, "loss/x": 1.0}],
+    "b": [{"step": 1, "reward/mean": 0.25}, {"step": 2, "reward/mean": None}],
+  }
+  for name, rows in lines.items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+  with (tmp_path / "b" / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 3, "reward')
+  return [str(tmp_path / name) for name in lines]
+
+
+def test_a_report_has_a_row_per_run(runs, tmp_path, capsys):
+  argv = ["report", *runs, "--last", "2", "--output", str(tmp_path / "report.json")]
+  assert __main__.main(argv) == 0
+  head, a, b = capsys.readouterr().out.splitlines()
+  assert head.split() == ["run", "step", "reward/mean", "eval/x/accuracy"]
+  assert a.split() == [runs[0], "3", "0.25", "0.5"]  # the mean of 0.2 and 0.3
+  assert b.split() == [runs[1], "2", "0.25", "-"]  # a null is no value
+  report = json.loads((tmp_path / "report.json").read_text())
+  assert report["last"] == 2 and report["runs"][0]["metrics"] == {"reward/mean": 0.25, "eval/x/accuracy": 0.5}
+
+
+def test_a_report_shows_the_metrics_that_are_named(runs, capsys):
+  assert __main__.main(["report", *runs, "--metric", "loss/*", "--metric", "reward/mean"]) == 0
+  head, a, b = capsys.readouterr().out.splitlines()
+  assert head.split() == ["run", "step", "loss/x", "reward/mean"]
+  assert (a.split()[2:], b.split()[2:]) == (["1", "0.3"], ["-", "-"])
+
+
+def test_mistakes_in_a_report(runs, tmp_path, capsys):
+  assert "--metric: found 'reward', allowed: names of these runs: eval/x/accuracy, loss/x" in refused(
+    ["report", *runs, "--metric", "reward"], capsys
+  )
+  assert "holds no metrics.jsonl, allowed: workdirs of runs" in refused(["report", str(tmp_path)], capsys)
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": \n')
+  assert "metrics.jsonl:2: not JSON" in refused(["report", str(tmp_path)], capsys)
+  assert "required: RUN" in refused(["report"], capsys)
+
+
+def test_a_report_of_a_real_run(place, capsys):
+  assert __main__.main(["report", str(place / "run"), "--metric", "loss/total", "--metric", "eval/*"]) == 0
+  head, row = capsys.readouterr().out.splitlines()
+  cells = dict(zip(head.split(), row.split()))
+  last = [line for line in metrics_of(place) if "loss/total" in line][-1]
+  assert cells["step"] == "5" and cells["loss/total"] == f"{last['loss/total']:.4g}"
