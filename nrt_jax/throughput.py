@@ -17,16 +17,18 @@ PHASES = ("prefill", "decode", "score_answer", "score_empty_trace", "score_batch
 
 def count_tokens(setup: Setup, prompts, batch) -> dict:
   """Sums over the rows of a step, which `rates` takes out of its metrics again. Called inside of the program."""
-  valid_NL = batch.position_NL >= 0
-  counts = {
-    "tokens/trained": jnp.sum(valid_NL),
-    "tokens/sequences": jnp.sum(batch.position_NL == 0),  # packed rows hold several
-    "tokens/predicted": jnp.sum(valid_NL[:, batch.first :]),  # those that the head is applied for
-  }
+  trained, sequences = jnp.sum(batch.position_NL >= 0), jnp.sum(batch.position_NL == 0)  # packed rows hold several
+  N = batch.token_NL.shape[0]
+  if batch.first == 1:  # prompts are learnt too, or rows are packed
+    given = sequences
+  else:  # a mean, as a step may be given more prompts than it trains on
+    given = N * jnp.mean(prompts.prompt_length_B)
+  counts = {"tokens/trained": trained, "tokens/sequences": sequences, "tokens/predicted": trained - given}
   if setup.algorithm.samples_traces:
+    B = N // setup.rows_per_prompt
     prompt_length_B = prompts.hint_length_B if setup.algorithm.needs_hints else prompts.prompt_length_B
-    counts["tokens/prompt"] = jnp.sum(prompt_length_B)
-    counts["tokens/answer"] = jnp.sum(prompts.answer_length_B)
+    counts["tokens/prompt"] = B * jnp.mean(prompt_length_B)
+    counts["tokens/answer"] = B * jnp.mean(prompts.answer_length_B)
   if shares_prompts(setup, batch):
     counts["tokens/shared"] = jnp.sum(batch.prompt_length_N) - jnp.sum(batch.prompt_length_N[:: setup.shared_rows])
   return counts
@@ -63,15 +65,15 @@ def model_flops(work: Work, tokens: dict) -> dict:
   run, model = work.setup.run, work.setup.model
   flops = {}
   if work.setup.algorithm.samples_traces:
-    given = run.prompts_per_step * work.setup.max_draws
-    prompts, samples = run.prompts_per_step * tokens.get("draws", 1), work.setup.samples_per_prompt
+    B, samples = run.prompts_per_step, work.setup.samples_per_prompt
+    prompts = B * tokens.get("draws", 1)
     lengths = costs.Lengths(
       prompts=prompts,
       samples=samples,
-      prompt=tokens["prompt"] / given,
+      prompt=tokens["prompt"] / B,
       trace=tokens["generated"] / (prompts * samples),
       marker=len(work.setup.form.marker_ids),
-      answer=tokens["answer"] / given,
+      answer=tokens["answer"] / B,
     )
     flops = costs.step_flops(model, lengths)
   count = max(tokens["sequences"], 1)

@@ -1,0 +1,213 @@
+"""The phases of a step as programs of their own, made of the functions that the step is made of, and timed.
+
+They run on the run's own states and batch. XLA can neither fuse nor overlap anything across their borders, and what one
+hands to the next goes through memory: their sum may differ from the step.
+"""
+
+import functools
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from nrt_jax import costs, host_grading, programs, rows, sampler, sharding, tools
+from nrt_jax.algorithms.interface import draw_once
+from nrt_jax.state import States
+from nrt_jax.throughput import count_tokens
+from nrt_jax.tools import DEVICES, Setup
+from nrt_jax.update import update
+
+ROLLOUT = ("rollout", "complete")  # the tools that sample; what they do is timed in pieces
+
+
+class Phase(NamedTuple):
+  """What was measured of one phase, for all that a step has of it."""
+
+  seconds: list  # of each repeat
+  tokens: float | None = None  # tokens that it is there for
+  moved: float | None = None  # bytes that it must read, over all devices
+
+
+class Measured(NamedTuple):
+  """All phases of a step on one batch."""
+
+  phases: dict  # name -> Phase, in the order of the step
+  tokens: dict  # as throughput.model_flops takes them
+  states: object  # after the updates
+
+
+def measure(setup: Setup, states, prompts, present: tuple, repeats: int, grading=None) -> Measured:
+  """Times what the step does with `prompts`, or where it may draw again with those of its first draw. `states` is
+  donated.
+
+  present: throughput.PHASES that the compiled step has; grading: (compiled `complete`, tokenizer, grade) where the
+  verifier runs on the host.
+  """
+  phases, graded = {}, ()
+  if setup.max_draws > 1:
+    prompts = programs.build_draws(setup)[0](prompts, 0)
+  if grading is not None:
+    complete, tokenizer, grade = grading
+    rollouts = complete(states, prompts)
+    label = functools.partial(host_grading.label_rows, setup, tokenizer, grade, prompts, rollouts)
+    seconds, labels = repeat(label, repeats)
+    phases["host_grading"] = Phase(seconds)
+    graded = ((rollouts, labels, None),)
+  batch, calls, counts = collector(setup, states, prompts, *graded)(states, prompts, *graded)
+  tokens = {name.removeprefix("tokens/"): float(np.sum(value)) for name, value in counts.items()}
+  sampled = [name for name in ROLLOUT if name in calls]
+  if sampled:
+    of_rollout, tokens["generated"] = sampling_phases(setup, states, calls[sampled[0]], sampled[0], present, repeats)
+    phases = of_rollout | phases
+  if "score_batch" in present and "score_batch" in calls:
+    program = build(setup, functools.partial(score_batches, setup), states.policy.params, calls["score_batch"])
+    seconds, _ = repeat(functools.partial(program, states.policy.params, calls["score_batch"]), repeats)
+    phases["score_batch"] = Phase(seconds, tokens["trained"])
+  seconds, policy = update_seconds(setup, states.policy, batch, repeats)
+  phases["update"] = Phase(seconds, tokens["trained"])
+  return Measured(phases, tokens, states.replace(policy=policy))
+
+
+# ----------------------------------------------------------------------------------------------------------- programs
+
+
+def build(setup: Setup, function, *arguments, donate=(), **shardings):
+  """`function` compiled for these arguments, as the step is: pmapped, or one program over the mesh."""
+  if setup.axis_name:
+    program = jax.pmap(function, axis_name=DEVICES, donate_argnums=donate)
+  else:
+    program = jax.jit(function, donate_argnums=donate, **shardings)
+  return program.lower(*arguments).compile()
+
+
+def repeat(run, repeats: int) -> tuple[list, object]:
+  """Seconds of each of `repeats` runs after one that is not counted, and what the last one returned."""
+  seconds, out = [], None
+  for number in range(repeats + 1):
+    out = None  # its memory is free for the next run
+    start = time.perf_counter()
+    out = jax.block_until_ready(run())
+    seconds += [time.perf_counter() - start] if number else []
+  return seconds, out
+
+
+def collector(setup: Setup, *arguments):
+  """`collect`, compiled."""
+  shardings = {}
+  if setup.mesh is not None:
+    by_rows, everywhere = sharding.rows_sharding(setup.mesh), sharding.replicated(setup.mesh)
+    shardings["out_shardings"] = (by_rows, by_rows, everywhere)
+  return build(setup, functools.partial(collect, setup), *arguments, **shardings)
+
+
+def collect(setup: Setup, states, prompts, graded=None):
+  """(TrainBatch, arguments of the tools that the algorithm called, token counts) of one draw of prompts."""
+  calls = {}
+  step_tools = programs.step_tools(setup, graded)
+
+  def recorded(name):
+    def call(params, rows_, *rest):
+      calls[name] = first_wave(setup, rows_) if name in ROLLOUT else [*calls.get(name, ()), rows_]
+      return getattr(step_tools, name)(params, rows_, *rest)
+
+    return call
+
+  recording = {name: recorded(name) for name in (*ROLLOUT, "score_batch")}
+  batch = programs.collect(setup, step_tools._replace(**recording, draw=draw_once), states, prompts).batch
+  return batch, calls, count_tokens(setup, prompts, batch)
+
+
+def waves(setup: Setup) -> int:
+  """How many waves a draw of prompts is sampled in."""
+  run = setup.run
+  return run.prompts_per_step // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
+
+
+def first_wave(setup: Setup, prompts):
+  count = waves(setup)
+  return prompts if count == 1 else jax.tree.map(lambda a: a[0], rows.cut_rows(prompts, count))
+
+
+def score_batches(setup: Setup, params, batches):
+  return [tools.score_batch(setup, params, batch) for batch in batches]
+
+
+def update_seconds(setup: Setup, policy, batch, repeats: int):
+  """Seconds of each update, and the state after them: each is donated to the next."""
+
+  def one(policy, batch):
+    return update(setup, programs.step_tools(setup), policy, batch)[0]
+
+  program, at = build(setup, one, policy, batch, donate=0), [policy]
+
+  def run():
+    at[0] = program(at[0], batch)
+    return at[0]
+
+  return repeat(run, repeats)
+
+
+# ----------------------------------------------------------------------------------------------------------- sampling
+
+
+def sampling_phases(setup: Setup, states, prompts, tool: str, present: tuple, repeats: int):
+  """({name: Phase}, generated tokens) of sampling and scoring one wave, times the number of waves."""
+  whole, count, phases = tool == "complete", waves(setup), {}
+  small = States(states.policy.replace(params=None, opt_state=None))  # all that a step's key is made of
+
+  def timed(function, *arguments):
+    seconds, out = repeat(functools.partial(build(setup, function, *arguments), *arguments), repeats)
+    return [count * s for s in seconds], out
+
+  def prefill(weights, prompts):
+    return sampler.prefill(weights, setup.decoder, prompts)
+
+  def sample(weights, small, prompts):
+    return tools.sample_wave(setup, weights, programs.step_key(small), whole, prompts)
+
+  def score(weights, prompts, rollouts, context):
+    return tools.score_wave(setup, weights, whole, prompts, rollouts, context)
+
+  seconds, weights = timed(functools.partial(tools.rollout_weights, setup), states.policy.params)
+  phases["rollout_weights"] = Phase([s / count for s in seconds])  # once for all waves
+  prefill_seconds, (hidden, cache) = timed(prefill, weights, prompts)
+  phases["prefill"] = Phase(prefill_seconds, count * total(prompts.prompt_length_B))
+  if "score_empty_trace" in present:
+    seconds, _ = timed(functools.partial(tools.score_empty, setup), weights, prompts, hidden, cache)
+    phases["score_empty_trace"] = Phase(seconds, count * total(prompts.answer_length_B))
+  del hidden, cache
+
+  seconds, (rollouts, context) = timed(sample, weights, small, prompts)
+  generated = count * total(rollouts.length_N)
+  decode_seconds = [s - p for s, p in zip(seconds, prefill_seconds)]  # sampling starts with a prefill
+  phases["decode"] = Phase(decode_seconds, generated, count * decode_bytes(setup, prompts, rollouts))
+  if "score_answer" in present:
+    seconds, _ = timed(score, weights, prompts, rollouts, context)
+    answers = setup.samples_per_prompt * total(prompts.answer_length_B)
+    phases["score_answer"] = Phase(seconds, count * answers)
+  order = ("rollout_weights", "prefill", "decode", "score_answer", "score_empty_trace")
+  return {name: phases[name] for name in order if name in phases}, generated
+
+
+def total(lengths) -> float:
+  return float(np.sum(np.asarray(lengths)))
+
+
+def decode_bytes(setup: Setup, prompts, rollouts) -> float:
+  """Bytes that decoding these rollouts must read, over all devices: the weights once for every token of the longest
+  row, a prompt's cache once for every token of its longest sample, and each row's own cache.
+  """
+  model, G = setup.decoder, setup.samples_per_prompt
+  width = np.dtype(model.compute_dtype).itemsize if model.compute_dtype != "bfloat16" else 2
+  length_N, length_B = np.asarray(rollouts.length_N), np.asarray(prompts.prompt_length_B).reshape(-1)
+  loops = length_N.max(axis=-1).mean()  # under pmap each device has a loop of its own
+  replicas = jax.device_count() // setup.run.parallel.tensor if setup.axis_name or setup.mesh is not None else 1
+  none = costs.Lengths(1, 1, 0, 0, 0, 0)
+  weights = costs.decode_bytes(model, 0, 0, none)["weights"] / 2 * width  # the function's are bfloat16
+  slots = 0.0
+  for prompt, trace_G in zip(length_B, length_N.reshape(-1, G)):
+    longest = float(trace_G.max())
+    slots += costs.seen_tokens(model, float(prompt), longest) - costs.seen_tokens(model, 0, longest)
+    slots += sum(costs.seen_tokens(model, 0, float(trace)) for trace in trace_G)
+  return loops * replicas * weights + slots * costs.cache_bytes_per_token(model, width)
