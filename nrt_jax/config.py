@@ -34,6 +34,8 @@ class ModelSource:
   compute_dtype: str = "float32"  # float32 | bfloat16; master parameters stay float32
   remat: str = "none"  # none | dots | full
   layer_loop: str = "auto"  # auto | scan | unroll
+  attention: str = "auto"  # auto | xla | cudnn | splash: of whole rows; auto: by the platform of the devices
+  attention_block: int = 512  # with xla: queries of a row whose scores exist at the same time
   head_chunk: int = 2048  # tokens per device whose logits exist at the same time
   lora_rank: int = 0  # of low-rank adapters, the only trained parameters where above 0; 0 trains all
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank

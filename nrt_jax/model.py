@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from nrt_jax.attention import MASKED, KVCache, attend, put_slots, rotate, rotation, visible, write_cache
+from nrt_jax import kernels
+from nrt_jax.attention import MASKED, KVCache, put_slots, rotate, rotation, visible, write_cache
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.sharding import constrain
 
@@ -62,6 +63,8 @@ class ModelConfig:
   remat: str = "none"  # none | dots (keep matrix products) | full (recompute each layer)
   layer_loop: str = "auto"  # scan: small programs | unroll: faster on CPU | auto: by platform
   platform: str | None = None  # cpu | gpu | tpu: what programs are compiled for; None: the default backend
+  attention: str = "auto"  # of whole rows: xla | cudnn | splash | auto: by platform; decoding is always xla
+  attention_block: int = 512  # queries of a row whose scores exist at the same time in xla; longer rows run in blocks
   head_chunk: int = 2048  # tokens per device whose logits exist at the same time
   lora_rank: int = 0  # of low-rank adapters (nrt_jax/lora.py); 0 = none, all parameters are trained
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
@@ -72,6 +75,9 @@ class ModelConfig:
     require_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
     require_choice("model.remat", self.remat, ("none", "dots", "full"))
     require_choice("model.layer_loop", self.layer_loop, ("auto", "scan", "unroll"))
+    require_choice("model.attention", self.attention, kernels.ATTENTION)
+    if self.attention_block < 1:
+      raise UserError(f"model.attention_block: found {self.attention_block}, allowed: 1 or more")
     for target in self.lora_targets:
       require_choice("model.lora_targets", target, ADAPTABLE)
     if self.lora_rank < 0 or (self.lora_rank and not self.lora_targets):
@@ -148,7 +154,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x_NTD, angles, caches, seen, slot=None):
-    """`caches`: (key, value) of each cache segment for this layer; `seen`: one mask for each segment attended to.
+    """`caches`: (key, value) of each cache segment for this layer; `seen`: see kernels.sight.
 
     The new tokens are the last segment. With `slot` they are first written into the last cache, which takes that place.
     """
@@ -165,9 +171,9 @@ class Block(nn.Module):
     if slot is not None:
       *caches, (old_key, old_value) = caches
       key, value = put_slots(old_key, key, slot, -2), put_slots(old_value, value, slot, -2)
-    segments = [(*kv, mask) for kv, mask in zip((*caches, (key, value)), seen)]
+    segments = (*caches, (key, value))
     with jax.named_scope("attention"):
-      mixed_NTHh = attend(rotate(q_NTHh, angles), segments)
+      mixed_NTHh = kernels.attend_by(c, rotate(q_NTHh, angles), segments, seen)
     x_NTD = x_NTD + self._dense("o", c.hidden_size, c.output_bias, axis=(-2, -1))(mixed_NTHh)
     y = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x_NTD)
     gate = self._dense("gate", c.intermediate_size, c.mlp_bias)(y)
@@ -282,6 +288,10 @@ def forward(
   Returns: hidden_NTD after the final norm, in the compute dtype, and the last cache with the new tokens in it, or
   without `slot` a KVCache of the new tokens alone (T slots).
   """
+  kind = kernels.choose(config, token_NT.shape, example_NT is not None, len(caches), slot is not None)
+  if kind == "cudnn":
+    turn, turn_back = kernels.align_left(position_NT)
+    token_NT, position_NT = turn(token_NT), turn(position_NT)
   dtype = jnp.dtype(config.compute_dtype)
   # Gathered over fsdp before the look-up: rows taken from a table cut by columns would have to be dealt out anew.
   table = constrain(params["embedder"]["embedding"].astype(dtype), "vocab", None)
@@ -291,16 +301,14 @@ def forward(
   writes_first = slot is not None and not config.scan_layers
   new_position = put_slots(caches[-1].position_MS, position_NT, slot, -1) if writes_first else position_NT
   positions = (*(cache.position_MS for cache in (caches[:-1] if writes_first else caches)), new_position)
-  windows = (None,) if config.sliding_window is None else (None, config.sliding_window)
-  masks = [tuple(visible(position_NT, p, window, example_NT) for p in positions) for window in windows]
+  seen_in = kernels.sight(config, kind, position_NT, positions, example_NT)
   slides = config.sliding_layers or (config.sliding_window is not None,) * config.num_hidden_layers
   angles = rotation(config, position_NT)
 
   def layer(x_NTD, inputs):
     layer_params, layer_caches, slide = inputs
-    seen = masks[0] if len(masks) == 1 else jax.tree.map(lambda full, cut: jnp.where(slide, cut, full), *masks)
     block_slot = slot if writes_first else None
-    return Block(config).apply({"params": layer_params}, x_NTD, angles, layer_caches, seen, block_slot)
+    return Block(config).apply({"params": layer_params}, x_NTD, angles, layer_caches, seen_in(slide), block_slot)
 
   layer = _remat(config, layer)
   key_values = tuple((cache.key, cache.value) for cache in caches)
@@ -315,6 +323,8 @@ def forward(
       new.append(pair)
     key, value = (tuple(part) for part in zip(*new))
   hidden_NTD = RMSNorm(config.rms_norm_eps).apply({"params": params["final_norm"]}, x_NTD)
+  if kind == "cudnn":
+    hidden_NTD = turn_back(hidden_NTD)
   new = KVCache(key, value, new_position)
   return hidden_NTD, new if slot is None or writes_first else write_cache(caches[-1], new, slot)
 

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "nrt_jax"
 LAYERS = [
   ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "compilations", "nrt_jax"],
   ["sharding", "attention", "ceilings"],
+  ["kernels"],
   ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
   ["columns", "tasks.grading", "tasks.splits", "tasks.expressions", "tasks.symbolic"],
   ["tasks.*"],

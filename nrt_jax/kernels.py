@@ -1,0 +1,246 @@
+"""Attention of long rows without their scores in memory: XLA in blocks of queries, cuDNN on GPUs, splash on TPUs.
+
+`attention.attend` is what they all compute, and what decoding and short rows run. The two kernels know columns, not
+positions: they run on rows whose valid tokens lie next to each other in the order of their positions (rows.Rows, packed
+rows, prompts), for then a token sees by column what it would see by position. `config` is a model.ModelConfig.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+from nrt_jax.attention import attend, visible
+from nrt_jax.errors import UserError
+from nrt_jax.sharding import MESH_AXES, batch_ways, spec_for
+
+ATTENTION = ("auto", "xla", "cudnn", "splash")
+STAGES = 4  # of the keys that grow with the queries, in `in_blocks`: 5/8 of the square are computed, the limit is 1/2
+LANES = 128  # splash attention's blocks of columns are multiples of a TPU register's width
+SHORTEST_SPLASH = 256  # columns; shorter rows fill no two blocks, and their scores are small
+
+
+@struct.dataclass
+class Rows:
+  """What the attention of whole rows needs to know of them, in place of masks. The last segment is the rows' own."""
+
+  kind: str = struct.field(pytree_node=False)  # blocks | cudnn | splash
+  positions: tuple  # int32 [M, S] of each segment attended to, as for attention.visible
+  example_NT: jax.Array | None = None  # int32, of packed rows
+  slide: jax.Array | None = None  # bool []: whether this layer has the sliding window; None: all or none has
+
+
+def check(config) -> None:
+  """UserError where `model.attention` names a kernel that cannot run this architecture on the target platform."""
+  kind, target, head_dim = config.attention, config.target, config.head_dim
+  if (kind, target) not in (("cudnn", "gpu"), ("splash", "tpu")):
+    return
+  if kind == "cudnn" and config.compute_dtype == "float32":
+    raise UserError("model.attention='cudnn': found model.compute_dtype='float32', allowed: bfloat16")
+  if kind == "cudnn" and (head_dim % 8 or head_dim > 128):
+    raise UserError(f"model.attention='cudnn': found head_dim {head_dim}, allowed: multiples of 8 up to 128")
+  if kind == "splash" and head_dim % 64:
+    raise UserError(f"model.attention='splash': found head_dim {head_dim}, allowed: multiples of 64")
+
+
+def choose(config, shape, packed: bool = False, caches: int = 0, writes: bool = False) -> str:
+  """What attends in `shape` = (rows, columns) new tokens: dense (attention.attend) | blocks | cudnn | splash.
+
+  A kernel runs rows that attend to themselves alone and that divide over the mesh, cuDNN only rows of one example.
+  Tokens that are written into a cache (`writes`) are decoded: dense.
+  """
+  check(config)
+  rows, columns = shape
+  if writes:
+    return "dense"
+  kind = config.attention
+  if kind == "auto":
+    long, target = columns >= SHORTEST_SPLASH, config.target
+    if target == "tpu" and long and config.head_dim % 64 == 0:
+      kind = "splash"
+    elif target == "gpu" and config.compute_dtype != "float32" and config.head_dim in (64, 128):
+      kind = "cudnn"
+  fits = caches == 0 and rows % batch_ways() == 0
+  if fits and (kind == "splash" or (kind == "cudnn" and not packed)):
+    return kind
+  return "blocks" if columns > config.attention_block else "dense"
+
+
+def sight(config, kind: str, position_NT, positions, example_NT=None):
+  """A function from whether a layer slides (bool `[]`) to what `attend_by` takes as `seen`.
+
+  That is a mask for each segment where `kind` is dense, else Rows. positions: `[M, S]` of each segment.
+  """
+  slides = set(config.sliding_layers or (True,)) if config.sliding_window is not None else {False}
+  if kind != "dense":
+    rows = Rows(kind, tuple(positions), example_NT)
+    return (lambda slide: rows.replace(slide=slide)) if len(slides) == 2 else (lambda slide: rows)
+  windows = [config.sliding_window if slide else None for slide in sorted(slides)]
+  masks = [tuple(visible(position_NT, p, window, example_NT) for p in positions) for window in windows]
+  if len(masks) == 1:
+    return lambda slide: masks[0]
+  return lambda slide: jax.tree.map(lambda full, cut: jnp.where(slide, cut, full), *masks)
+
+
+def attend_by(config, query_NTHh, segments, seen):
+  """Attention, `[N, T, H, h]`. `segments`: (key_MKSh, value_MKSh) of each, the rows' own last; `seen`: see `sight`.
+
+  What it returns at pads is finite and means nothing.
+  """
+  if not isinstance(seen, Rows):
+    return attend(query_NTHh, [(*key_value, mask) for key_value, mask in zip(segments, seen)])
+  run = functools.partial(KINDS[seen.kind], config, query_NTHh, segments, seen)
+  window = config.sliding_window
+  if seen.slide is not None:
+    return jax.lax.cond(seen.slide, lambda: run(window), lambda: run(None))
+  return run(window if config.sliding_layers is None or all(config.sliding_layers) else None)
+
+
+# ---------------------------------------------------------------------------------------------------- XLA, in blocks
+
+
+def in_blocks(config, query_NTHh, segments, rows: Rows, window):
+  """`attend` for some queries at a time, on any platform: scores `[N, H, T, S]` never exist at once.
+
+  The queries are cut into `STAGES` ranges, whose keys end where the range ends; each range is one loop over its blocks,
+  whose scores are computed again in the backward pass. One loop over all, with all keys, takes twice the time; blocks
+  without a loop are run side by side by XLA, and take several times the memory.
+  """
+  N, T, H, h = query_NTHh.shape
+  *shared, (key_NKTh, value_NKTh) = segments
+  position_NT = rows.positions[-1]
+  blocks = -(-T // config.attention_block)
+  stages = min(STAGES, blocks)
+  width = -(-T // blocks)
+  range_width = -(-blocks // stages) * width
+  out = []
+  for first in range(0, T, range_width):
+    last = min(first + range_width, T)
+    low = 0 if window is None else max(0, first - window + 1)
+    own = (key_NKTh[:, :, low:last], value_NKTh[:, :, low:last])
+    # Gradients of keys are summed over blocks: in float32, as one product over all queries would.
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), (*shared, own))
+    known = (*rows.positions[:-1], position_NT[:, low:last])
+    slots_NS = None if rows.example_NT is None else rows.example_NT[:, low:last]
+
+    @jax.checkpoint
+    def block(inputs, wide=wide, known=known, slots_NS=slots_NS):
+      query, position_Nt, example_Nt = inputs
+      seen = [visible(position_Nt, position, window) for position in known]
+      if example_Nt is not None:
+        seen[-1] &= (example_Nt[:, :, None] == slots_NS[:, None])[:, None]
+      return attend(query, [(*(x.astype(query.dtype) for x in kv), mask) for kv, mask in zip(wide, seen)])
+
+    inputs = (query_NTHh, position_NT, rows.example_NT)
+    pieces = jax.tree.map(functools.partial(_cut, first=first, last=last, width=width), inputs)
+    mixed = jax.lax.map(block, pieces).swapaxes(0, 1)
+    out.append(mixed.reshape(N, -1, H, h)[:, : last - first])
+  return jnp.concatenate(out, 1)
+
+
+def _cut(x, first: int, last: int, width: int):
+  """Columns `first` to `last` of x in pieces: `[pieces, N, width, ...]`, the last one filled up with zeros."""
+  x = x[:, first:last]
+  x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % width)) + ((0, 0),) * (x.ndim - 2))
+  return x.reshape(x.shape[0], -1, width, *x.shape[2:]).swapaxes(0, 1)
+
+
+# --------------------------------------------------------------------------------------------------- cuDNN, on GPUs
+
+
+def align_left(position_NT):
+  """How to turn rows so that their first valid token is in column 0, and back: two functions of `[N, T, ...]`.
+
+  cuDNN masks by lengths counted from column 0. Without pads in front, a causal mask hides those behind by itself.
+  """
+  T = position_NT.shape[1]
+  start_N1 = jnp.argmax(position_NT >= 0, axis=1)[:, None]
+  column = jnp.arange(T)[None]
+
+  def turn(source_NT, x):
+    return jnp.take_along_axis(x, source_NT.reshape(*source_NT.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+  there, back = (column + start_N1) % T, (column - start_N1) % T
+  return functools.partial(turn, there), functools.partial(turn, back)
+
+
+def in_cudnn(config, query_NTHh, segments, rows: Rows, window):
+  """cuDNN's flash attention of rows that `align_left` has turned; off a GPU, XLA's form of the same call.
+
+  XLA partitions the call over rows and heads by itself. With a window no lengths are given: a causal mask is enough.
+  """
+  (key_NKTh, value_NKTh), position_NT = segments[-1], rows.positions[-1]
+  length_N = jnp.maximum(jnp.sum(position_NT >= 0, axis=1, dtype=jnp.int32), 1)  # 0 keys would be 0 / 0
+  lengths = {"query_seq_lengths": length_N, "key_value_seq_lengths": length_N}
+  return jax.nn.dot_product_attention(
+    query_NTHh,
+    key_NKTh.swapaxes(1, 2),
+    value_NKTh.swapaxes(1, 2),
+    is_causal=True,
+    implementation="cudnn" if config.target == "gpu" else "xla",
+    **(lengths if window is None else {"local_window_size": (window - 1, 0)}),
+  )
+
+
+# ------------------------------------------------------------------------------------------- splash attention, on TPUs
+
+
+def splash_block(columns: int) -> int:
+  """Columns of a block: the largest whose multiples pad a row by less than an eighth, or by less than 128 columns."""
+  return next(b for b in (512, 256, LANES) if -columns % b < max(LANES, columns / 8))
+
+
+def in_splash(config, query_NTHh, segments, rows: Rows, window):
+  """Splash attention (flash attention that skips masked blocks), on each device's own rows and heads.
+
+  Pads and examples are segments: a pad sees pads, itself at least, so that its softmax has something to divide by.
+  Off a TPU the kernel is interpreted, which is for tests.
+  """
+  T, h = query_NTHh.shape[1], query_NTHh.shape[3]
+  (key_NKTh, value_NKTh), valid_NT = segments[-1], rows.positions[-1] >= 0
+  example_NT = jnp.where(valid_NT, 0 if rows.example_NT is None else rows.example_NT, -1)
+  query_NHTh = (query_NTHh.astype(jnp.float32) * h**-0.5).astype(query_NTHh.dtype).swapaxes(1, 2)
+  block = splash_block(T)
+  more = -T % block
+
+  def attend_here(query_NHTh, key_NKTh, value_NKTh, example_NT):
+    kernel = _splash_kernel(query_NHTh.shape[1], T + more, block, window, interpret=config.target != "tpu")
+    return jax.vmap(kernel)(query_NHTh, key_NKTh, value_NKTh, splash.SegmentIds(example_NT, example_NT))
+
+  def pad(x_NKTh):
+    return jnp.pad(x_NKTh, ((0, 0), (0, 0), (0, more), (0, 0)))
+
+  example_NT = jnp.pad(example_NT, ((0, 0), (0, more)), constant_values=-1)
+  heads, kv_heads = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
+  mixed_NHTh = _on_each_device(attend_here, (heads, kv_heads, kv_heads, ("batch", None)), heads)(
+    pad(query_NHTh), pad(key_NKTh), pad(value_NKTh), example_NT
+  )
+  return mixed_NHTh[:, :, :T].swapaxes(1, 2)
+
+
+def _splash_kernel(heads: int, columns: int, block: int, window, interpret: bool):
+  """The kernel of one row: (query_HTh, key_KTh, value_KTh, segment ids) -> `[H, T, h]`. Scores are float32."""
+  shape = (columns, columns)
+  mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), offset=0)
+  names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
+  return splash.make_splash_mha(
+    splash.MultiHeadMask([mask] * heads),
+    block_sizes=splash.BlockSizes(**dict.fromkeys(names, block)),
+    head_shards=1,
+    q_seq_shards=1,
+    interpret=interpret,
+  )
+
+
+def _on_each_device(function, in_axes, out_axes):
+  """`function` on each device's part of its arguments, cut by logical axes: XLA does not cut a Pallas call itself."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
+    return function
+  specs = tuple(spec_for(axes) for axes in in_axes)
+  return jax.shard_map(function, in_specs=specs, out_specs=spec_for(out_axes), check_vma=False)
+
+
+KINDS = {"blocks": in_blocks, "cudnn": in_cudnn, "splash": in_splash}
