@@ -14,16 +14,16 @@ from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.errors import UserError
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "experiments" / "miniature"))
-import methods  # noqa: E402  (a script: its neighbours are beside it)
-import methods_recipe as recipe  # noqa: E402
-import methods_report as reports  # noqa: E402
+import methods
+import methods_recipe as recipe
+import methods_report as reports
 
 METRICS = {"accuracy": 0.5, "logp": -1.0, "gain": 0.1, "trace": 4.0, "entropy": 0.2}
 
 
 def line(method="sft", seed=0, last=(), **more) -> dict:
-  """A finished run with two points on its curve."""
-  curve = [{"step": 0, **METRICS}, {"step": 2, **METRICS, **dict(last)}]
+  """A finished run with three points on its curve."""
+  curve = [{"step": 0, **METRICS}, {"step": 1, **METRICS}, {"step": 2, **METRICS, **dict(last)}]
   fixed = {"task": "running_sum", "method": method, "seed": seed, "steps": 2, "pretrain_steps": 2}
   return {**fixed, "generated": 1000 * (seed + 1), "seconds": 1.5, "curve": curve, **more}
 
@@ -49,9 +49,7 @@ def test_configs_differ_in_the_method_alone():
 
 
 def test_hard_tokens_are_the_sums():
-  answers = {
-    task: recipe.tasks.TASKS[task]().example(0)[1].split() for task in recipe.TASKS if recipe.TASKS[task].hard
-  }
+  answers = {task: recipe.tasks.TASKS[task]().example(0)[1].split() for task in recipe.TASKS if recipe.TASKS[task].hard}
   assert set(answers) == {"running_sum", "long_answer"}
   for task, words in answers.items():
     assert all(words[column].isdigit() for column in recipe.TASKS[task].hard)
@@ -72,15 +70,18 @@ def test_table_shows_the_last_point_over_seeds():
   lines = [line(seed=seed, last={"accuracy": accuracy}) for seed, accuracy in enumerate((0.1, 0.2, 0.6))]
   lines.append(line("grpo", 1))
   head, rule, start, sft, grpo = reports.table(lines).split("\n")
-  assert "hard" not in head and head.count("|") == rule.count("|") == sft.count("|") == 9
-  assert start.startswith("| start | 3 | 0.500 ± 0.000 |")
-  assert sft == "| `sft` | 3 | 0.300 ± 0.265 | -1.000 ± 0.000 | 0.100 ± 0.000 | 4.0 ± 0.0 | 0.20 ± 0.00 | 2,000 |"
-  assert grpo.startswith("| `grpo` | 1 | 0.500 | -1.000 |") and grpo.endswith("| 2,000 |")
+  assert "hard" not in head and head.count("|") == rule.count("|") == sft.count("|") == 10 and "step 1 | step 2" in head
+  assert start.startswith("| start | 3 |  | 0.500 ± 0.000 |")
+  assert (
+    sft
+    == "| `sft` | 3 | 0.500 ± 0.000 | 0.300 ± 0.265 | -1.000 ± 0.000 | 0.100 ± 0.000 | 4.0 ± 0.0 | 0.20 ± 0.00 | 2,000 |"
+  )
+  assert grpo.startswith("| `grpo` | 1 | 0.500 | 0.500 | -1.000 |") and grpo.endswith("| 2,000 |")
 
 
 def test_series_and_figure():
   lines = [line(seed=0, last={"trace": 1.0}), line(seed=1, last={"trace": 3.0}), line("grpo", 1), line("nrt_am", 0)]
-  assert reports.series(lines[:2], "trace") == [(0, 4.0, 0.0), (2, 2.0, pytest.approx(math.sqrt(2)))]
+  assert reports.series(lines[:2], "trace") == [(0, 4.0, 0.0), (1, 4.0, 0.0), (2, 2.0, pytest.approx(math.sqrt(2)))]
   families = {name: method.family for name, method in recipe.METHODS.items()}
   root = xml.etree.ElementTree.fromstring(reports.figure("a title", lines, families))
   tags = [element.tag.rpartition("}")[2] for element in root.iter()]

@@ -43,17 +43,19 @@ class Method:
 
 HARD = tuple(i for i, kind in enumerate(tasks.TASKS["long_answer"]().kinds) if kind == "hard")
 EVERY = ("control", "nrt", "relative", "completion", "offline", "verified")
+UNVERIFIED = ("control", "nrt", "relative", "completion", "offline", "unscaled")
 TASKS = {
   "running_sum": StudyTask(11, 20, 8, 8, 0.2, 900, 30, EVERY, "token_match", hard=(3,)),
-  "long_answer": StudyTask(16, 20, 34, 13, 0.3, 700, 24, EVERY[:-1], "host", hard=HARD),
-  "countdown_small": StudyTask(6, 16, 8, 11, 0.3, 700, 18, EVERY, "host"),
+  "long_answer": StudyTask(16, 20, 34, 13, 0.3, 700, 24, UNVERIFIED, "host", hard=HARD),
+  "countdown_small": StudyTask(6, 16, 8, 11, 0.3, 600, 15, EVERY, "host"),
 }
 
 
-def nrt(reward: str) -> Method:
+def nrt(reward: str, scale: str = "std") -> Method:
   """NRT with the quickstart's settings: cross-entropy on the answer, means over tokens."""
-  settings = {"reward": reward, "answer_weight": "one", "normalisation": "token"}
-  return Method("nrt", "nrt", {f"algorithm.{key}": value for key, value in settings.items()})
+  settings = {"reward": reward, "answer_weight": "one", "normalisation": "token", "scale": scale}
+  family = "nrt" if scale == "std" else "unscaled"
+  return Method("nrt", family, {f"algorithm.{key}": value for key, value in settings.items()})
 
 
 def verified(algorithm: str) -> Method:
@@ -69,6 +71,13 @@ METHODS = {
   "nrt_ws_inverse": nrt("weighted_sum_inverse_prob"),
   "nrt_ws_log": nrt("weighted_sum_log_prob"),
   "nrt_paper": Method("nrt", "nrt"),  # WS(-log p), answer weights derived from the reward
+  # Advantages as large as the rewards make them: the group's deviation hides how little a reward says.
+  "unscaled_log_prob": nrt("log_prob", "none"),
+  "unscaled_prob": nrt("prob", "none"),
+  "unscaled_gm": nrt("geometric_mean", "none"),
+  "unscaled_am": nrt("arithmetic_mean", "none"),
+  "unscaled_ws_inverse": nrt("weighted_sum_inverse_prob", "none"),
+  "unscaled_ws_log": nrt("weighted_sum_log_prob", "none"),
   "jepo": Method("jepo", "relative"),
   "jepo_multi": Method("jepo_multi", "relative"),
   "verifree": Method("verifree", "relative"),

@@ -25,6 +25,7 @@ COLUMNS = (
 PANELS = (("accuracy", "accuracy"), ("log p(answer)", "logp"), ("trace length", "trace"), ("entropy", "entropy"))
 ROWS = (
   ("NRT, by aggregation", ("nrt",)),
+  ("NRT, advantages not scaled by the group's deviation", ("unscaled",)),
   ("other likelihood methods on traces", ("relative",)),
   ("whole completions by likelihood; offline", ("completion", "offline")),
   ("with a verifier", ("verified",)),
@@ -61,17 +62,20 @@ def cell(values, digits: int) -> str:
 def table(lines: list[dict]) -> str:
   """A Markdown table of one task: what all methods start from, then a row a method, at the last point of its curve."""
   columns = [column for column in COLUMNS if column[1] in lines[0]["curve"][0]]
-  heads = ["method", "seeds", *(head for head, _, _ in columns), "generated tokens"]
-  rows = [row_of(START, list(starts(lines).values()), columns, ["0"])]
+  first, last = lines[0]["curve"][1]["step"], lines[0]["curve"][-1]["step"]
+  heads = ["method", "seeds", f"accuracy, step {first}", f"step {last}", *(head for head, _, _ in columns[1:])]
+  heads.append("generated tokens")
+  rows = [row_of(START, list(starts(lines).values()), columns, "", "0")]
   for method, own in by_method(lines).items():
     generated, _ = mean_std(line["generated"] for line in own)
-    rows.append(row_of(f"`{method}`", [line["curve"][-1] for line in own], columns, [f"{generated:,.0f}"]))
+    early = cell([line["curve"][1]["accuracy"] for line in own], 3)
+    rows.append(row_of(f"`{method}`", [line["curve"][-1] for line in own], columns, early, f"{generated:,.0f}"))
   return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows))
 
 
-def row_of(name: str, points: list[dict], columns, more: list[str]) -> list[str]:
+def row_of(name: str, points: list[dict], columns, early: str, generated: str) -> list[str]:
   cells = (cell([point[key] for point in points], digits) for _, key, digits in columns)
-  return [name, str(len(points)), *cells, *more]
+  return [name, str(len(points)), early, *cells, generated]
 
 
 def starts(lines: list[dict]) -> dict:
