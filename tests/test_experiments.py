@@ -29,6 +29,13 @@ def test_file_is_a_run_and_says_how_to_start_it(path):
     assert word in path.read_text().split('"""')[1]
 
 
+def test_the_page_lists_every_run():
+  page = (EXPERIMENTS.parent / "docs" / "experiments.md").read_text()
+  listed = set(re.findall(r"^\| `(\w+)\.py` \|", page, re.MULTILINE))
+  runs = {path.stem for path in FILES} | {"quickstart"}
+  assert runs <= listed and all((EXPERIMENTS / f"{name}.py").is_file() for name in listed)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_total_steps_caps_every_stage(path):
   assert {run.total_steps for run in config.stages_of(load_config(str(path), ["--config.total_steps=3"]))} == {3}
