@@ -104,7 +104,8 @@ def completion_reward(config) -> str:
     parts = (config.format_weight, config.rank_weight, config.efficiency_weight)
     return "{:g} format + {:g} rank + {:g} efficiency of the perplexity".format(*parts) + whose + "; 0 without format"
   share = config.format_share
-  return f"{1 - share:g} of {likelihood_reward(config)}, {share:g} for format; 0 without format"
+  text = f"{1 - share:g} of {likelihood_reward(config)}, {share:g} for format; 0 without format"
+  return text + (f"; -{config.repetition_penalty:g} where it repeats itself" if config.repetition_penalty else "")
 
 
 def verified(config) -> str:

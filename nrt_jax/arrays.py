@@ -85,6 +85,8 @@ class TrainBatch:
   format_mask_NL: jax.Array  # bool, marker tokens that the model did not emit
   first: int = struct.field(pytree_node=False)  # no coefficient is non-zero before this column: the head starts here
   example_NL: jax.Array | None = None  # int32, where a row holds several examples, which one: they don't see each other
+  prompt_NP: jax.Array | None = None  # int32, padded on the left: the prompt, where the rows of a group have the same
+  prompt_length_N: jax.Array | None = None  # int32
   extra: dict = struct.field(default_factory=dict)  # name -> array [N, ...]: what one method's loss needs besides
 
 

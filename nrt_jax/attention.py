@@ -16,14 +16,26 @@ MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite t
 
 
 @struct.dataclass
+class Int8:
+  """Keys or values in eight bits, `number * scale`: one scale for each token and head."""
+
+  number: jax.Array  # int8 [..., S, h]
+  scale: jax.Array  # float32 [..., S, 1]
+
+  def astype(self, _):  # attention widens the numbers where it multiplies by them
+    return self
+
+
+@struct.dataclass
 class KVCache:
   """Keys and values of one attention segment. Its rows M may be fewer than the queries' rows N: then each serves N/M.
 
-  `key` and `value` are one array `[layers, M, K, S, h]` where layers are scanned, else a tuple of `[M, K, S, h]`.
+  `key` and `value` are one array `[layers, M, K, S, h]` where layers are scanned, else a tuple of `[M, K, S, h]`. In
+  eight bits each array is an Int8.
   """
 
-  key: jax.Array | tuple
-  value: jax.Array | tuple
+  key: jax.Array | Int8 | tuple
+  value: jax.Array | Int8 | tuple
   position_MS: jax.Array  # int32, -1 where the slot is empty
 
 
@@ -31,15 +43,33 @@ def empty_cache(config, rows: int, slots: int, dtype) -> KVCache:
   """A cache of `rows` x `slots` with every slot empty."""
   shape = (rows, config.num_key_value_heads, slots, config.head_dim)
   if config.scan_layers:
-    key = value = jnp.zeros((config.num_hidden_layers, *shape), dtype)
+    key = value = store(jnp.zeros((config.num_hidden_layers, *shape)), dtype)
   else:
-    key = value = tuple(jnp.zeros(shape, dtype) for _ in range(config.num_hidden_layers))
+    key = value = tuple(store(jnp.zeros(shape), dtype) for _ in range(config.num_hidden_layers))
   return KVCache(key, value, jnp.full((rows, slots), -1, jnp.int32))
 
 
+def store(x, dtype):
+  """Keys or values as a cache of this dtype holds them: Int8 where that is int8."""
+  if dtype != jnp.int8:
+    return x.astype(dtype)
+  scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1, keepdims=True) / 127
+  number = jnp.round(x / jnp.where(scale == 0, 1.0, scale))
+  return Int8(number.astype(jnp.int8), scale)
+
+
+def store_cache(cache: KVCache, dtype) -> KVCache:
+  """A cache of keys and values as they were computed, in another dtype."""
+  key, value = (jax.tree.map(lambda x: store(x, dtype), x) for x in (cache.key, cache.value))
+  return cache.replace(key=key, value=value)
+
+
 def put_slots(old, new, slot, axis):
-  """`old` with `new` put in from index `slot` of `axis` on."""
-  return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), slot, axis)
+  """`old` with `new` put in from index `slot` of `axis` on, stored as `old` is."""
+  if isinstance(old, Int8) and not isinstance(new, Int8):
+    new = store(new, jnp.int8)
+  put = jax.lax.dynamic_update_slice_in_dim
+  return jax.tree.map(lambda old, new: put(old, new.astype(old.dtype), slot, axis), old, new)
 
 
 def write_cache(cache: KVCache, new: KVCache, slot) -> KVCache:
@@ -103,10 +133,11 @@ def attend(query_NTHh, segments):
   """Softmax attention over several key/value segments at once, `[N, T, H, h]`.
 
   Each segment is (key_MKSh, value_MKSh, seen_MrTS). A segment with fewer rows than the queries is read once for the
-  N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models.
+  N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models. Keys and values
+  may be Int8: their scales multiply the scores and the weights, so that no wide copy of them is needed.
   """
   N, T, H, h = query_NTHh.shape
-  K = segments[0][0].shape[1]
+  K = jax.tree.leaves(segments[0][0])[0].shape[1]
   group = H // K
 
   # All queries of a segment's key/value head are one axis, q = (r, T, group): more free axes make XLA transpose the
@@ -119,17 +150,25 @@ def attend(query_NTHh, segments):
     tail = x_NTKg.shape[4:]
     return x_NTKg.reshape(M, N // M * T, K, group, *tail).swapaxes(1, 2).reshape(M, K, -1, *tail)
 
+  def split(x_MKSh):  # what to multiply by, and the scale of each slot
+    if isinstance(x_MKSh, Int8):
+      return x_MKSh.number.astype(query_NTHh.dtype), x_MKSh.scale.swapaxes(2, 3)
+    return x_MKSh, 1.0
+
   query, logits = query_NTHh.reshape(N, T, K, group, h), []
   for key_MKSh, _, seen in segments:
     M, r, _, S = seen.shape
-    score = jnp.einsum("mkqh,mksh->mkqs", from_rows(query, M), key_MKSh, preferred_element_type=jnp.float32) * h**-0.5
+    key, scale = split(key_MKSh)
+    score = jnp.einsum("mkqh,mksh->mkqs", from_rows(query, M), key, preferred_element_type=jnp.float32)
+    score = score * (scale * h**-0.5)
     seen = jnp.broadcast_to(seen[:, None, :, :, None], (M, 1, r, T, group, S)).reshape(M, 1, -1, S)
     logits.append(jnp.where(seen, score, MASKED))
   top = functools.reduce(jnp.maximum, [to_rows(score.max(-1)) for score in logits])
   top = jax.lax.stop_gradient(top)
   total = out = 0.0
   for (_, value_MKSh, _), score in zip(segments, logits):
-    weight = jnp.exp(score - from_rows(top, value_MKSh.shape[0])[..., None])
+    weight = jnp.exp(score - from_rows(top, score.shape[0])[..., None])
     total += to_rows(weight.sum(-1))
-    out += to_rows(jnp.einsum("mkqs,mksh->mkqh", weight.astype(value_MKSh.dtype), value_MKSh))
+    value, scale = split(value_MKSh)
+    out += to_rows(jnp.einsum("mkqs,mksh->mkqh", (weight * scale).astype(value.dtype), value))
   return (out / total[..., None]).astype(query_NTHh.dtype).reshape(N, T, H, h)

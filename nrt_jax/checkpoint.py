@@ -12,11 +12,14 @@ from dataclasses import dataclass
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.files import write_json
 
 TRASH = "trash"
+METRICS = "metrics"  # a step's item that Orbax ranks it by: a file of this name in a directory of this name
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,22 @@ class Checkpoints:
     self.wait()
     if step in self.all_steps():
       return
-    ranked = {name: float(value) for name, value in (metrics or {}).items() if name == self._config.keep_best}
+    ranked = self._ranked(metrics or {})
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(_flat(states)), record=ocp.args.JsonSave(record))
     self._manager.save(step, args=items, metrics=ranked, force=True)
+
+  def rank(self, step: int, metrics: dict) -> None:
+    """Gives a saved step the `keep_best` that was measured too late for `save`. Every host calls this."""
+    self.wait()
+    ranked = {name: value for name, value in self._ranked(metrics).items() if not math.isnan(value)}
+    if ranked and jax.process_index() == 0:
+      write_json(os.path.join(self._directory, str(step), METRICS, METRICS), ranked)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("checkpoint ranked")
+    self._manager.reload()
+
+  def _ranked(self, metrics: dict) -> dict:
+    return {name: float(value) for name, value in metrics.items() if name == self._config.keep_best}
 
   def restore(self, step: int | None, abstract, partial: bool = False):
     """(tree, record) of `step` (None: the newest), the tree like `abstract` and on the shardings of its leaves.

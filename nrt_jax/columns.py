@@ -61,3 +61,12 @@ def split_messages(messages, where: str):
     raise errors.UserError(f"{where}: found the turns {found}; allowed: [system,] user, ..., user, assistant")
   turns = [{"role": m["role"], "content": text(m, "content", where)} for m in messages[: last + 1]]
   return tuple(turns[:-1]), turns[-1]["content"]
+
+
+def weight(row, name, where: str) -> float:
+  """A column that must hold a number of 0 or more. UserError otherwise."""
+  value = column(row, name, where)
+  number = isinstance(value, (int, float)) and not isinstance(value, bool)
+  if not number or not 0 <= value < float("inf"):
+    raise errors.UserError(f"{where}: column {name!r}: found {value!r}, allowed: a number, 0 or more")
+  return float(value)

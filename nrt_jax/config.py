@@ -78,8 +78,10 @@ class RunConfig:
     if self.data.packing and not ALGORITHMS[self.algorithm_name].packs:
       packs = ", ".join(name for name, row in ALGORITHMS.items() if row.packs)
       raise UserError(f"data.packing: found {self.data.packing}, allowed: 0, or algorithm.name {packs}")
-    if self.evaluation.data is not None and self.evaluation.data.packing:
-      raise UserError(f"evaluation.data.packing: found {self.evaluation.data.packing}, allowed: 0")
+    for key in ("packing", "weight_column") if self.evaluation.data is not None else ():
+      found = getattr(self.evaluation.data, key)
+      if found:
+        raise UserError(f"evaluation.data.{key}: found {found!r}, allowed: {0 if key == 'packing' else 'null'}")
 
   def _check_sampling(self):
     center, scale = (getattr(self.algorithm, key, None) for key in ("center", "scale"))

@@ -5,14 +5,13 @@ The data set is map-style and held in memory as token ids. Nothing is streamed a
 """
 
 import dataclasses
-import functools
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-from nrt_jax import arrays, columns, errors, prompts, readers, tasks
+from nrt_jax import arrays, columns, errors, order, prompts, readers, tasks
 
 TASK = "task:"
 OVERLONG_TRACE = ("drop", "cut", "error")
@@ -30,6 +29,7 @@ class DataConfig:
   trace_column: str | None = None  # a given trace; an example without one (absent, null or "") has none
   choices_column: str | None = None  # list of choices, shown as "(A) ..." below the question; the answer is its letter
   messages_column: str | None = None  # replaces question and answer: the last assistant turn is the answer (tulu 3)
+  weight_column: str | None = None  # how often an example is drawn: in proportion to this number; None = all alike
   shuffle_seed: int | None = None  # shuffles the source before offset and limit; None = its own order
   offset: int = 0  # examples skipped at the start
   limit: int | None = None  # examples used at most; None = all
@@ -50,6 +50,9 @@ class DataConfig:
       if value is not None and value < least:
         raise errors.UserError(f"data.{key}: found {value}, allowed: {least} or more")
     errors.require_choice("data.overlong_trace", self.overlong_trace, OVERLONG_TRACE)
+    if self.weight_column and (self.packing or self.source.startswith(TASK)):
+      without = "a task, which has no columns" if self.source.startswith(TASK) else "data.packing"
+      raise errors.UserError(f"data.weight_column: found {self.weight_column!r} with {without}, allowed: null")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Example:
   answer: str
   trace: str | None
   where: str  # "file:line", for messages
+  weight: float = 1.0  # how often it is drawn, compared with others
 
 
 class Source(NamedTuple):
@@ -142,7 +146,8 @@ def _to_example(config, row, where) -> Example:
   else:
     question = columns.question(row, config.question_column, where)
     answer = columns.text(row, config.answer_column, where)
-  return Example(question, answer, trace, where)
+  weight = columns.weight(row, config.weight_column, where) if config.weight_column else 1.0
+  return Example(question, answer, trace, where, weight)
 
 
 def _letter_choices(config, row, where):
@@ -169,6 +174,7 @@ class TokenDataset:
   widths: tuple[int, int, int]  # P, A, R: the same for every batch, so that nothing is compiled twice
   pad_id: int
   counts: dict  # {prompts,answers,traces}_{dropped,cut} -> examples that the overlong policies touched
+  weights: np.ndarray | None = None  # float64, how often each is drawn, where they differ
   hints: list | None = None  # int32 arrays, 1 to Q tokens: prompts that show the answer, where they are asked for
   hint_width: int = 0  # Q
 
@@ -218,7 +224,10 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
   ids = {kind: [np.asarray(row[kind], np.int32) for row in rows] for kind in ids}
   widths = tuple(limits[kind][0] for kind in ("prompt", "answer", "trace"))
   hinted = (ids["hint"], width) if hints else (None, 0)
-  return TokenDataset(kept, ids["prompt"], ids["answer"], ids["trace"], widths, form.pad_id, counts, *hinted)
+  weights = np.array([example.weight for example in kept]) if data.weight_column else None
+  if weights is not None and not weights.any():
+    raise errors.UserError(f"data.weight_column: all {len(kept)} examples of {data.source} that are left weigh 0")
+  return TokenDataset(kept, ids["prompt"], ids["answer"], ids["trace"], widths, form.pad_id, counts, weights, *hinted)
 
 
 def _fit(example, row, limits, prefix_ids, counts):
@@ -261,18 +270,29 @@ class Position(NamedTuple):
   index: int = 0
 
 
-def batch(dataset, position, batch_size: int, seed: int, host_index=0, host_count=1):
+def batch(dataset, position, batch_size: int, seed: int, host_index=0, host_count=1, draws=1):
   """The batch at `position`: (Prompts of NumPy arrays with this host's batch_size / host_count rows, next Position).
 
-  The stream is one seeded permutation of the data set after another; a batch wraps into the next one, so that no
-  example is lost or repeated. Host h holds the h-th part of the rows. Raises UserError for sizes that don't fit.
+  With several draws, the stream's first part is every draws-th row, and so on: see draws.part.
+
+  The stream is one seeded order of the data set after another (order.py); a batch wraps into the next one, so that
+  without weights no example is lost or repeated. Host h holds the h-th part of the rows. Raises UserError for sizes
+  that don't fit.
   """
   size, start = len(dataset), position[0] * len(dataset) + position[1]
   if not 0 <= position[1] < size or position[0] < 0:
     raise errors.UserError(f"data: position {tuple(position)} lies outside of a data set of {size} examples")
-  stream = start + _host_rows(batch_size, host_index, host_count)
-  index = np.array([_order(size, seed, int(epoch))[i] for epoch, i in zip(stream // size, stream % size)])
-  return dataset.gather(index, stream % STREAM_MODULUS), Position(*divmod(start + batch_size, size))
+  rows = _host_rows(batch_size, host_index, host_count)
+  stream = start + rows % draws * (batch_size // draws) + rows // draws
+  weights = getattr(dataset, "weights", None)
+  orders = {epoch: order.order(size, seed, epoch, weights) for epoch in set((stream // size).tolist())}
+  index = np.array([orders[epoch][i] for epoch, i in zip((stream // size).tolist(), stream % size)])
+  return dataset.gather(index, stream % STREAM_MODULUS), advance(dataset, position, batch_size)
+
+
+def advance(dataset, position, count: int) -> Position:
+  """The position `count` examples on."""
+  return Position(*divmod(position[0] * len(dataset) + position[1] + count, len(dataset)))
 
 
 def _host_rows(batch_size, host_index, host_count):
@@ -280,11 +300,6 @@ def _host_rows(batch_size, host_index, host_count):
     raise errors.UserError(f"data: a batch of {batch_size} prompts can't be divided among {host_count} hosts")
   rows = batch_size // host_count
   return np.arange(host_index * rows, (host_index + 1) * rows)
-
-
-@functools.lru_cache(maxsize=4)
-def _order(size, seed, epoch):
-  return np.random.default_rng((seed, epoch)).permutation(size)
 
 
 def eval_batches(dataset, batch_size: int, host_index=0, host_count=1):

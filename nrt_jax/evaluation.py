@@ -3,6 +3,7 @@
 The comparison is for people to read: training never sees it.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,6 +51,9 @@ class Completion:
   answer: str | None  # None: the model never wrote the marker
   trace_length: int  # tokens
   correct: bool | None  # None: nobody can say
+  reference_tokens: int = 0  # of the reference answer, its end token included; 0 where it was not scored
+  reference_logp: float = 0.0  # log-probability of these tokens behind the model's own trace, in all
+  reference_logp_empty_trace: float = 0.0  # the same without a trace
 
 
 def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
@@ -79,29 +83,48 @@ def grader(config: DataConfig, name: str | None = None):
 
 
 def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, form, key) -> tuple[dict, list]:
-  """Runs `generate(params, prompts, key) -> Rollouts` over a TokenDataset; every example counts once.
+  """Runs `generate(params, prompts, key)` of programs.build_evaluate over a TokenDataset; every example counts once.
 
-  Returns: {"eval/<name>/<metric>": value} with accuracy (if answers can be graded),
-  marker_fraction and trace_length, and a Completion each.
+  Returns: {"eval/<name>/<metric>": value}, see `summarise`, and a Completion each. A `generate` that returns Rollouts
+  alone scores no reference.
   """
   grade, completions = grader(config.data, config.grader), []
   for batch, valid_B in data.eval_batches(dataset, config.batch_prompts):
-    rollouts = generate(params, batch, key)
+    made = generate(params, batch, key)
+    rollouts, *scores = made if isinstance(made, tuple) else (made,)
     tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)
+    logps = [np.asarray(one.answer_logp_NA, np.float64).sum(axis=1) for one in scores]
     for row in np.flatnonzero(valid_B):
-      ids = tokens[row, : lengths[row]].tolist()
-      completions.append(read_completion(tokenizer, form, ids, dataset.examples[batch.example_B[row]], grade))
+      ids, example = tokens[row, : lengths[row]].tolist(), dataset.examples[batch.example_B[row]]
+      completion = read_completion(tokenizer, form, ids, example, grade)
+      if scores:
+        scored = (int(batch.answer_length_B[row]), *(float(logp[row]) for logp in logps))
+        completion = dataclasses.replace(completion, **dict(zip(SCORED, scored)))
+      completions.append(completion)
   return summarise(config.name, completions), completions
 
 
+SCORED = ("reference_tokens", "reference_logp", "reference_logp_empty_trace")
+
+
 def summarise(name: str, completions: list[Completion]) -> dict:
-  """Means over the completions; the accuracy over those that could be graded, if any could."""
+  """Means over the completions; the accuracy over those that could be graded, if any could.
+
+  The log-probabilities are per token of the reference answers, pooled: all that can be said of answers that nobody
+  grades, as in verse.
+  """
   means = {
     "accuracy": [c.correct for c in completions if c.correct is not None],
     "marker_fraction": [c.answer is not None for c in completions],
     "trace_length": [c.trace_length for c in completions],
   }
-  return {f"eval/{name}/{key}": sum(values) / len(values) for key, values in means.items() if values}
+  metrics = {key: sum(values) / len(values) for key, values in means.items() if values}
+  tokens = sum(c.reference_tokens for c in completions)
+  if tokens:
+    metrics["answer_logp"] = sum(c.reference_logp for c in completions) / tokens
+    metrics["answer_logp_empty_trace"] = sum(c.reference_logp_empty_trace for c in completions) / tokens
+    metrics["answer_logp_gain"] = metrics["answer_logp"] - metrics["answer_logp_empty_trace"]
+  return {f"eval/{name}/{key}": value for key, value in metrics.items()}
 
 
 def readable_samples(tokenizer, samples: dict) -> list[dict]:

@@ -1,9 +1,10 @@
 """Where a grader must run on the host, a step is the same `collect`, split at the grading call into two programs.
 
     complete(states, prompts) -> Rollouts          host: decode and grade -> label_N
-    train_step(states, prompts, (Rollouts, label_N)) -> (states, metrics, samples)
+    train_step(states, prompts, (Rollouts, label_N, None)) -> (states, metrics, samples)
 
-The sampled tokens stay on the device; each host grades the rows that its own devices hold.
+The sampled tokens stay on the device; each host grades the rows that its own devices hold. Where groups are drawn again
+(`algorithm.max_draws`), the first program and the grader run on one part of the prompts after another.
 """
 
 import jax
@@ -29,10 +30,15 @@ def lower_programs(setup: programs.Setup, states, batch) -> tuple:
   train_step = programs.build_train_step(setup)
   if not setup.grades_on_host:
     return (train_step.lower(states, batch),)
+  if setup.max_draws > 1:
+    batch = jax.eval_shape(programs.build_draws(setup)[0], batch, 0)
   complete = programs.build_complete(setup).lower(states, batch)
   shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), complete.out_info)
   labels = jax.ShapeDtypeStruct(shapes.length_N.shape, np.float32)
-  return complete, train_step.lower(states, batch, (shapes, labels))
+  sums = None
+  if setup.max_draws > 1:
+    sums = jax.eval_shape(programs.build_draws(setup)[1], None, batch, shapes, labels)[2][1][2]
+  return complete, train_step.lower(states, batch, (shapes, labels, sums))
 
 
 def assemble(setup: programs.Setup, tokenizer, *compiled):
@@ -41,9 +47,21 @@ def assemble(setup: programs.Setup, tokenizer, *compiled):
     return compiled[0]
   grade, (first, second) = grader(setup.run), compiled
 
-  def step(states, batch):
+  def graded(states, batch):
     rollouts = first(states, batch)
-    return second(states, batch, (rollouts, label_rows(setup, tokenizer, grade, batch, rollouts)))
+    return rollouts, label_rows(setup, tokenizer, grade, batch, rollouts)
+
+  if setup.max_draws == 1:
+    return lambda states, batch: second(states, batch, (*graded(states, batch), None))
+  part, add = programs.build_draws(setup)
+
+  def step(states, batch):
+    kept, full, number = None, False, 0
+    while number < setup.max_draws and not full:
+      prompts = part(batch, number)
+      kept, full, chosen = add(kept, prompts, *graded(states, prompts))
+      full, number = bool(np.asarray(full.addressable_data(0)).all()), number + 1  # the same on every host
+    return second(states, *chosen)
 
   return step
 

@@ -115,7 +115,7 @@ class MetricsWriter:
     except ImportError:
       self.note("TensorBoard files are left out: tensorboardX is not installed (pip install tensorboardX)")
       return None
-    suffix = f".{start_step}.{os.getpid()}"  # files are named by the second: a quick restart must not overwrite
+    suffix = f".{max(start_step, 0)}.{os.getpid()}"  # files are named by the second: a quick restart must not overwrite
     return tensorboardX.SummaryWriter(logdir, purge_step=start_step + 1 if start_step else 0, filename_suffix=suffix)
 
 
@@ -129,7 +129,7 @@ class Progress:
     self._clock = clock
     self._in_place = stream.isatty()
     self._drawn = False  # the cursor stands behind a line drawn in place
-    self._last_shown = -math.inf
+    self._last_shown, self._shown_step = -math.inf, None
     self._times = collections.deque(maxlen=RATE_WINDOW)  # (seconds, step); begins after the first, compiling step
     self._numbers = {}  # the newest of each metric, as not every write holds all of them
 
@@ -138,10 +138,11 @@ class Progress:
     self._numbers.update(numbers)
     now = self._clock()
     self._times.append((now, step))
-    waits = not self._in_place and now - self._last_shown < PROGRESS_SECONDS and step != self._total_steps
+    ends = step == self._total_steps and self._shown_step != step  # an evaluation writes the last step once more
+    waits = not self._in_place and now - self._last_shown < PROGRESS_SECONDS and not ends
     if not self._enabled or waits:
       return
-    self._last_shown = now
+    self._last_shown, self._shown_step = now, step
     self._put(self.line(step), stay=self._in_place)
 
   def line(self, step: int) -> str:

@@ -11,6 +11,10 @@ from nrt_jax.errors import UserError, require_choice
 UNDECAYED = ("scale", "bias")
 
 
+# What may use the averaged parameters. Sampling, a next stage and `from_checkpoint` go on from the trained ones.
+AVERAGE_USES = ("evaluation", "export")
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
   """The update rule. Defaults are those of the released NRT code (nrt.md section 4)."""
@@ -26,6 +30,8 @@ class OptimizerConfig:
   eps: float = 1e-15  # added to the root of the second moment (adamw)
   weight_decay: float = 0.01  # decoupled, times the learning rate; norms and biases are left out
   max_grad_norm: float = 1.0  # gradients are scaled down to this global norm; 0 turns it off
+  ema_decay: float = 0.0  # per training step, of an average of the trained parameters from the stage's start; 0 = none
+  ema_for: tuple[str, ...] = AVERAGE_USES  # what takes the averaged parameters, where there are any: evaluation, export
   minibatches: int = 1  # optimizer updates per rollout: the prompts of a step are split into so many minibatches
 
   def __post_init__(self):
@@ -35,7 +41,9 @@ class OptimizerConfig:
       self._require(key, getattr(self, key) >= 0, "0 or more")
     for key in ("warmup_ratio", "end_ratio"):
       self._require(key, 0 <= getattr(self, key) <= 1, "0 to 1")
-    for key in ("beta1", "beta2"):
+    for use in self.ema_for:
+      require_choice("optimizer.ema_for", use, AVERAGE_USES)
+    for key in ("beta1", "beta2", "ema_decay"):
       self._require(key, 0 <= getattr(self, key) < 1, "0 to below 1")
     self._require("minibatches", self.minibatches >= 1, "1 or more")
     self._require("warmup_ratio", not (self.warmup_ratio and self.warmup_steps), "0 where warmup_steps is set")

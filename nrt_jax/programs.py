@@ -15,114 +15,40 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nrt_jax import lora, rows, sampler, sharding
+from nrt_jax import draws, lora, sampler, sharding
+from nrt_jax.algorithms import rlvr
 from nrt_jax.algorithms.interface import Collected, Tools
 from nrt_jax.arrays import Prompts
-from nrt_jax.optimizer import learning_rate, make_optimizer
+from nrt_jax.config import RunConfig
+from nrt_jax.optimizer import make_optimizer
 from nrt_jax.policy import abstract_params, param_shardings
 from nrt_jax.state import States, TrainState
-from nrt_jax.tools import DEVICES, Setup, completion_stops, make_tools, rollout_weights
+from nrt_jax.throughput import count_tokens
+from nrt_jax.tools import DEVICES, Setup, completion_stops, make_tools, rollout_weights, score_empty, score_wave
+from nrt_jax.update import gather_sums, update
 
-# ----------------------------------------------------------------------------------------------------------- update
-
-
-def add_sums(left: dict, right: dict) -> dict:
-  """Adds metrics: pairs and plain numbers by sum, names that end in "_max" by max."""
-  return {
-    name: jnp.maximum(left[name], right[name])
-    if name.endswith("_max")
-    else jax.tree.map(jnp.add, left[name], right[name])
-    for name in left
-  }
-
-
-def _gather_sums(setup: Setup, sums: dict) -> dict:
-  """Metrics over all devices of a pmap, plain sums turned into (sum, 1) pairs; nothing to gather under jit."""
-  axis = setup.axis_name
-  gathered = {}
-  for name, value in sums.items():
-    if name.endswith("_max"):
-      gathered[name] = jax.lax.pmax(value, axis) if axis else value
-    else:
-      value = jax.tree.map(lambda v: jax.lax.psum(jnp.float32(v), axis), value) if axis else value
-      gathered[name] = value if isinstance(value, tuple) else (value, 1.0)
-  return gathered
-
-
-def _divide(sums: dict) -> dict:
-  """The one division: numerator / denominator, 0 where nothing was counted."""
-  return {
-    name: jnp.float32(value) if name.endswith("_max") else value[0] / jnp.where(value[1] == 0, 1, value[1])
-    for name, value in sums.items()
-  }
-
-
-def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainState, dict]:
-  """One optimizer step per minibatch of the rollout; returns the new state and the metric sums."""
-  run, algorithm = setup.run, setup.algorithm
-  optimizer = make_optimizer(run.optimizer, run.total_steps)
-
-  trainable, frozen = lora.split(state.params, setup.model)
-
-  def loss(trainable, micro_batch):
-    sums = algorithm.loss(tools, run.algorithm, lora.join(trainable, frozen), micro_batch)
-    return sums.total, sums.metrics
-
-  def gradients(trainable, minibatch):
-    grad = functools.partial(jax.grad(loss, has_aux=True), trainable)
-    pieces = run.parallel.micro_batches
-    if pieces == 1:
-      return grad(minibatch)
-    micro_batches = rows.cut_groups(minibatch, pieces, setup.rows_together)
-    first, rest = jax.tree.map(lambda a: a[0], micro_batches), jax.tree.map(lambda a: a[1:], micro_batches)
-
-    def accumulate(carry, micro_batch):
-      grads, sums = grad(micro_batch)
-      return (jax.tree.map(jnp.add, carry[0], grads), add_sums(carry[1], sums)), None
-
-    return jax.lax.scan(accumulate, grad(first), rest)[0]
-
-  def one_update(carry, minibatch):
-    trainable, opt_state, done = carry
-    with jax.named_scope("gradients"):
-      grads, sums = gradients(trainable, minibatch)
-    grads = tools.all_sum(grads)
-    with jax.named_scope("optimizer"):
-      changes, opt_state = optimizer.update(grads, opt_state, trainable)
-      trainable = optax.apply_updates(trainable, changes)
-    sums = _gather_sums(setup, sums)
-    sums["optimizer/grad_norm"] = (optax.tree.norm(grads), 1.0)
-    sums["optimizer/lr"] = (jnp.float32(learning_rate(run.optimizer, run.total_steps)(done)), 1.0)
-    return (trainable, opt_state, done + 1), sums
-
-  carry = (trainable, state.opt_state, state.updates)
-  if run.optimizer.minibatches == 1:
-    carry, sums = one_update(carry, batch)
-  else:
-    minibatches = rows.cut_groups(batch, run.optimizer.minibatches, setup.rows_per_prompt)
-    carry, each = jax.lax.scan(one_update, carry, minibatches)
-    sums = {
-      name: jnp.max(value) if name.endswith("_max") else jax.tree.map(jnp.sum, value) for name, value in each.items()
-    }
-  trainable, opt_state, updates = carry
-  return TrainState(state.step + 1, updates, lora.join(trainable, frozen), opt_state, state.key), sums
+# ------------------------------------------------------------------------------------------------------------- step
 
 
 def train_step(setup: Setup, states: States, prompts: Prompts, graded=None):
   """One step of training: see the module's docstring. Pure; jitted or pmapped by `build_train_step`.
 
-  graded: where the verifier runs on the host, the Rollouts that `complete` sampled, and the label of each.
+  graded: where the verifier runs on the host, the Rollouts that `complete` sampled, the label of each, and where groups
+  were drawn again the metric sums of all that was drawn (else None).
   """
   tools = step_tools(setup, graded)
   batch, sums, samples, memory = collect(setup, tools, states, prompts)
   with jax.named_scope("update"):
     policy, update_sums = update(setup, tools, states.policy, batch)
-  sums = {**sums, "tokens/trained": jnp.sum(batch.position_NL >= 0)}
-  metrics = _divide({**_gather_sums(setup, sums), **update_sums})
+  sums = {**sums, **count_tokens(setup, prompts, batch)}
+  metrics = _divide({**gather_sums(setup, sums), **update_sums})
   keep = setup.run.logging.samples_per_step * setup.samples_per_prompt
   samples = jax.tree.map(lambda a: a[: keep : setup.samples_per_prompt], samples)
-  reference = follow(setup, states.reference, lora.split(policy.params, setup.model)[0])
-  return States(policy, reference, states.memory if memory is None else memory), metrics, samples
+  trainable, _ = lora.split(policy.params, setup.model)
+  reference, average = follow(setup, states.reference, trainable), states.average
+  if average is not None:
+    average = blend(setup.run.optimizer.ema_decay, average, trainable)
+  return States(policy, reference, states.memory if memory is None else memory, average), metrics, samples
 
 
 def step_tools(setup: Setup, graded=None) -> Tools:
@@ -130,7 +56,13 @@ def step_tools(setup: Setup, graded=None) -> Tools:
   tools = make_tools(setup)
   if graded is None:
     return tools
-  return tools._replace(complete=lambda *_: (graded[0], None, None), host_label_N=graded[1])
+  rollouts, label_N, sums = graded
+
+  def draw(prompts, attempt):
+    made = attempt(prompts)
+    return prompts, made.sampled, made.sums if sums is None else sums
+
+  return tools._replace(complete=lambda *_: (rollouts, None, None), host_label_N=label_N, draw=draw)
 
 
 def collect(setup: Setup, tools: Tools, states: States, prompts: Prompts) -> Collected:
@@ -155,13 +87,38 @@ def follow(setup: Setup, reference, params):
   """The reference after a step: as it was, or a moving average that follows the policy."""
   if reference_kind(setup) != "moving_average":
     return reference
-  decay = setup.run.algorithm.reference_decay
-  return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, reference, params)
+  return blend(setup.run.algorithm.reference_decay, reference, params)
+
+
+def blend(decay: float, old, new):
+  """One step of a moving average of parameters."""
+  return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, old, new)
+
+
+def params_for(setup: Setup, states: States, use: str):
+  """The policy's parameters for one of optimizer.AVERAGE_USES: averaged where the config says so, else as trained."""
+  if not averages(setup.run, use):
+    return states.policy.params
+  return lora.join(states.average, lora.split(states.policy.params, setup.model)[1])
+
+
+def averages(run: RunConfig, use: str) -> bool:
+  """Whether averaged parameters exist and are meant for this use."""
+  return run.optimizer.ema_decay > 0 and use in run.optimizer.ema_for
+
 
 
 def reference_kind(setup: Setup) -> str:
   """none | frozen | moving_average."""
   return getattr(setup.run.algorithm, "reference", "none")
+
+
+def _divide(sums: dict) -> dict:
+  """The one division: numerator / denominator, 0 where nothing was counted."""
+  return {
+    name: jnp.float32(value) if name.endswith("_max") else value[0] / jnp.where(value[1] == 0, 1, value[1])
+    for name, value in sums.items()
+  }
 
 
 # ------------------------------------------------------------------------------------------------------------ states
@@ -173,7 +130,8 @@ def init_states(setup: Setup, params, key, step=0) -> States:
   trainable, _ = lora.split(params, setup.model)
   policy = TrainState(jnp.int32(step), jnp.int32(0), params, optimizer.init(trainable), key)
   reference = None if reference_kind(setup) == "none" else jax.tree.map(jnp.copy, trainable)
-  return States(policy, reference, setup.algorithm.memory(setup.run.algorithm))
+  average = jax.tree.map(jnp.copy, trainable) if setup.run.optimizer.ema_decay else None
+  return States(policy, reference, setup.algorithm.memory(setup.run.algorithm), average)
 
 
 def abstract_states(setup: Setup) -> States:
@@ -199,7 +157,8 @@ def state_shardings(setup: Setup):
   )
   policy = TrainState(everywhere, everywhere, params, opt_state, everywhere)
   memory = jax.tree.map(lambda _: everywhere, states.memory)
-  return States(policy, None if states.reference is None else trainable, memory)
+  reference, average = (None if tree is None else trainable for tree in (states.reference, states.average))
+  return States(policy, reference, memory, average)
 
 
 # ---------------------------------------------------------------------------------------------------------- programs
@@ -217,7 +176,7 @@ def build_train_step(setup: Setup):
     return jax.jit(step, donate_argnums=0)
   states, everywhere = state_shardings(setup), sharding.replicated(setup.mesh)
   by_rows = sharding.rows_sharding(setup.mesh)
-  inputs = (states, by_rows, by_rows) if setup.grades_on_host else (states, by_rows)
+  inputs = (states, by_rows, (by_rows, by_rows, everywhere)) if setup.grades_on_host else (states, by_rows)
   return jax.jit(step, donate_argnums=0, in_shardings=inputs, out_shardings=(states, everywhere, everywhere))
 
 
@@ -232,19 +191,70 @@ def build_complete(setup: Setup):
   return jax.jit(step, in_shardings=(state_shardings(setup), by_rows), out_shardings=by_rows)
 
 
+def build_draws(setup: Setup):
+  """What runs between `complete` and the step where the host's verdicts decide which groups are drawn again.
+
+  Returns: part(prompts [K * B], number) -> prompts [B], those of a draw; and add(kept (first None), prompts, rollouts,
+  label_N) -> (Kept, whether all groups vary, the step's arguments behind the states).
+  """
+  axis, G = setup.axis_name, setup.samples_per_prompt
+
+  def part(prompts, number):
+    return draws.part(prompts, setup.max_draws, number)
+
+  def add(kept, prompts, rollouts, label_N):
+    made = rlvr.judged(make_tools(setup), setup.run.algorithm, rollouts, label_N)
+    kept = draws.add(draws.nothing(prompts, made, G) if kept is None else kept, prompts, made, G, axis)
+    return kept, draws.full(kept, axis), (kept.prompts, (*draws.flat(kept), draws.metrics(kept, axis)))
+
+  if axis:
+    return jax.pmap(part, axis_name=axis, in_axes=(0, None)), jax.pmap(add, axis_name=axis)
+  if setup.mesh is None:
+    return jax.jit(part), jax.jit(add)
+  everywhere, by_rows = sharding.replicated(setup.mesh), sharding.rows_sharding(setup.mesh)
+  kept = draws.Kept(by_rows, by_rows, by_rows, everywhere, everywhere, everywhere)
+  arguments = (by_rows, (by_rows, by_rows, everywhere))
+  return jax.jit(part, out_shardings=by_rows), jax.jit(add, out_shardings=(kept, everywhere, arguments))
+
+
 def build_generate(setup: Setup, sampling: sampler.SamplingConfig, samples: int = 1):
   """Completions for evaluation: (params, prompts, key) -> Rollouts that end at an end token, not at the marker."""
-  stop_ids = completion_stops(setup.form)
 
   def generate(params, prompts, key):
-    weights = rollout_weights(setup, params)
-    return sampler.sample(weights, setup.decoder, sampling, stop_ids, setup.form.pad_id, prompts, key, samples)[0]
+    return sample_completions(setup, rollout_weights(setup, params), sampling, prompts, key, samples)[0]
 
+  return _for_evaluation(setup, generate)
+
+
+def build_evaluate(setup: Setup, sampling: sampler.SamplingConfig):
+  """A completion of each prompt, and how likely it makes the reference answer, on the same caches.
+
+  (params, prompts, key) -> (Rollouts, AnswerScores in the place of the own answer, AnswerScores after an empty trace);
+  a completion without marker is all trace, behind which the marker is put in by force.
+  """
+
+  def evaluate(params, prompts, key):
+    weights = rollout_weights(setup, params)
+    rollouts, context = sample_completions(setup, weights, sampling, prompts, key, 1)
+    rollouts, scores = score_wave(setup, weights, True, prompts, rollouts, context)
+    return rollouts, scores, score_empty(setup, weights, prompts, context.prompt_hidden_BD, context.prompt_cache)
+
+  return _for_evaluation(setup, evaluate)
+
+
+def sample_completions(setup: Setup, weights, sampling: sampler.SamplingConfig, prompts: Prompts, key, samples: int):
+  """Whole completions as `sampling` has them, not as the training does: (Rollouts, Context)."""
+  how = (sampling, completion_stops(setup.form), setup.form.pad_id)
+  return sampler.sample(weights, setup.decoder, *how, prompts, key, samples)
+
+
+def _for_evaluation(setup: Setup, program):
+  """The program jitted: parameters and prompts cut by the mesh, if there is one, and results on every device."""
   if setup.mesh is None:
-    return jax.jit(generate)
+    return jax.jit(program)
   everywhere, by_rows = sharding.replicated(setup.mesh), sharding.rows_sharding(setup.mesh)
   params = param_shardings(setup.model, setup.mesh)
-  return jax.jit(generate, in_shardings=(params, by_rows, everywhere), out_shardings=everywhere)
+  return jax.jit(program, in_shardings=(params, by_rows, everywhere), out_shardings=everywhere)
 
 
 def replicate(tree):

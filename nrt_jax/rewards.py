@@ -100,6 +100,24 @@ def weighted_sum_log_prob(logp_NA, mask_NA, base_logp_NA):
   return _mean_and_terms(-base_logp_NA * jnp.exp(logp_NA), mask_NA)
 
 
+def repeats(token_NR, length_N, ngram: int, times: int):
+  """Whether some `ngram` tokens in a row occur at least `times` times, overlaps included, among the first `length_N`.
+
+  RLPR's sign of a degenerate completion (arXiv 2506.18254, released code). Rows of windows are sorted whole, so that
+  nothing depends on a hash; returns bool `[N]`.
+  """
+  windows = token_NR.shape[1] - ngram + 1
+  if windows < times:
+    return jnp.zeros(length_N.shape, bool)
+  inside_NW = jnp.arange(windows)[None] + ngram <= length_N[:, None]
+  keys = [jnp.where(inside_NW, token_NR[:, i : i + windows], -1) for i in range(ngram)]
+  ordered = jax.lax.sort(keys, dimension=1, num_keys=ngram)
+  same_NW = ordered[0][:, : windows - times + 1] >= 0
+  for key_NW in ordered:  # equal at both ends of `times` windows in order: equal between them too
+    same_NW &= key_NW[:, : windows - times + 1] == key_NW[:, times - 1 :]
+  return same_NW.any(axis=1)
+
+
 AGGREGATIONS = {
   "log_prob": log_prob,
   "mean_log_prob": mean_log_prob,

@@ -119,3 +119,26 @@ def join_groups(tree, samples_per_prompt: int):
   """Undoes `cut_groups`."""
   grouped = jax.tree.map(lambda a: a.reshape(a.shape[0], -1, samples_per_prompt, *a.shape[2:]), tree)
   return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), join_rows(grouped))
+
+
+def cut_by_length(tree, needed_N, pieces: int, rows_together: int, ways: int):
+  """Like `cut_groups`, but piece 0 has the shortest groups of rows and the last the longest: short rows share a piece.
+
+  needed_N: how many columns a row needs; a group needs as many as its longest row. Rows are sorted within each of
+  the `ways` equal parts that lie on different devices, so that none leaves its own.
+  """
+  order = jnp.argsort(needed_N.reshape(ways, -1, rows_together).max(axis=2), axis=1)
+
+  def cut(a):
+    groups = a.reshape(*order.shape, rows_together, *a.shape[1:])
+    groups = jnp.take_along_axis(groups, order.reshape(*order.shape, *(1,) * a.ndim), axis=1)
+    return groups.reshape(ways, pieces, -1, *a.shape[1:]).swapaxes(0, 1).reshape(pieces, -1, *a.shape[1:])
+
+  return jax.tree.map(cut, tree)
+
+
+def last_columns(batch, width: int):
+  """The rows without their first columns: each `[N, L]` array of a TrainBatch cut to its last `width` columns."""
+  L = batch.token_NL.shape[1]
+  cut = jax.tree.map(lambda a: a[:, L - width :] if a.ndim > 1 and a.shape[1] == L else a, batch)
+  return cut.replace(first=max(1, batch.first - (L - width)))

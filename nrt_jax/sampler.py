@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import struct
 
 from nrt_jax.arrays import Prompts, Rollouts, repeat_rows
-from nrt_jax.errors import UserError
-from nrt_jax.attention import KVCache, empty_cache, grow_cache
+from nrt_jax.errors import UserError, require_choice
+from nrt_jax.attention import KVCache, empty_cache, grow_cache, store_cache
 from nrt_jax.model import ModelConfig, forward, logits
 from nrt_jax.sharding import constrain
 
@@ -29,6 +29,8 @@ class SamplingConfig:
   top_p: float = 1.0  # 1 = off
   cache_stages: int = 0  # the trace cache grows in so many steps, so that short traces attend to few slots; 0 = auto
   wave_prompts: int = 0  # prompts sampled and scored at a time, to bound the cache; 0 = all of the step's
+  cache_dtype: str = "auto"  # of keys and values while sampling and scoring: auto (compute dtype) | bfloat16 | int8
+  slots: int = 0  # rows decoded at a time in training: one that ends makes room for the next; 0 = all, no refill
 
   def __post_init__(self):
     if self.max_trace_length < 1:
@@ -39,9 +41,12 @@ class SamplingConfig:
       raise UserError(f"sampling.top_k: found {self.top_k}, allowed: 0 (off) or more")
     if not 0 < self.top_p <= 1:
       raise UserError(f"sampling.top_p: found {self.top_p}, allowed: above 0, up to 1 (off)")
-    for key in ("cache_stages", "wave_prompts"):
+    require_choice("sampling.cache_dtype", self.cache_dtype, ("auto", "bfloat16", "int8"))
+    for key in ("cache_stages", "wave_prompts", "slots"):
       if getattr(self, key) < 0:
         raise UserError(f"sampling.{key}: found {getattr(self, key)}, allowed: 0 (chosen for you) or more")
+    if self.slots and self.wave_prompts:
+      raise UserError(f"sampling.slots: found {self.slots} with wave_prompts {self.wave_prompts}, allowed: one of them")
 
 
 @struct.dataclass
@@ -117,13 +122,17 @@ def draw(logits_NV, uniform_N):
 
 
 def choose(logits_NV, keys_N, step, sampling: SamplingConfig):
-  """The next token of each row and its log-probability at the sampling temperature (before top-k and top-p)."""
+  """The next token of each row and its log-probability at the sampling temperature (before top-k and top-p).
+
+  step: int32 [] or [N], how many tokens a row has sampled.
+  """
   greedy = sampling.temperature == 0
   scaled = logits_NV if greedy else logits_NV / sampling.temperature
   if greedy:
     token = jnp.argmax(scaled, -1).astype(jnp.int32)
   else:
-    uniform = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, step)))(keys_N)
+    fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0 if jnp.ndim(step) else None))
+    uniform = jax.vmap(jax.random.uniform)(fold(keys_N, step))
     token = draw(filter_logits(scaled, sampling.top_k, sampling.top_p), uniform)
   logp = jnp.take_along_axis(scaled, token[:, None], -1)[:, 0] - jax.nn.logsumexp(scaled, -1)
   return token, logp
@@ -135,19 +144,27 @@ def cache_sizes(trace_length: int, stages: int) -> list[int]:
   return sorted({-(-trace_length * i // stages) for i in range(1, stages + 1)})
 
 
-def _constrain_cache(cache: KVCache) -> KVCache:
+def constrain_cache(cache: KVCache) -> KVCache:
   def one(x):
     return constrain(x, *(None,) * (x.ndim - 4), "batch", "kv_heads", None, None)
 
   return cache.replace(key=jax.tree.map(one, cache.key), value=jax.tree.map(one, cache.value))
 
 
-def prefill(params, config: ModelConfig, prompts: Prompts):
-  """Runs the prompts once: the final hidden state of their last tokens `[B, D]`, and their cache."""
+def cache_dtype(config: ModelConfig, sampling: SamplingConfig):
+  """The dtype in which keys and values are kept."""
+  return jnp.dtype(config.compute_dtype if sampling.cache_dtype == "auto" else sampling.cache_dtype)
+
+
+def prefill(params, config: ModelConfig, prompts: Prompts, dtype=None):
+  """Runs the prompts once: the final hidden state of their last tokens `[B, D]`, and their cache.
+
+  dtype: of the cache; None keeps the compute dtype.
+  """
   P = prompts.prompt_BP.shape[1]
   position_BP = jnp.arange(P)[None] - (P - prompts.prompt_length_B[:, None])
   hidden_BPD, cache = forward(params, config, prompts.prompt_BP, jnp.maximum(position_BP, -1))
-  return hidden_BPD[:, -1], cache
+  return hidden_BPD[:, -1], cache if dtype is None else store_cache(cache, dtype)
 
 
 def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_id, prompts: Prompts, key, samples):
@@ -158,7 +175,8 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
   """
   R = sampling.max_trace_length
   with jax.named_scope("prefill"):
-    prompt_hidden_BD, prompt_cache = prefill(params, config, prompts)
+    dtype = cache_dtype(config, sampling)
+    prompt_hidden_BD, prompt_cache = prefill(params, config, prompts, dtype)
   prompt_length_N = repeat_rows(prompts.prompt_length_B, samples)
   N = prompt_length_N.shape[0]
   keys_N = row_keys(key, prompts.example_B, samples)
@@ -195,7 +213,7 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
     length_N=jnp.zeros(N, jnp.int32),
     ended_N=jnp.zeros(N, bool),
     hidden_ND=repeat_rows(prompt_hidden_BD, samples),
-    cache=_constrain_cache(empty_cache(config, N, 0, jnp.dtype(config.compute_dtype))),
+    cache=constrain_cache(empty_cache(config, N, 0, dtype)),
   )
   for slots in cache_sizes(R, sampling.cache_stages):
     state = state.replace(cache=grow_cache(state.cache, slots))

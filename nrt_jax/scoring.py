@@ -66,6 +66,28 @@ def row_log_probs(
   return tuple(jnp.pad(jnp.where(valid, x, 0.0), ((0, 0), (first, 0))) for x in (logp, entropy))
 
 
+def shared_log_probs(params, config: ModelConfig, batch, shared: int, scale_NL=None, entropy_gradient=False):
+  """`row_log_probs` of a TrainBatch of which each `shared` adjacent rows have the same prompt, which is run once.
+
+  What follows the prompt must lie in the columns from P on. Returns: logp_NL, entropy_NL, 0 in the first P columns.
+  """
+  P, own_NL = batch.prompt_NP.shape[1], batch.position_NL >= batch.prompt_length_N[:, None]
+  prompt_BP, length_B = (x.reshape(-1, shared, *x.shape[1:])[:, 0] for x in (batch.prompt_NP, batch.prompt_length_N))
+  position_BP = jnp.arange(P)[None] - (P - length_B[:, None])
+  prompt_hidden_BPD, cache = forward(params, config, prompt_BP, jnp.maximum(position_BP, -1))
+
+  valid = own_NL[:, P:]
+  token, position = batch.token_NL[:, P:], jnp.where(valid, batch.position_NL[:, P:], -1)
+  hidden, _ = forward(params, config, token, position, (cache,))
+  # The first own token is predicted from the prompt's last, which lies in no column of the row.
+  before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
+  is_first = position == batch.prompt_length_N[:, None]
+  before = jnp.where(is_first[..., None], prompt_hidden_BPD[:, -1].repeat(shared, axis=0)[:, None], before)
+  scale = None if scale_NL is None else scale_NL[:, P:]
+  logp, entropy = token_log_probs(params, config, before, token, scale, entropy_gradient)
+  return tuple(jnp.pad(jnp.where(valid, x, 0.0), ((0, 0), (P, 0))) for x in (logp, entropy))
+
+
 def score_answers(params, config: ModelConfig, marker_ids, answer_NA, answer_length_N, start_N, hidden_ND, caches):
   """Scores marker + answer on top of what `caches` hold: |answer| tokens, not a second pass over prompt and trace.
 

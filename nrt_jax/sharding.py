@@ -39,14 +39,19 @@ class ParallelConfig:
   fsdp: int = 1  # devices that share parameters, gradients and optimizer state
   tensor: int = 1  # devices that share heads, mlp and vocabulary
   rollout_weights: str = "gathered"  # gathered: over fsdp, once per step | sharded: per generated token
-  micro_batches: int = 1  # pieces into which a minibatch is cut to bound the memory of the update
+  micro_batches: int = 0  # pieces of a minibatch, to bound the memory of the update; 0 = auto: 1, on CPUs more
+  length_buckets: int = 1  # static widths of these pieces: rows go into pieces by length, each as wide as it needs
+  share_prompts: str = "auto"  # on: the update runs a prompt once for all its samples | off | auto: where it pays
 
   def __post_init__(self):
     require_choice("parallel.kind", self.kind, ("jit", "pmap"))
     require_choice("parallel.rollout_weights", self.rollout_weights, ("gathered", "sharded"))
-    for name in ("fsdp", "tensor", "micro_batches"):
+    require_choice("parallel.share_prompts", self.share_prompts, ("auto", "on", "off"))
+    for name in ("fsdp", "tensor", "length_buckets"):
       if getattr(self, name) < 1:
         raise UserError(f"parallel.{name}: found {getattr(self, name)}, allowed: 1 or more")
+    if self.micro_batches < 0:
+      raise UserError(f"parallel.micro_batches: found {self.micro_batches}, allowed: 0 (chosen for you) or more")
     if self.data < 1 and self.data != -1:
       raise UserError(f"parallel.data: found {self.data}, allowed: 1 or more, or -1 for all remaining devices")
     if self.kind == "pmap" and (self.fsdp, self.tensor) != (1, 1):
@@ -138,7 +143,8 @@ def data_parallel_ways(mesh) -> int:
 def batch_ways() -> int:
   """In how many pieces the mesh in use cuts the rows of a batch; 1 where none is set."""
   mesh = jax.sharding.get_abstract_mesh()
-  return data_parallel_ways(mesh) if not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names) else 1
+  ours = not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names) and not mesh.manual_axes
+  return data_parallel_ways(mesh) if ours else 1
 
 
 def constrain(x, *logical_axes, rules: dict = RULES):
@@ -146,4 +152,27 @@ def constrain(x, *logical_axes, rules: dict = RULES):
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
     return x
-  return jax.lax.with_sharding_constraint(x, spec_for(logical_axes, rules))
+  spec = spec_for(logical_axes, rules)
+  if mesh.manual_axes:  # inside of `on_own_rows`, where batch axes are no longer cut
+    spec = PartitionSpec(*(None if set(np.atleast_1d(entry)) & set(mesh.manual_axes) else entry for entry in spec))
+  return jax.lax.with_sharding_constraint(x, spec)
+
+
+def lockstep_axes() -> tuple:
+  """Inside of `on_own_rows`: the mesh axes whose devices must take the same branches, since a program that cuts over
+  `tensor`, too, has exchanges that all devices meet in. Empty where each may go its own way.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  return tuple(mesh.manual_axes) if mesh.manual_axes and mesh.shape["tensor"] > 1 else ()
+
+
+def on_own_rows(function, everywhere, rows):
+  """function(everywhere, rows), run by each data-parallel device on its own rows, whatever the others do meanwhile.
+
+  All that it returns is cut by rows, too. `everywhere` is gathered over the batch axes of the mesh, not over `tensor`.
+  """
+  if batch_ways() == 1:
+    return function(everywhere, rows)
+  by_rows = spec_for(("batch",))
+  specs = {"in_specs": (PartitionSpec(), by_rows), "out_specs": by_rows, "axis_names": set(by_rows[0])}
+  return jax.shard_map(function, **specs, check_vma=False)(everywhere, rows)

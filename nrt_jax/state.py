@@ -22,3 +22,4 @@ class States:
   policy: TrainState
   reference: dict | None = None  # trainable parameters to compare with: the stage's start, or a moving average
   memory: dict = struct.field(default_factory=dict)  # numbers that a method carries from step to step
+  average: dict | None = None  # trainable parameters averaged over the stage's steps, where `optimizer.ema_decay` is on

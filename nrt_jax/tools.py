@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import lora, rows, sampler, scoring, sharding
+from nrt_jax import continuous, draws, lora, rows, sampler, scoring, sharding
 from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.algorithms.interface import Tools
 from nrt_jax.arrays import Prompts, repeat_rows
@@ -18,6 +18,7 @@ from nrt_jax.model import ModelConfig, decoding_params
 from nrt_jax.prompts import PromptFormat
 
 DEVICES = "devices"  # the axis of pmap
+CACHED = 2**21  # activations of the MLP that one micro-batch has on a CPU: faster by a quarter than all rows at once
 
 
 class Setup(NamedTuple):
@@ -47,6 +48,11 @@ class Setup(NamedTuple):
     return getattr(self.run.algorithm, "grades_on_host", False)
 
   @property
+  def max_draws(self) -> int:
+    """How many draws of prompts_per_step prompts a step may make: it is given so many times as many prompts."""
+    return getattr(self.run.algorithm, "max_draws", 1)
+
+  @property
   def samples_per_prompt(self) -> int:
     return self.run.samples_per_prompt if self.algorithm.samples_traces else 1
 
@@ -57,8 +63,49 @@ class Setup(NamedTuple):
 
   @property
   def rows_together(self) -> int:
-    """Adjacent rows that the loss reads together, so that no micro-batch may part them."""
-    return 2 if self.algorithm.pairs else 1
+    """Adjacent rows that no micro-batch may part: the loss reads them together, or they share their prompt."""
+    return max(2 if self.algorithm.pairs else 1, self.shared_rows)
+
+  @property
+  def ways(self) -> int:
+    """Data-parallel devices."""
+    if self.mesh is None:
+      return jax.device_count() if self.axis_name else 1
+    return sharding.data_parallel_ways(self.mesh)
+
+  @property
+  def _row_columns(self) -> int:
+    """Columns of a TrainBatch's rows, as the config has them."""
+    run = self.run
+    R = run.sampling.max_trace_length if self.algorithm.samples_traces else run.data.max_trace_length
+    unpacked = run.prompt.max_prompt_length + R + len(self.form.marker_ids) + run.prompt.max_answer_length
+    return run.data.packing or unpacked
+
+  @property
+  def _prompts_per_update(self) -> int:
+    """Prompts of a minibatch on one device."""
+    return self.run.prompts_per_step // (self.ways * self.run.optimizer.minibatches)
+
+  @property
+  def micro_batches(self) -> int:
+    """Pieces of a minibatch. By default one, and on CPUs as many as keep the MLP's activations in its caches."""
+    if self.run.parallel.micro_batches or self.model.target != "cpu":
+      return self.run.parallel.micro_batches or 1
+    prompts = max(1, self._prompts_per_update)
+    size = prompts * self.rows_per_prompt * self._row_columns * self.model.intermediate_size
+    return next(p for p in range(1, prompts + 1) if p == prompts or (prompts % p == 0 and size <= p * CACHED))
+
+  @property
+  def shared_rows(self) -> int:
+    """Adjacent rows of a TrainBatch whose prompt the update runs once; 1: each row runs its own.
+
+    By default where that leaves out an eighth of the slots or more, unless micro-batches would part such rows.
+    """
+    shared, choice = self.rows_per_prompt, self.run.parallel.share_prompts
+    if choice == "auto":
+      pays = 8 * self.run.prompt.max_prompt_length * (shared - 1) >= self._row_columns * shared
+      return shared if pays and self._prompts_per_update % self.micro_batches == 0 else 1
+    return shared if choice == "on" else 1
 
 
 def rollout(setup: Setup, params, prompts: Prompts, key):
@@ -91,10 +138,25 @@ def _in_waves(setup: Setup, params, prompts: Prompts, key, whole: bool):
 
 
 def _wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
+  if setup.run.sampling.slots:
+    ways = jax.device_count() if setup.axis_name else sharding.batch_ways()
+    in_slots = functools.partial(_in_slots, setup, whole, setup.run.sampling.slots // ways)
+    return sharding.on_own_rows(in_slots, (weights, key), prompts)
   rollouts, context = sample_wave(setup, weights, key, whole, prompts)
   rollouts, scores = score_wave(setup, weights, whole, prompts, rollouts, context)
   empty = score_empty(setup, weights, prompts, context.prompt_hidden_BD, context.prompt_cache)
   return rollouts, scores, empty
+
+
+def _in_slots(setup: Setup, whole: bool, slots: int, weights_key, prompts: Prompts):
+  """`_wave` by continuous.py: each answer is scored when its row has ended. Sees one device's prompts."""
+  weights, key = weights_key
+  stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
+  how = (setup.run.sampling, max(1, slots), stop_ids, setup.form.pad_id)
+  score = functools.partial(score_wave, setup, weights, whole)
+  found = continuous.sample(weights, setup.decoder, *how, prompts, key, setup.samples_per_prompt, score)
+  rollouts, scores, prompt_hidden_BD, prompt_cache = found
+  return rollouts, scores, score_empty(setup, weights, prompts, prompt_hidden_BD, prompt_cache)
 
 
 def sample_wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
@@ -106,7 +168,7 @@ def sample_wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
 
 def score_wave(setup: Setup, weights, whole: bool, prompts: Prompts, rollouts, context):
   """The rollouts, of which `whole` ones now say whether they hold the marker, and the AnswerScores after them."""
-  form, G = setup.form, setup.samples_per_prompt
+  form, G = setup.form, len(rollouts.length_N) // len(prompts.prompt_length_B)
   answer_NA, answer_length_N, prompt_length_N = repeat_rows(
     (prompts.answer_BA, prompts.answer_length_B, prompts.prompt_length_B), G
   )
@@ -116,7 +178,7 @@ def score_wave(setup: Setup, weights, whole: bool, prompts: Prompts, rollouts, c
     rollouts = rollouts.replace(marker_N=marker_N < rollouts.length_N)
     trace_length_N = jnp.minimum(marker_N, trace_length_N)
     # Attention goes by position alone: slots from the marker on are out of sight of the reference answer.
-    behind = jnp.arange(trace_cache.position_MS.shape[1])[None] >= trace_length_N[:, None]
+    behind = trace_cache.position_MS >= (prompt_length_N + trace_length_N)[:, None]
     trace_cache = trace_cache.replace(position_MS=jnp.where(behind, -1, trace_cache.position_MS))
   caches, start_N = (context.prompt_cache, trace_cache), prompt_length_N + trace_length_N
   answers = (form.marker_ids, answer_NA, answer_length_N, start_N)
@@ -158,21 +220,52 @@ def score_empty_trace(setup: Setup, params, prompts: Prompts):
   return score_empty(setup, weights, prompts, *sampler.prefill(weights, setup.decoder, prompts))
 
 
+def shares_prompts(setup: Setup, batch) -> bool:
+  """Whether the rows of each group are run behind one copy of their prompt."""
+  return setup.shared_rows > 1 and batch.prompt_NP is not None
+
+
 def log_probs(setup: Setup, params, batch, entropy_gradient: bool = False):
   """Log-probability and entropy of each token of a TrainBatch: sampled tokens at the sampling temperature."""
   temperature = setup.run.sampling.temperature
   scale_NL = None if temperature == 1 else jnp.where(batch.sampled_mask_NL, 1 / temperature, 1.0)
+  if shares_prompts(setup, batch):
+    return scoring.shared_log_probs(params, setup.model, batch, setup.shared_rows, scale_NL, entropy_gradient)
   rows_ = (batch.token_NL, batch.position_NL, batch.first, scale_NL, entropy_gradient, batch.example_NL)
   return scoring.row_log_probs(params, setup.model, *rows_)
 
 
+def own_tokens(setup: Setup, batch):
+  """Which slots of the rows are run for the row itself, not for the prompt that it shares: bool `[N, L]`."""
+  start_N = batch.prompt_length_N if shares_prompts(setup, batch) else jnp.zeros(len(batch.position_NL), jnp.int32)
+  return batch.position_NL >= start_N[:, None]
+
+
+def needed_columns(setup: Setup, batch):
+  """How many of its last columns each row needs, and the whole width of a prompt that is shared: int32 `[N]`."""
+  own_NL, L = own_tokens(setup, batch), batch.token_NL.shape[1]
+  P = batch.prompt_NP.shape[1] if shares_prompts(setup, batch) else 0
+  return jnp.where(own_NL.any(axis=1), P + L - jnp.argmax(own_NL, axis=1), 0)
+
+
+def slots_run(setup: Setup, batch):
+  """How many slots `log_probs` runs for these rows, and how many of them hold a token: int32 []."""
+  N, L = batch.token_NL.shape
+  slots, valid = N * L, jnp.sum(own_tokens(setup, batch))
+  if shares_prompts(setup, batch):
+    P, prompts = batch.prompt_NP.shape[1], N // setup.shared_rows
+    slots, valid = N * (L - P) + prompts * P, valid + jnp.sum(batch.prompt_length_N[:: setup.shared_rows])
+  return slots, valid
+
+
 def score_batch(setup: Setup, params, batch):
   """Log-probability of each token under other parameters, as many rows at a time as a micro-batch has: `[N, L]`."""
-  pieces = setup.run.optimizer.minibatches * setup.run.parallel.micro_batches
+  pieces, together = setup.run.optimizer.minibatches * setup.micro_batches, setup.rows_together
   with jax.named_scope("score_batch"):
     if pieces == 1:
       return log_probs(setup, params, batch)[0]
-    return rows.join_rows(jax.lax.map(lambda piece: log_probs(setup, params, piece)[0], rows.cut_rows(batch, pieces)))
+    cut = rows.cut_groups(batch, pieces, together)
+    return rows.join_groups(jax.lax.map(lambda piece: log_probs(setup, params, piece)[0], cut), together)
 
 
 def make_tools(setup: Setup) -> Tools:
@@ -188,5 +281,6 @@ def make_tools(setup: Setup) -> Tools:
     score_empty_trace=functools.partial(score_empty_trace, setup),
     log_probs=functools.partial(log_probs, setup),
     score_batch=functools.partial(score_batch, setup),
+    draw=functools.partial(draws.draw, setup.max_draws, setup.samples_per_prompt, axis),
     all_sum=(lambda x: jax.lax.psum(x, axis)) if axis else lambda x: x,
   )

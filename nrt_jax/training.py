@@ -15,9 +15,10 @@ import time
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
-from nrt_jax import data, evaluation, hf, host_grading, packing, policy, programs, sharding
+from nrt_jax import data, evaluation, hf, host_grading, packing, policy, programs, sharding, throughput
 from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.checkpoint import Checkpoints
@@ -44,19 +45,9 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
   Raises UserError for whatever the user can mend, before anything is compiled.
   """
   # ---- 1. Devices, tokenizer, model, data: all mistakes surface here.
-  first = runs[0]  # model, devices and files are the same for all stages
-  mesh = None if first.parallel.kind == "pmap" else sharding.make_mesh(first.parallel)
-  tokenizer, form = policy.open_tokenizer(first.model, first.prompt)
-  model = policy.read_architecture(first.model, form, first.parallel.tensor, mesh)
-  hf.hf_config(model)  # an architecture that could not be exported at the end is refused at the start
-  check_start(first, workdir)
-  stages, total_steps = [], 0
-  for run in runs:
-    setup = programs.Setup(run, model, form, mesh)
-    check_sizes(setup)
-    host_grading.check(run)
-    stages.append(Stage(setup, *read_data(run, tokenizer, form), total_steps))
-    total_steps += run.total_steps
+  tokenizer, stages = open_stages(runs, workdir)
+  first, (_, model, form, mesh) = runs[0], stages[0].setup
+  total_steps = sum(run.total_steps for run in runs)
 
   # ---- 2. Files of the run.
   os.makedirs(workdir, exist_ok=True)
@@ -89,12 +80,31 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
         return False
 
     # ---- 5. Export.
-    params = single_copy(stages[-1].setup, states).policy.params
+    setup = stages[-1].setup
+    params = programs.params_for(setup, single_copy(setup, states), "export")
     workdirs.export(params, runs[-1], model, form, workdir, os.path.join(workdir, "export"))
   return True
 
 
 # ----------------------------------------------------------------------------------------------------------- start-up
+
+
+def open_stages(runs: list[RunConfig], workdir: str | None = None):
+  """(tokenizer, stages) of a run that goes on in `workdir`, if in any: mesh, model and data, read and checked."""
+  first = runs[0]  # model, devices and files are the same for all stages
+  mesh = None if first.parallel.kind == "pmap" else sharding.make_mesh(first.parallel)
+  tokenizer, form = policy.open_tokenizer(first.model, first.prompt)
+  model = policy.read_architecture(first.model, form, first.parallel.tensor, mesh)
+  hf.hf_config(model)  # an architecture that could not be exported at the end is refused at the start
+  check_start(first, workdir)
+  stages, first_step = [], 0
+  for run in runs:
+    setup = programs.Setup(run, model, form, mesh)
+    check_sizes(setup)
+    host_grading.check(run)
+    stages.append(Stage(setup, *read_data(run, tokenizer, form), first_step))
+    first_step += run.total_steps
+  return tokenizer, stages
 
 
 def check_sizes(setup: programs.Setup) -> None:
@@ -109,16 +119,23 @@ def check_sizes(setup: programs.Setup) -> None:
       f"({ways} data-parallel devices x optimizer.minibatches {run.optimizer.minibatches})"
     )
   rows = run.prompts_per_step * setup.rows_per_prompt // setup.rows_together // pieces
-  if rows % run.parallel.micro_batches:
+  if rows % setup.micro_batches:
+    together = {1: "rows", 2: "pairs of rows"}.get(setup.rows_together, "groups of rows that share a prompt")
     raise UserError(
-      f"parallel.micro_batches: found {run.parallel.micro_batches}, allowed: a divisor of {rows}, "
-      f"the {'rows' if setup.rows_together == 1 else 'pairs of rows'} that one device has in a minibatch"
+      f"parallel.micro_batches: found {setup.micro_batches}, allowed: a divisor of {rows}, "
+      f"the {together} that one device has in a minibatch"
     )
   wave = run.sampling.wave_prompts
   if wave and setup.algorithm.samples_traces and (run.prompts_per_step % wave or wave % ways):
     raise UserError(
       f"sampling.wave_prompts: found {wave}, allowed: a divisor of prompts_per_step {run.prompts_per_step} "
       f"that is a multiple of {ways}, the data-parallel devices"
+    )
+  slots = run.sampling.slots
+  if slots % ways or (slots and run.parallel.rollout_weights != "gathered"):
+    raise UserError(
+      f"sampling.slots: found {slots}, allowed: a multiple of {ways}, the data-parallel devices, with "
+      f"parallel.rollout_weights 'gathered' (found {run.parallel.rollout_weights!r})"
     )
   if run.evaluation.data is not None and mesh is not None and run.evaluation.batch_prompts % ways:
     raise UserError(
@@ -127,9 +144,9 @@ def check_sizes(setup: programs.Setup) -> None:
     )
 
 
-def check_start(run: RunConfig, workdir: str) -> None:
+def check_start(run: RunConfig, workdir: str | None) -> None:
   """Raises UserError where a fresh run would find no parameters to start from. Reads no weights."""
-  if os.path.isdir(os.path.join(workdir, "checkpoints")):
+  if workdir is not None and os.path.isdir(os.path.join(workdir, "checkpoints")):
     return  # it resumes
   if run.from_checkpoint is not None:
     if not os.path.isdir(os.path.join(run.from_checkpoint, "checkpoints")):
@@ -155,6 +172,33 @@ def describe_data(stage: Stage) -> str:
   touched = [f"{count:,} {name.replace('_', ' ')}" for name, count in rows.counts.items() if count]
   packed = [f"packed into {len(rows):,} rows"] if stage.setup.run.data.packing else []
   return f"stage {stage.setup.run.stage}: {', '.join([f'{len(rows.examples):,} examples', *packed, *touched])}"
+
+
+def fresh_states(stage: Stage, params, key) -> States:
+  """The states at the start of a stage, on the devices."""
+  setup = stage.setup
+  shardings = programs.state_shardings(setup)
+  init = jax.jit(lambda p, k: programs.init_states(setup, p, k, stage.first_step), out_shardings=shardings)
+  fresh = init(params, key)
+  return programs.replicate(fresh) if setup.axis_name else fresh
+
+
+def read_batch(stage: Stage, position: data.Position):
+  """The batch at `position` on the devices: prompts for as many draws as a step may make. Each host reads its own."""
+  run, mesh, draws = stage.setup.run, stage.setup.mesh, stage.setup.max_draws
+  hosts = (jax.process_index(), jax.process_count()) if mesh is None else sharding.host_share(mesh)
+  rows, _ = data.batch(stage.train_data, position, draws * run.prompts_per_step, run.seed, *hosts, draws)
+  if mesh is not None:
+    return sharding.place_host_rows(mesh, rows)
+  devices = jax.local_device_count()
+  return jax.tree.map(lambda a: a.reshape(devices, a.shape[0] // devices, *a.shape[1:]), rows)
+
+
+def draws_made(stage: Stage, metrics) -> int:
+  """How many draws the step made: prompts that it left over are the next step's. Waits for the step, if it may vary."""
+  if stage.setup.max_draws == 1:
+    return 1
+  return round(float(np.asarray(metrics["draws/count"].addressable_data(0)).reshape(())))
 
 
 def single_copy(setup: programs.Setup, states: States) -> States:
@@ -197,6 +241,7 @@ class Loop:
     self._stop = stop
     self._pending = None  # (step, metrics, samples) on the device, of the step dispatched last
     self._clock = 0.0  # when the step before it was done
+    self._work = None  # throughput.Work of the stage's step
 
   def next_stage(self, states: States | None, number: int) -> States:
     """The states at the start of stage `number`, from those at the end of the one before (None: from scratch)."""
@@ -207,10 +252,7 @@ class Loop:
       params, key = last.params, last.key
     else:
       params, key = first_params(setup), jax.random.key(setup.run.seed)
-    shardings = programs.state_shardings(setup)
-    init = jax.jit(lambda p, k: programs.init_states(setup, p, k, stage.first_step), out_shardings=shardings)
-    fresh = init(params, key)
-    return programs.replicate(fresh) if setup.axis_name else fresh
+    return fresh_states(stage, params, key)
 
   def run_stage(self, states: States, progress: Progress) -> tuple[States, Progress]:
     """Trains until the stage's last step, or until a signal asks to stop."""
@@ -220,12 +262,13 @@ class Loop:
       return states, progress
     generate = self._build_generate(stage)
     if not progress.evaluated:  # whoever stopped us left no time for it
-      self._evaluate(generate, states, stage, stage.first_step + progress.step)
+      number = stage.first_step + progress.step
+      self._checkpoints.rank(number, self._evaluate(generate, states, stage, number))
     if progress.step >= run.total_steps:
       return states, progress
     if progress.step == 0 and stage.first_step == 0:
       self._evaluate(generate, states, stage, 0)
-    batch, position = self._next_batch(stage, progress.position)
+    batch = read_batch(stage, progress.position)
     train_step = self._compile(stage, states, batch)
     self._clock = time.monotonic()
 
@@ -235,9 +278,10 @@ class Loop:
       states, metrics, samples = train_step(states, batch)
       self._fetch(stage)
       self._pending = (number, metrics, samples)
-      progress = Progress(progress.stage, step, position)
+      drawn = run.prompts_per_step * draws_made(stage, metrics)
+      progress = Progress(progress.stage, step, data.advance(stage.train_data, progress.position, drawn))
       if step < run.total_steps:
-        batch, position = self._next_batch(stage, position)
+        batch = read_batch(stage, progress.position)
 
       # ---- Evaluate, then save, so that the checkpoint knows how good it is.
       stop = self._must_stop(number)
@@ -266,19 +310,10 @@ class Loop:
   def _compile(self, stage: Stage, states: States, batch):
     """The compiled step; says how long compiling took."""
     start = time.monotonic()
-    compiled = host_grading.compile_train_step(stage.setup, states, batch, self._tokenizer)
+    compiled = host_grading.compile_programs(stage.setup, states, batch)
+    self._work = throughput.describe(stage.setup, compiled)
     self._writer.note(f"stage {stage.setup.run.stage}: compiled the training step in {time.monotonic() - start:.1f} s")
-    return compiled
-
-  def _next_batch(self, stage: Stage, position: data.Position):
-    """The batch at `position` on the devices, and the position after it. Each host reads its own rows."""
-    run, mesh = stage.setup.run, stage.setup.mesh
-    hosts = (jax.process_index(), jax.process_count()) if mesh is None else sharding.host_share(mesh)
-    rows, position = data.batch(stage.train_data, position, run.prompts_per_step, run.seed, *hosts)
-    if mesh is not None:
-      return sharding.place_host_rows(mesh, rows), position
-    devices = jax.local_device_count()
-    return jax.tree.map(lambda a: a.reshape(devices, a.shape[0] // devices, *a.shape[1:]), rows), position
+    return host_grading.assemble(stage.setup, self._tokenizer, *compiled)
 
   def _fetch(self, stage: Stage) -> dict:
     """Waits for the step dispatched last, writes metrics and samples where they are due, and returns the metrics."""
@@ -290,7 +325,7 @@ class Loop:
       metrics, samples = programs.unreplicate((metrics, samples))
     values = {name: float(value) for name, value in jax.device_get(metrics).items()}
     now = time.monotonic()
-    values, self._clock = with_throughput(values, now - self._clock), now
+    values, self._clock = throughput.rates(self._work, values, now - self._clock), now
     if self._writer.due(number):
       self._writer.write(number, values)
     if self._writer.samples_due(number):
@@ -303,7 +338,7 @@ class Loop:
       return None
     traces = max(run.sampling.max_trace_length, run.data.max_trace_length)
     sampling = run.evaluation.sampling(traces, len(form.marker_ids), run.prompt.max_answer_length)
-    generate, mesh = programs.build_generate(stage.setup, sampling), stage.setup.mesh
+    generate, mesh = programs.build_evaluate(stage.setup, sampling), stage.setup.mesh
     if mesh is None:
       return generate
     return lambda params, rows, key: generate(params, sharding.place_rows(mesh, rows), key)
@@ -313,7 +348,7 @@ class Loop:
     if generate is None:
       return {}
     run, start = stage.setup.run, time.monotonic()
-    params = single_copy(stage.setup, states).policy.params
+    params = programs.params_for(stage.setup, single_copy(stage.setup, states), "evaluation")
     key = jax.random.key(run.seed)
     metrics, _ = evaluation.evaluate(
       generate, params, stage.eval_data, run.evaluation, self._tokenizer, stage.setup.form, key
@@ -330,15 +365,3 @@ def first_params(setup: programs.Setup):
   if run.from_checkpoint is None:
     return policy.load_policy(run.model, setup.model, setup.form, run.seed, setup.mesh)
   return workdirs.read_policy(run.from_checkpoint, setup.model, setup.mesh)
-
-
-def with_throughput(values: dict, seconds: float) -> dict:
-  """Replaces token counts by rates, and adds the time of the step and the device's peak memory where it is known."""
-  counts = {name: values.pop(f"tokens/{name}") for name in ("generated", "trained") if f"tokens/{name}" in values}
-  values["time/step"] = seconds
-  for name, count in counts.items():
-    values[f"throughput/{name}_tokens_per_s"] = count / seconds
-  memory = jax.local_devices()[0].memory_stats()
-  if memory and "peak_bytes_in_use" in memory:
-    values["memory/peak_gib"] = memory["peak_bytes_in_use"] / 2**30
-  return values

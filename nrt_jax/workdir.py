@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from nrt_jax import hf, policy, programs
+from nrt_jax import hf, lora, policy, programs
 from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.config import RunConfig, stages_of
 from nrt_jax.data import Position
@@ -86,12 +86,19 @@ def placed(abstract, shardings):
   return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
 
-def read_policy(workdir: str, config: ModelConfig, mesh=None, step: int | None = None):
-  """The policy's parameters alone from a checkpoint of a workdir (None: its newest), whatever its optimizer was."""
+def read_policy(workdir: str, config: ModelConfig, mesh=None, step: int | None = None, averaged: bool = False):
+  """The policy's parameters alone from a checkpoint of a workdir (None: its newest), whatever its optimizer was.
+
+  averaged: of those that are trained the average over the steps, which the checkpoint must hold.
+  """
   checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), read_only=True)
   params = placed(policy.abstract_params(config), policy.param_shardings(config, mesh))
-  tree, _ = checkpoints.restore(step, {"policy": {"params": params}}, partial=True)
-  return tree["policy"]["params"]
+  if not averaged:
+    tree, _ = checkpoints.restore(step, {"policy": {"params": params}}, partial=True)
+    return tree["policy"]["params"]
+  trainable, frozen = lora.split(params, config)
+  tree, _ = checkpoints.restore(step, {"policy": {"params": frozen}, "average": trainable}, partial=True)
+  return lora.join(tree["average"], tree["policy"]["params"])
 
 
 def read_run(workdir: str) -> list[RunConfig]:
@@ -106,7 +113,8 @@ def export_checkpoint(workdir: str, directory: str, step: int | None = None, dty
   model = dataclasses.replace(run.model, path=os.path.join(workdir, "tokenizer"))
   _, form = policy.open_tokenizer(model, dataclasses.replace(run.prompt, tokenizer=None))
   config = policy.read_architecture(model, form, run.parallel.tensor)
-  export(read_policy(workdir, config, step=step), run, config, form, workdir, directory, dtype)
+  params = read_policy(workdir, config, step=step, averaged=programs.averages(run, "export"))
+  export(params, run, config, form, workdir, directory, dtype)
 
 
 def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, directory: str, dtype="float32") -> None:

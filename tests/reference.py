@@ -407,3 +407,38 @@ def std_filter(stds_of_steps, beta, decay, average_start, filter_start):
       average = decay * average + (1 - decay) * np.mean(stds)
     history.append((kept, average))
   return history
+
+
+def repeats(tokens, ngram, times):
+  """Whether some n-gram of the list occurs so often."""
+  windows = [tuple(tokens[i : i + ngram]) for i in range(len(tokens) - ngram + 1)]
+  return any(windows.count(window) >= times for window in windows)
+
+
+def draw_groups(parts, count):
+  """Which groups a step keeps, in order, after how many draws, and how many of those drawn vary (DAPO, algorithm 1).
+
+  parts: a list for each possible draw, of (group, does it vary?); `count` groups are kept, flat ones only if need be.
+  """
+  varied, flat, draws = [], [], 0
+  for part in parts:
+    draws += 1
+    for group, varies in part:
+      (varied if varies else flat).append(group)
+    if len(varied) >= count:
+      break
+  return (varied + flat)[:count], draws, len(varied)
+
+
+def eight_bits(x):
+  """(integers, scale) of symmetric eight-bit quantisation with one scale for each vector along the last axis.
+
+  The largest magnitude of a vector becomes 127; halves are rounded to even.
+  """
+  number, scale = np.zeros(x.shape, np.int8), np.zeros((*x.shape[:-1], 1), np.float64)
+  for at in np.ndindex(x.shape[:-1]):
+    top = max(abs(float(v)) for v in x[at])
+    if top:
+      scale[at] = top / 127
+      number[at] = [round(float(v) * 127 / top) for v in x[at]]
+  return number, scale

@@ -168,6 +168,24 @@ def test_keeps_the_last_and_the_best(tmp_path, mode, values, kept, best, async_s
   assert reader.record(best) == {"step": best}
 
 
+@pytest.mark.parametrize("late", [0.9, 0.1, float("nan")])
+def test_a_step_can_be_ranked_after_it_was_saved(tmp_path, late):
+  """It then counts as if the metric had been there: for the best, for what is kept, and for who reads it later."""
+  config = CheckpointConfig(keep_last=2, keep_best="eval/acc", async_save=False)
+  save_all(tmp_path, config, [(1, 0.5), (2, None)])
+  checkpoints = Checkpoints(tmp_path, config)
+  checkpoints.rank(2, {"eval/acc": late, "eval/other": 1.0})
+  best = 2 if late == 0.9 else 1
+  assert checkpoints.best_step() == best
+  for step in (3, 4):
+    checkpoints.save(step, {"w": jnp.full(3, step)}, {"step": step})
+  assert checkpoints.all_steps() == [best, 3, 4]
+  checkpoints.close()
+  assert Checkpoints(tmp_path, config, read_only=True).best_step() == best
+  tree, record = Checkpoints(tmp_path, config, read_only=True).restore(best, {"w": jnp.zeros(3, jnp.int32)})
+  assert (tree["w"] == best).all() and record == {"step": best}
+
+
 def test_keeps_only_the_last_without_a_metric(tmp_path):
   checkpoints = save_all(tmp_path, SYNC, [(1, 0.9), (2, 0.1), (3, 0.2)])
   assert checkpoints.all_steps() == [2, 3]

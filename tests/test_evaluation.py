@@ -1,10 +1,23 @@
 """Evaluation: which grader is used, and what is reported where answers can't be graded."""
 
-import pytest
+import contextlib
+import dataclasses
+import functools
 
-from nrt_jax import errors, evaluation, prompts, tasks
+import jax
+import numpy as np
+import pytest
+import toy
+
+from nrt_jax import errors, evaluation, programs, prompts, scoring, sharding, tasks
 from nrt_jax.data import DataConfig, Example
 from nrt_jax.evaluation import EvaluationConfig
+from nrt_jax.sampler import SamplingConfig
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def whole_log_probs(params, model, token_NL, position_NL):
+  return scoring.row_log_probs(params, model, token_NL, position_NL, 1)[0]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +54,41 @@ def test_completions_are_graded_behind_their_marker(tokens):
   assert complete(tokens, "so 4 <|response_start|> 5", "4", grade).correct is False
   without = complete(tokens, "so it is 4", "4", grade)
   assert without.answer is None and without.correct is False
+
+
+def test_log_probabilities_are_per_token_of_all_references(tokens):
+  """-2 and -7 over 2 and 4 tokens, -4 and -8 without a trace."""
+  scored = [
+    dataclasses.replace(complete(tokens, text, "4", None), **dict(zip(evaluation.SCORED, values)))
+    for text, *values in (("so <|response_start|> 4", 2, -2.0, -4.0), ("so it is", 4, -7.0, -8.0))
+  ]
+  found = evaluation.summarise("x", scored)
+  assert found["eval/x/answer_logp"] == -1.5 and found["eval/x/answer_logp_empty_trace"] == -2
+  assert found["eval/x/answer_logp_gain"] == 0.5 and "eval/x/accuracy" not in found
+
+
+@pytest.mark.parametrize("mesh", [False, True])
+def test_references_are_scored_behind_the_own_trace(mesh):
+  """Against whole rows: trace, marker and reference answer for each prompt, with the own answer cut off."""
+  over = {"parallel__data": 4, "parallel__fsdp": 2} if mesh else {}
+  setup = toy.setup(model=dataclasses.replace(toy.MODEL, num_hidden_layers=1), **over)
+  params, batch = toy.params(setup.model), toy.prompts(8)
+  with jax.set_mesh(setup.mesh) if mesh else contextlib.nullcontext():
+    run = programs.build_evaluate(setup, SamplingConfig(max_trace_length=9, temperature=1.0))
+    placed = sharding.place_rows(setup.mesh, batch) if mesh else batch
+    rollouts, scores, empty = jax.device_get(run(params, placed, jax.random.key(0)))
+  assert 0 < rollouts.marker_N.sum() < 8
+  for b in range(8):
+    text = rollouts.token_NR[b, : rollouts.length_N[b] - rollouts.ended_N[b]].tolist()
+    trace = text[: text.index(toy.MARKER)] if toy.MARKER in text else text
+    answer = batch.answer_BA[b, : batch.answer_length_B[b]].tolist()
+    for given, found in ((trace, scores), ([], empty)):
+      row = [*batch.prompt_BP[b, -batch.prompt_length_B[b] :].tolist(), *given, toy.MARKER, *answer]
+      row = np.array([row + [toy.PAD] * (24 - len(row))]), np.array([[*range(len(row)), *[-1] * (24 - len(row))]])
+      length = int((row[1] >= 0).sum())
+      expected = whole_log_probs(params, setup.model, *row)[0, length - len(answer) : length]
+      np.testing.assert_allclose(found.answer_logp_NA[b, : len(answer)], expected, atol=1e-4)
+      assert not found.answer_logp_NA[b, len(answer) :].any()
 
 
 def test_ungraded_completions_have_no_accuracy(tokens):

@@ -11,7 +11,7 @@ PACKAGE = ROOT / "nrt_jax"
 # From the ground up. A module imports only from layers before its own; a new module needs a place here. "x.*" is the
 # place of the modules in x that have none of their own.
 LAYERS = [
-  ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "compilations", "nrt_jax"],
+  ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "order", "compilations", "nrt_jax"],
   ["sharding", "attention", "ceilings"],
   ["kernels"],
   ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
@@ -19,7 +19,7 @@ LAYERS = [
   ["tasks.*"],
   ["tasks"],
   ["hf_config", "sampler", "scoring", "data", "checkpoint", "lora", "costs"],
-  ["hf", "packing"],
+  ["hf", "packing", "draws", "continuous"],
   ["algorithms.interface"],
   ["algorithms.policy_gradient"],
   ["algorithms.rlvr", "algorithms.sft", "algorithms.verifier_free"],
@@ -28,7 +28,7 @@ LAYERS = [
   ["evaluation"],
   ["config"],
   ["policy", "tools"],
-  ["throughput"],
+  ["throughput", "update"],
   ["programs"],
   ["host_grading"],
   ["workdir"],
@@ -56,7 +56,7 @@ CONFINED = {
   "absl": ("commands", "commands.*"),
   "tensorboardX": ("metrics",),
   "flax.linen": ("model",),
-  "optax": ("optimizer", "programs"),
+  "optax": ("optimizer", "programs", "update"),
   "torch": (),
   "chex": (),
 }

@@ -328,6 +328,42 @@ def test_rlpr_reward_lies_between_0_and_1():
   assert reward_N.min() == 0 and 0.99 < reward_N.max() <= 1
 
 
+@pytest.mark.parametrize("ngram,times", [(1, 2), (1, 4), (2, 3), (3, 2), (10, 10)])
+def test_repeats_twin(ngram, times):
+  rng = np.random.default_rng(ngram)
+  token_NR, length_N = rng.integers(0, 3, (60, 24)), rng.integers(0, 25, 60)
+  token_NR[:20] = np.tile(rng.integers(0, 3, (20, 2)), 12)  # of period 2
+  found = rewards.repeats(jnp.asarray(token_NR, jnp.int32), jnp.asarray(length_N, jnp.int32), ngram, times)
+  expected = [reference.repeats(row[:length].tolist(), ngram, times) for row, length in zip(token_NR, length_N)]
+  np.testing.assert_array_equal(found, expected)
+  assert ngram == 10 or 5 < sum(expected) < 60
+
+
+def test_ten_tokens_ten_times():
+  # 19 equal tokens hold ten windows of ten, 18 hold nine; what stands beyond the length does not count.
+  token_NR = jnp.zeros((3, 30), jnp.int32)
+  np.testing.assert_array_equal(rewards.repeats(token_NR, jnp.array([18, 19, 30]), 10, 10), [False, True, True])
+  assert not rewards.repeats(token_NR[:, :18], jnp.array([18, 18, 18]), 10, 10).any()
+
+
+def test_rlpr_punishes_repetition():
+  """By 1, in its own completion alone, whether it is well formatted or not."""
+  tools, params, rolled = completions()
+  policy = TrainState(jnp.int32(0), jnp.int32(0), params, (), jax.random.key(0))
+  rewards_of = {}
+  for penalty in (0.0, 1.0):
+    config = ALGORITHMS["rlpr"].config(repetition_penalty=penalty, repetition_ngram=1, repetition_times=3)
+    states = States(policy, params, ALGORITHMS["rlpr"].memory(config))
+    given = tools._replace(complete=lambda *_: rolled)
+    made = ALGORITHMS["rlpr"].collect(given, config, states, PROMPTS, jax.random.key(0))
+    rewards_of[penalty] = np.asarray(made.samples["reward"])
+  lists = [rolled[0].token_NR[n, : rolled[0].length_N[n]].tolist() for n in range(B * G)]
+  expected = np.array([reference.repeats(tokens, 1, 3) for tokens in lists])
+  np.testing.assert_allclose(rewards_of[0.0] - rewards_of[1.0], expected, atol=1e-6)
+  share = made.sums["completion/repetitive_fraction"]
+  assert 2 < expected.sum() < B * G and float(share[0] / share[1]) == pytest.approx(expected.mean())
+
+
 def test_std_filter_twin():
   rng, config = np.random.default_rng(1), ALGORITHMS["rlpr"].config(std_filter=0.9)
   tools = programs.make_tools(toy.setup("rlpr", samples_per_prompt=G))
@@ -336,7 +372,8 @@ def test_std_filter_twin():
   expected = reference.std_filter(stds, 0.9, 0.99, 6, 11)
   memory = ALGORITHMS["rlpr"].memory(config)
   for step, (kept, average) in zip(rewards_of_steps, expected):
-    kept_N, memory = completions_page.filter_by_std(tools, config, jnp.asarray(step, jnp.float32), memory)
+    kept_N, std_sum = completions_page.filter_by_std(config, jnp.asarray(step, jnp.float32), G, memory)
+    memory = completions_page.follow_std(tools, config, std_sum, memory)
     np.testing.assert_array_equal(kept_N, np.repeat(kept, G))
     np.testing.assert_allclose(memory["std"], average, rtol=1e-5)
   assert not all(expected[-1][0]) and all(expected[9][0])  # the filter was felt, but not before its start
@@ -422,6 +459,8 @@ def test_rlpr_steps_remember_the_std():
   "name,over,text",
   [
     ("rlpr", {"format_share": 1.5}, "algorithm.format_share: found 1.5, allowed: 0 to 1"),
+    ("rlpr", {"repetition_penalty": -1.0}, "algorithm.repetition_penalty: found -1.0, allowed: 0"),
+    ("rlpr", {"repetition_times": 1}, "algorithm.repetition_ngram, repetition_times: found 10, 1"),
     ("rlpr", {"std_filter_start": 6}, "algorithm.std_average_start, std_filter_start: found 6, 6"),
     ("rlpr", {"reference": "none"}, "algorithm.base_policy: found 'reference' with algorithm.reference 'none'"),
     ("nover", {"score_policy": "old"}, "algorithm.score_policy: found 'old', allowed: current, reference"),

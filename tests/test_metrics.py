@@ -174,6 +174,7 @@ def test_progress_off_a_terminal_is_plain_lines_now_and_then():
   for step in range(1, 11):
     progress.show(step, METRICS)
     clock.now += 2.0
+  progress.show(10, {"eval/x/accuracy": 1.0})  # the end is said once
   progress.note("done")
   progress.close()
   text = screen.getvalue()
@@ -233,6 +234,7 @@ def test_event_files_hold_the_scalars_and_the_purge(tmp_path):
   write_events(tmp_path)
   files = sorted((tmp_path / "tensorboard").iterdir())
   assert len(files) == 2  # the second run did not overwrite the first's
+  assert not any(".-" in file.name for file in files)
   found = [(event.step, value.tag, value.simple_value) for file in files for event in events(file)
            for value in event.summary.value]
   assert found == [(step, "reward/mean", value) for step, value in [(1, 1), (2, 2), (3, 3), (3, 3.5), (4, 4.5)]]

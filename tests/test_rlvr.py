@@ -4,7 +4,12 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
+import pathlib
 import signal
+import socket
+import subprocess
+import sys
 
 import completions
 import jax
@@ -292,7 +297,51 @@ def params_at_the_end(directory):
   return flat
 
 
-def test_a_resumed_run_grades_the_same(tmp_path, monkeypatch):
+TWO = """
+import json, sys
+import jax
+from nrt_jax import config, training
+from nrt_jax.tasks.running_sum import RunningSum
+jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]))
+RunningSum.grade = lambda self, answer, reference: len(set(answer.split()) & set(reference.split())) / 5
+values = json.load(open(sys.argv[1]))
+training.train(config.stages_of(values), sys.argv[2], values)
+"""
+
+
+def test_two_processes_grade_as_one(tmp_path, monkeypatch):
+  """Each host grades the completions that its own devices sampled; both agree on when the groups are enough."""
+  monkeypatch.setattr(RunningSum, "grade", lambda _, answer, truth: len(set(answer.split()) & set(truth.split())) / 5)
+  values = run_values(tmp_path)
+  values.update(total_steps=2)
+  values["algorithm"]["max_draws"] = 3
+  (tmp_path / "values.json").write_text(json.dumps(values))
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  command = [sys.executable, "-c", TWO, str(tmp_path / "values.json"), str(tmp_path / "two"), address]
+  env = {**os.environ, "PYTHONPATH": str(pathlib.Path(training.__file__).parent.parent)}
+  running = [subprocess.Popen([*command, str(number)], env=env, stderr=subprocess.PIPE) for number in range(2)]
+  training.train(configs.stages_of(values), str(tmp_path / "one"), values)
+  errors = [process.communicate(timeout=300)[1] for process in running]
+  assert [process.returncode for process in running] == [0, 0], errors
+  one, two = (
+    [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    for name in ("one", "two")
+  )
+  assert [line["step"] for line in two] == [1, 2] and one[0]["advantage/abs_mean"] > 0
+  for left, right in zip(two, one, strict=True):
+    for name in ("draws/count", "draws/kept_groups", "reward/mean", "completion/accuracy", "loss/total"):
+      assert left[name] == pytest.approx(right[name], rel=1e-3, abs=1e-5), name
+  params = []
+  for name in ("one", "two"):
+    model = hf.read_model_config(tmp_path / name / "export")
+    params.append(jax.device_get(hf.load_params(tmp_path / name / "export", model)))
+  assert toy.largest_difference(*params) < 1e-4
+
+
+@pytest.mark.parametrize("max_draws", [1, 3])
+def test_a_resumed_run_grades_the_same(tmp_path, monkeypatch, max_draws):
   """Some credit for any digit in the answer, so that random policies see a signal; stopped and resumed on the way."""
 
   def some_credit(self, answer, reference_answer):
@@ -300,6 +349,7 @@ def test_a_resumed_run_grades_the_same(tmp_path, monkeypatch):
 
   monkeypatch.setattr(RunningSum, "grade", some_credit)
   values = run_values(tmp_path)
+  values["algorithm"]["max_draws"] = max_draws
   train = lambda name: training.train(configs.stages_of(values), str(tmp_path / name), values)
   train("whole")
   write = MetricsWriter.write
@@ -317,6 +367,10 @@ def test_a_resumed_run_grades_the_same(tmp_path, monkeypatch):
   assert params_at_the_end(tmp_path / "stopped") == params_at_the_end(tmp_path / "whole") != {}
   lines = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
   assert [line["step"] for line in lines] == [1, 2, 3, 4] and any(line["advantage/abs_mean"] > 0 for line in lines)
+  if max_draws > 1:  # prompts that a step left over are the next one's
+    drawn = sum(line["draws/count"] for line in lines) * values["prompts_per_step"]
+    record = Checkpoints(str(tmp_path / "whole" / "checkpoints"), read_only=True).record(4)
+    assert record["position"] == list(divmod(drawn, 20)) and len(lines) < drawn / 8 < 3 * len(lines)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import pytest
 import reference
 
 from nrt_jax import rows
+from nrt_jax.algorithms import sft
 
 PAD = 3  # also an ordinary token: lengths, never ids, say what is valid
 
@@ -104,3 +105,25 @@ def test_cutting_groups():
   np.testing.assert_array_equal(pieces["a"][1], tree["a"][jnp.array([2, 3, 8, 9])])
   for name in tree:
     np.testing.assert_array_equal(rows.join_groups(pieces, 2)[name], tree[name])
+
+
+def test_cutting_by_length():
+  """Pairs of rows, two devices with six rows each: within a device the pair that needs least comes first."""
+  tree = {"a": jnp.arange(24).reshape(12, 2), "b": jnp.arange(12)}
+  needed_N = jnp.array([9, 1, 2, 3, 5, 8] + [1, 1, 4, 4, 3, 2])  # by pair 9, 3, 8 and 1, 4, 3
+  pieces = rows.cut_by_length(tree, needed_N, pieces=3, rows_together=2, ways=2)
+  np.testing.assert_array_equal(pieces["b"], [[2, 3, 6, 7], [4, 5, 10, 11], [0, 1, 8, 9]])
+  np.testing.assert_array_equal(pieces["a"], np.asarray(tree["a"])[np.asarray(pieces["b"])])
+
+
+def test_last_columns():
+  """Of the docstring's row nothing but its first three pads goes; what has no columns stays whole."""
+  spliced = splice([[10, 11]], [[20]], (30,), [[40, 41]], P=2, R=4, A=3)
+  batch = sft.supervised_batch(spliced, jnp.arange(10.0)[None])
+  batch = batch.replace(prompt_NP=jnp.array([[10, 11]]), prompt_length_N=jnp.array([2]))
+  cut = rows.last_columns(batch, 7)
+  np.testing.assert_array_equal(cut.token_NL, [[10, 11, 20, 30, 40, 41, PAD]])
+  np.testing.assert_array_equal(cut.position_NL, [[0, 1, 2, 3, 4, 5, -1]])
+  np.testing.assert_array_equal(cut.answer_coef_NL, [[3, 4, 5, 6, 7, 8, 9]])
+  np.testing.assert_array_equal(cut.prompt_NP, [[10, 11]])
+  assert batch.first == 2 and cut.first == 1  # the first token is predicted from nothing

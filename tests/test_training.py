@@ -52,7 +52,7 @@ def values(tmp_path_factory):
   values["logging"].update(samples_every_steps=2, samples_per_step=2, tensorboard=False)
   values["stages"] = [
     {"name": "pretrain", "algorithm": {"name": "sft"}, "data": {"max_trace_length": 8}},
-    {"name": "nrt", "optimizer": {"minibatches": 2}},
+    {"name": "nrt", "optimizer": {"minibatches": 2, "ema_decay": 0.5}},
   ]
   return values
 
@@ -122,11 +122,15 @@ def test_the_state_goes_through_all_stages(uninterrupted, values):
   assert moved.keys() == base.keys() and any(not np.array_equal(moved[k], base[k]) for k in moved)
 
 
-def test_the_export_is_the_final_policy(uninterrupted, values):
+def test_the_export_is_the_final_policy(uninterrupted, values, tmp_path):
+  """Its average, where there is one; whether it is written by the run or from its checkpoint."""
   model = hf.read_model_config(uninterrupted / "export")
-  exported = hf.load_params(uninterrupted / "export", model)
-  trained = workdir.read_policy(str(uninterrupted), model)
-  assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), exported, trained)))
+  workdir.export_checkpoint(str(uninterrupted), str(tmp_path))
+  average, trained = (workdir.read_policy(str(uninterrupted), model, averaged=a) for a in (True, False))
+  for directory in (uninterrupted / "export", tmp_path):
+    exported = hf.load_params(directory, model)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), exported, average)))
+  assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), average, trained)))
 
 
 def test_the_same_command_again_changes_nothing(uninterrupted, values):
@@ -150,7 +154,17 @@ def test_sigterm_saves_and_the_same_command_resumes(values, uninterrupted, tmp_p
   done = Checkpoints(str(tmp_path / "checkpoints"), read_only=True).latest_step()
   assert stop_at <= done <= stop_at + 1  # metrics are written one step late
   assert not (tmp_path / "export").exists()
-  train(values, tmp_path)
+  rank, ranked = Checkpoints.rank, []
+
+  def noted(self, step, metrics):
+    ranked.append(step)
+    rank(self, step, metrics)
+    assert self.best_step() is not None and "eval/heldout/accuracy" in metrics
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Checkpoints, "rank", noted)
+    train(values, tmp_path)
+  assert ranked == {2: [3], 6: [7]}.get(stop_at, [])  # checkpoints that were saved before they were evaluated
   assert_same_run(values, tmp_path, uninterrupted)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from nrt_jax import rewards, rows
 from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms import verifier_free
-from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
+from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import UserError
 
@@ -31,8 +31,11 @@ class RlprConfig(verifier_free.LikelihoodConfig):
   clip_high: float = 1.27
   normalisation: str = "token"  # unknown; verl's default
   format_share: float = 0.1  # of the reward is for marker and end; without them the likelihood's share is 0 (code)
+  repetition_penalty: float = 1.0  # subtracted from a completion that repeats itself, whatever its format (code)
+  repetition_ngram: int = 10  # tokens of what counts as repeated; the code's unit, tokens or words: unknown
+  repetition_times: int = 10  # how often it must occur
   std_filter: float = 0.5  # β: groups whose std is below β times its moving average do not count: 0.5 Qwen, 0.9 Llama
-  std_filter_start: int = 11  # first step of the stage with the filter; the paper draws other prompts, we don't
+  std_filter_start: int = 11  # first step of the stage with the filter; the paper draws others till the batch is full
   std_average_start: int = 6  # first step of the average
   std_average_decay: float = 0.99
   train_forced_marker = False  # no setting: nothing is put in by force
@@ -41,8 +44,12 @@ class RlprConfig(verifier_free.LikelihoodConfig):
     super().__post_init__()
     pg.require_range(self, "format_share", 0, 1)
     pg.require_range(self, "std_average_decay", 0, 1)
-    if self.std_filter < 0:
-      raise UserError(f"algorithm.std_filter: found {self.std_filter}, allowed: 0 (off) or more")
+    for key in ("std_filter", "repetition_penalty"):
+      if getattr(self, key) < 0:
+        raise UserError(f"algorithm.{key}: found {getattr(self, key)}, allowed: 0 (off) or more")
+    if self.repetition_ngram < 1 or self.repetition_times < 2:
+      found = f"{self.repetition_ngram}, {self.repetition_times}"
+      raise UserError(f"algorithm.repetition_ngram, repetition_times: found {found}, allowed: 1 or more, 2 or more")
     if not 1 <= self.std_average_start < self.std_filter_start:
       found = f"{self.std_average_start}, {self.std_filter_start}"
       raise UserError(f"algorithm.std_average_start, std_filter_start: found {found}, allowed: 1 <= average < filter")
@@ -73,32 +80,51 @@ class NoverConfig(pg.PolicyGradientConfig):
 
 def collect(judge, tools: Tools, config, states, prompts, key) -> Collected:
   """`judge(tools, config, scored, traces, formatted_N) -> reward_N` is what the methods of this page differ in."""
-  G, prompts_N = tools.samples_per_prompt, repeat_rows(prompts, tools.samples_per_prompt)
-  rollouts, scores, empty = tools.complete(states.policy.params, prompts, key)
-  traces = cut_at_marker(tools, rollouts)
-  scored = verifier_free.score(tools, config, states, prompts, traces, scores, empty)
-  batch = pg.completion_batch(tools, config, prompts_N, rollouts)
+  G, filters = tools.samples_per_prompt, getattr(config, "std_filter", 0) > 0
 
-  reward_N = judge(tools, config, scored, traces, rollouts.marker_N & rollouts.ended_N)
-  shaped_N = pg.shape_by_length(config, reward_N, rollouts, rollouts.token_NR.shape[1])
+  def attempt(prompts) -> Attempt:
+    rollouts, scores, empty = tools.complete(states.policy.params, prompts, key)
+    traces = cut_at_marker(tools, rollouts)
+    scored = verifier_free.score(tools, config, states, prompts, traces, scores, empty)
+    reward_N = judge(tools, config, scored, traces, rollouts.marker_N & rollouts.ended_N)
+    sums = completion_metrics(rollouts, traces, scored)
+    if getattr(config, "repetition_penalty", 0):
+      repeats_N = rewards.repeats(
+        rollouts.token_NR, rollouts.length_N, config.repetition_ngram, config.repetition_times
+      )
+      reward_N -= config.repetition_penalty * repeats_N
+      sums["completion/repetitive_fraction"] = pg.mean_of(repeats_N)
+    shaped_N = pg.shape_by_length(config, reward_N, rollouts, rollouts.token_NR.shape[1])
+    varies_N = pg.teaches(pg.group_advantages(tools, config, shaped_N, rollouts)[0], G)
+    if filters:
+      varies_N, std_sum = filter_by_std(config, shaped_N, G, states.memory)
+      sums |= {"reward/drawn_std": std_sum, "reward/kept_fraction": pg.mean_of(varies_N)}
+    return Attempt((rollouts, scored, reward_N, shaped_N, varies_N), varies_N, sums)
+
+  prompts, (rollouts, scored, reward_N, shaped_N, varies_N), sums = tools.draw(prompts, attempt)
+  prompts_N = repeat_rows(prompts, G)
+  batch = pg.completion_batch(tools, config, prompts_N, rollouts)
   batch, shaped_N = pg.with_reference(tools, config, states.reference, batch, shaped_N)
   advantage_N, counts_N = pg.group_advantages(tools, config, shaped_N, rollouts)
-  filter_sums, memory = {}, None
-  if getattr(config, "std_filter", 0):
-    varied_N, memory = filter_by_std(tools, config, shaped_N, states.memory)
-    counts_N, advantage_N = counts_N & varied_N, jnp.where(varied_N, advantage_N, 0)
-    filter_sums = {"reward/std_average": (memory["std"], jnp.float32(1)), "reward/kept_fraction": pg.mean_of(varied_N)}
+  memory = None
+  if filters:
+    counts_N, advantage_N = counts_N & varies_N, jnp.where(varies_N, advantage_N, 0)
+    memory = follow_std(tools, config, sums.pop("reward/drawn_std"), states.memory)
+    sums["reward/std_average"] = (memory["std"], jnp.float32(1))
   batch = batch.replace(**pg.trace_terms(tools, config, advantage_N, batch.trace_mask_NL & counts_N[:, None]))
-  sums = {
-    **pg.reward_metrics(reward_N, advantage_N, G),
+  sums = {**pg.reward_metrics(reward_N, advantage_N, G), **sums}
+  return Collected(batch, sums, verifier_free.shown(prompts_N, rollouts, scored, reward_N, advantage_N), memory)
+
+
+def completion_metrics(rollouts, traces, scored) -> dict:
+  """Lengths of the whole completion and of its trace, how completions ended, and how likely the answers are."""
+  return {
     **pg.trace_metrics(rollouts),
     **pg.answer_metrics(scored.logp_NA, scored.empty_NA, scored.mask_NA),
-    **filter_sums,
     "trace/length_mean": pg.mean_of(traces.length_N),
     "trace/length_max": jnp.max(traces.length_N).astype(jnp.float32),
     "completion/length_mean": pg.mean_of(rollouts.length_N - rollouts.ended_N),
   }
-  return Collected(batch, sums, verifier_free.shown(prompts_N, rollouts, scored, reward_N, advantage_N), memory)
 
 
 def cut_at_marker(tools: Tools, rollouts):
@@ -115,19 +141,23 @@ def judge_rlpr(tools: Tools, config: RlprConfig, scored, traces, formatted_N):
   return jnp.where(formatted_N, (1 - config.format_share) * gain_N + config.format_share, 0)
 
 
-def filter_by_std(tools: Tools, config: RlprConfig, reward_N, memory):
-  """Whether a row's group varies enough, bool `[N]`, and the new memory: moving average of the std, steps of the stage.
+def filter_by_std(config: RlprConfig, reward_N, group_size: int, memory):
+  """Whether a row's group varies enough, bool `[N]`, and the mean std of all groups as (sum, count).
 
   The average is that of the steps before; groups without any variance are kept where the average is 0 too.
   """
-  G = tools.samples_per_prompt
-  std_B = reward_N.reshape(-1, G).std(axis=1, ddof=min(1, G - 1))
-  mean = tools.all_sum(std_B.sum()) / tools.all_sum(jnp.float32(std_B.size))
+  std_B = reward_N.reshape(-1, group_size).std(axis=1, ddof=min(1, group_size - 1))
+  kept_B = (memory["steps"] + 1 < config.std_filter_start) | (std_B >= config.std_filter * memory["std"])
+  return kept_B.repeat(group_size), pg.mean_of(std_B)
+
+
+def follow_std(tools: Tools, config: RlprConfig, std_sum, memory) -> dict:
+  """The memory after a step: the moving average of the std of all groups drawn, kept or not, and the stage's steps."""
+  mean = tools.all_sum(std_sum[0]) / tools.all_sum(std_sum[1])
   step = memory["steps"] + 1
   follows = config.std_average_decay * memory["std"] + (1 - config.std_average_decay) * mean
   average = jnp.where(step > config.std_average_start, follows, jnp.where(step == config.std_average_start, mean, 0.0))
-  kept_B = (step < config.std_filter_start) | (std_B >= config.std_filter * memory["std"])
-  return kept_B.repeat(G), {"std": average, "steps": step}
+  return {"std": average, "steps": step}
 
 
 def judge_nover(tools: Tools, config: NoverConfig, scored, traces, formatted_N):

@@ -77,6 +77,7 @@ def collect(tools: Tools, config: DpoConfig, states, prompts, key) -> Collected:
   if config.chosen == "best":
     chosen, top_B = pick(batch, best_B, G), reward_BG.max(axis=1)
   else:
+    rejected = rejected.replace(prompt_NP=None, prompt_length_N=None)  # demonstrations end where they end
     chosen, rejected = same_columns(demonstrations(tools, prompts), rejected)
     best_B, top_B = jnp.full_like(best_B, G), jnp.ones(best_B.shape)  # none of the samples; as good as a right answer
   gap_B = top_B - reward_BG.min(axis=1)

@@ -9,6 +9,20 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 
+class Attempt(NamedTuple):
+  """What a method samples for the prompts that it is given, before it is decided which of them it trains on."""
+
+  sampled: object  # tree of [N, ...]: all that the method goes on with
+  varies_N: object  # bool [N], the same for all rows of a group: whether it teaches anything
+  sums: dict  # metrics of the sampling, which count groups that are not trained on too: see Collected.sums
+
+
+def draw_once(prompts, attempt):
+  """`Tools.draw` where no group is drawn again."""
+  made = attempt(prompts)
+  return prompts, made.sampled, made.sums
+
+
 class Tools(NamedTuple):
   """Functions of the compiled program that an algorithm may call."""
 
@@ -29,6 +43,9 @@ class Tools(NamedTuple):
   score_batch: Callable
   # sum over the devices that share the batch: identity in one program over a mesh, psum under pmap
   all_sum: Callable
+  # (prompts, attempt: prompts -> Attempt) -> (prompts [B], Attempt.sampled [N, ...], Attempt.sums): calls `attempt` on
+  # one part of the prompts after another, until enough groups vary, and keeps as many prompts as the step trains on
+  draw: Callable = draw_once
   # how right the grader on the host finds each completion of `complete`, in [0, 1]: float32 [N]; see host_grading.py
   host_label_N: object = None
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from nrt_jax import advantages, losses, rewards
 from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms import rlvr, verifier_free
-from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
+from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import TrainBatch, repeat_rows
 from nrt_jax.errors import UserError, require_choice
 
@@ -95,14 +95,21 @@ class RftConfig(NftConfig):
 
 
 def collect(tools: Tools, config: NftConfig, states, prompts, key) -> Collected:
-  G, prompts_N = tools.samples_per_prompt, repeat_rows(prompts, tools.samples_per_prompt)
-  if config.verifier == "likelihood":
-    batch, rollouts, label_N, sums = label_by_likelihood(tools, config, states, prompts, prompts_N, key)
-  else:
+  G, soft = tools.samples_per_prompt, config.verifier == "likelihood"
+
+  def attempt(prompts) -> Attempt:
+    if soft:
+      return attempt_likelihood(tools, config, states, prompts, key)
     rollouts = tools.complete(states.policy.params, prompts, key)[0]
+    return rlvr.judged(tools, config, rollouts, rlvr.verify(tools, config, repeat_rows(prompts, G), rollouts))
+
+  prompts, (rollouts, label_N, *scores), sums = tools.draw(prompts, attempt)
+  prompts_N = repeat_rows(prompts, G)
+  if soft:
+    batch = verifier_free.build_rows(tools, config, prompts_N, rollouts, *scores)
+    label_N = label_N if config.label_map == "identity" else affine_labels(tools, config, label_N)
+  else:
     batch = pg.completion_batch(tools, config, prompts_N, rollouts)
-    label_N = rlvr.verify(tools, config, prompts_N, rollouts)
-    sums = rlvr.completion_metrics(tools, rollouts, label_N)
   counts_N = rollouts.ended_N if config.mask_unended else jnp.ones(label_N.shape, bool)
   rate_N = group_rate(label_N, counts_N, G)
   if config.filter_flat_groups:
@@ -124,18 +131,17 @@ def collect(tools: Tools, config: NftConfig, states, prompts, key) -> Collected:
   return Collected(batch, sums, rlvr.shown(prompts_N, rollouts, label_N, advantage_N))
 
 
-def label_by_likelihood(tools: Tools, config: NftConfig, states, prompts, prompts_N, key):
-  """Rows of traces, and as label how likely each makes the reference answer: (batch, rollouts, label_N, sums)."""
-  G = tools.samples_per_prompt
+def attempt_likelihood(tools: Tools, config: NftConfig, states, prompts, key) -> Attempt:
+  """Samples traces, and f(c), how likely each makes the reference answer: sampled is (rollouts, f, scores)."""
+  G, prompts_N = tools.samples_per_prompt, repeat_rows(prompts, tools.samples_per_prompt)
   rollouts, scores, empty = tools.rollout(states.policy.params, prompts, key)
   mask_NA = jnp.arange(prompts.answer_BA.shape[1])[None] < prompts_N.answer_length_B[:, None]
   empty_NA = repeat_rows(empty.answer_logp_NA, G)
   logp_NA = verifier_free.settle_ties(rollouts, scores.answer_logp_NA, empty_NA, G)
   reward_N = rewards.aggregate(config.reward, logp_NA, mask_NA, empty_NA)
-  label_N = reward_N if config.label_map == "identity" else affine_labels(tools, config, reward_N)
-  batch = verifier_free.build_rows(tools, config, prompts_N, rollouts, scores)
+  counts_N = rollouts.ended_N if config.mask_unended else jnp.ones(reward_N.shape, bool)
   sums = {**pg.trace_metrics(rollouts), **pg.answer_metrics(logp_NA, empty_NA, mask_NA)}
-  return batch, rollouts, label_N, sums
+  return Attempt((rollouts, reward_N, scores), rlvr.varies(reward_N, counts_N, G), sums)
 
 
 def affine_labels(tools: Tools, config: NftConfig, reward_N):

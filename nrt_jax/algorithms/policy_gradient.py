@@ -29,6 +29,7 @@ class UpdateConfig:
   kl_estimator: str = "k3"  # k1 | k2 | k3
   mask_unended: bool = False  # True: a trace that hit the length limit gets no gradient (DAPO's overlong filtering)
   filter_flat_groups: bool = False  # True: groups without variance do not count in the normalisation (DAPO)
+  max_draws: int = 1  # times that prompts_per_step prompts are drawn, until so many groups vary; 1 = never again
   normalisation: str = "constant"  # token | sequence | constant; only constant keeps the equation's weights
   normalisation_constant: float = 1.0  # tokens; the released NRT code divides by the padded response width
 
@@ -37,6 +38,8 @@ class UpdateConfig:
     require_choice("algorithm.kl_estimator", self.kl_estimator, losses.KL_ESTIMATORS)
     require_choice("algorithm.normalisation", self.normalisation, losses.NORMALISATIONS)
     require_range(self, "reference_decay", 0, 1)
+    if self.max_draws < 1:
+      raise UserError(f"algorithm.max_draws: found {self.max_draws}, allowed: 1 (off) or more")
     if self.normalisation_constant <= 0:
       raise UserError(f"algorithm.normalisation_constant: found {self.normalisation_constant}, allowed: above 0")
     if self.kl_coef < 0:
@@ -111,6 +114,8 @@ def completion_batch(tools: Tools, config: PolicyGradientConfig, prompts_N, roll
     answer_mask_NL=nowhere_NL,
     format_mask_NL=nowhere_NL,
     first=spliced.first,
+    prompt_NP=prompts_N.prompt_BP,
+    prompt_length_N=prompts_N.prompt_length_B,
   )
 
 
@@ -148,9 +153,13 @@ def group_advantages(tools: Tools, config: PolicyGradientConfig, reward_N, rollo
   if config.advantage_clip:
     advantage_N = advantages.clip_advantages(advantage_N, -config.advantage_clip, config.advantage_clip)
   if config.filter_flat_groups:
-    varies_BG = jnp.broadcast_to((advantage_N.reshape(-1, G) != 0).any(axis=1, keepdims=True), (counts_N.size // G, G))
-    counts_N &= varies_BG.reshape(-1)
+    counts_N &= teaches(advantage_N, G)
   return advantage_N, counts_N
+
+
+def teaches(advantage_N, group_size: int):
+  """Whether a group has any advantage: bool `[N]`. One without is what `max_draws` draws again."""
+  return (advantage_N.reshape(-1, group_size) != 0).any(axis=1).repeat(group_size)
 
 
 def weigh(tools: Tools, config: PolicyGradientConfig, mask_NL, how: str | None = None):

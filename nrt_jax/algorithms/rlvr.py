@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from nrt_jax import rows, tasks
 from nrt_jax.algorithms import policy_gradient as pg
-from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
+from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import UserError, require_choice
 
@@ -61,7 +61,10 @@ class DrGrpoConfig(GrpoConfig):
 
 @dataclass(frozen=True)
 class DapoConfig(GrpoConfig):
-  """DAPO: arXiv 2503.14476, section 3; groups that are all right or all wrong do not count, but are not drawn again."""
+  """DAPO: arXiv 2503.14476, section 3; groups that are all right or all wrong do not count.
+
+  They are drawn again where `max_draws` says so, as in the paper, which names no bound; NFT's code stops after 10.
+  """
 
   wrong_reward: float = -1.0  # eq. 7
   clip_high: float = 1.28  # section 3.1, clip-higher
@@ -100,11 +103,14 @@ class GspoConfig(GrpoConfig):
 
 def collect(tools: Tools, config: GrpoConfig, states, prompts, key) -> Collected:
   G = tools.samples_per_prompt
-  rollouts = tools.complete(states.policy.params, prompts, key)[0]
+
+  def attempt(prompts) -> Attempt:
+    rollouts = tools.complete(states.policy.params, prompts, key)[0]
+    return judged(tools, config, rollouts, verify(tools, config, repeat_rows(prompts, G), rollouts))
+
+  prompts, (rollouts, label_N), sampling_sums = tools.draw(prompts, attempt)
   prompts_N = repeat_rows(prompts, G)
   batch = pg.completion_batch(tools, config, prompts_N, rollouts)
-  label_N = verify(tools, config, prompts_N, rollouts)
-
   formatted_N = rollouts.marker_N & rollouts.ended_N
   reward_N = config.wrong_reward + (1 - config.wrong_reward) * label_N + config.format_reward * formatted_N
   shaped_N = pg.shape_by_length(config, reward_N, rollouts, rollouts.token_NR.shape[1])
@@ -114,8 +120,15 @@ def collect(tools: Tools, config: GrpoConfig, states, prompts, key) -> Collected
     counts_N &= varies(label_N, counts_N, G)  # the verdict alone, as DAPO: penalties make no signal of hopeless prompts
     advantage_N = jnp.where(counts_N, advantage_N, 0)
   batch = batch.replace(**pg.trace_terms(tools, config, advantage_N, batch.trace_mask_NL & counts_N[:, None]))
-  sums = {**pg.reward_metrics(reward_N, advantage_N, G), **completion_metrics(tools, rollouts, label_N)}
+  sums = {**pg.reward_metrics(reward_N, advantage_N, G), **sampling_sums}
   return Collected(batch, sums, shown(prompts_N, rollouts, reward_N, advantage_N))
+
+
+def judged(tools: Tools, config, rollouts, label_N) -> Attempt:
+  """Completions with their labels as one draw; a group varies if its verdicts do. On the host too: host_grading.py."""
+  counts_N = rollouts.ended_N if config.mask_unended else jnp.ones(label_N.shape, bool)
+  varies_N = varies(label_N, counts_N, tools.samples_per_prompt)
+  return Attempt((rollouts, label_N), varies_N, completion_metrics(tools, rollouts, label_N))
 
 
 def verify(tools: Tools, config, prompts_N, rollouts):

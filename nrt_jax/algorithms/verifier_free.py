@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from nrt_jax import advantages, rewards, rows
 from nrt_jax.algorithms import policy_gradient as pg
-from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
+from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import TrainBatch, repeat_rows
 from nrt_jax.errors import UserError, require_choice
 
@@ -84,27 +84,30 @@ class Scored(NamedTuple):
 
 
 def collect(tools: Tools, config: VerifierFreeConfig, states, prompts, key) -> Collected:
-  G, prompts_N = tools.samples_per_prompt, repeat_rows(prompts, tools.samples_per_prompt)
-  rollouts, scores, empty = tools.rollout(states.policy.params, prompts, key)
-  scored = score(tools, config, states, prompts, rollouts, scores, empty)
+  G = tools.samples_per_prompt
+
+  def attempt(prompts) -> Attempt:
+    rollouts, scores, empty = tools.rollout(states.policy.params, prompts, key)
+    scored = score(tools, config, states, prompts, rollouts, scores, empty)
+    reward_N, gain_N, _ = likelihood_rewards(config, scored, G)
+    advantage_N, _, _ = judge(tools, config, rollouts, reward_N, gain_N)
+    sums = {**pg.trace_metrics(rollouts), **pg.answer_metrics(scored.logp_NA, scored.empty_NA, scored.mask_NA)}
+    return Attempt((rollouts, scores, scored), pg.teaches(advantage_N, G), sums)
+
+  prompts, (rollouts, scores, scored), sampling_sums = tools.draw(prompts, attempt)
+  prompts_N = repeat_rows(prompts, G)
   batch = build_rows(tools, config, prompts_N, rollouts, scores)
 
   reward_N, gain_N, weight_NA = likelihood_rewards(config, scored, G)
   gain_N = pg.shape_by_length(config, gain_N, rollouts, rollouts.token_NR.shape[1])
   batch, gain_N = pg.with_reference(tools, config, states.reference, batch, gain_N)
-  gain_N, valid_N, answered_N = judge_unmarked(tools, config, gain_N, rollouts.marker_N)
-  advantage_N, counts_N = pg.group_advantages(tools, config, gain_N, rollouts, magnitude_N=reward_N, valid_N=valid_N)
-  advantage_N += format_advantages(tools, config, rollouts.marker_N)
+  advantage_N, counts_N, answered_N = judge(tools, config, rollouts, reward_N, gain_N)
   weight_NA = answer_weights(config, weight_NA, scored, answered_N, G)
   batch = fill_coefficients(tools, config, batch, advantage_N, weight_NA, counts_N)
   if config.clip_answer:
     answer_NL = align_answer(batch, scores.answer_logp_NA)
     batch = batch.replace(behaviour_logp_NL=jnp.where(batch.answer_mask_NL, answer_NL, batch.behaviour_logp_NL))
-  sums = {
-    **pg.reward_metrics(reward_N, advantage_N, G),
-    **pg.trace_metrics(rollouts),
-    **pg.answer_metrics(scored.logp_NA, scored.empty_NA, scored.mask_NA),
-  }
+  sums = {**pg.reward_metrics(reward_N, advantage_N, G), **sampling_sums}
   return Collected(batch, sums, shown(prompts_N, rollouts, scored, reward_N, advantage_N))
 
 
@@ -141,6 +144,13 @@ def likelihood_rewards(config: LikelihoodConfig, scored: Scored, group_size: int
   base_reward_N = rewards.aggregate(config.reward, token_weight_NA * base_NA, mask_NA, base_NA)
   derived_NA = rewards.answer_weights(config.reward, token_weight_NA * logp_NA, mask_NA, base_NA)
   return reward_N, rewards.subtract_baseline(reward_N, base_reward_N, config.baseline), token_weight_NA * derived_NA
+
+
+def judge(tools: Tools, config: VerifierFreeConfig, rollouts, reward_N, gain_N):
+  """Advantages `[N]`, and bool `[N]`: the rows whose trace counts, and those whose answer counts."""
+  gain_N, valid_N, answered_N = judge_unmarked(tools, config, gain_N, rollouts.marker_N)
+  advantage_N, counts_N = pg.group_advantages(tools, config, gain_N, rollouts, magnitude_N=reward_N, valid_N=valid_N)
+  return advantage_N + format_advantages(tools, config, rollouts.marker_N), counts_N, answered_N
 
 
 def judge_unmarked(tools: Tools, config: VerifierFreeConfig, reward_N, marked_N):
@@ -248,6 +258,8 @@ def build_rows(tools: Tools, config: VerifierFreeConfig, prompts_N, rollouts, sc
     answer_mask_NL=spliced.answer_mask_NL,
     format_mask_NL=spliced.marker_mask_NL & ~emitted_NL,
     first=spliced.first,
+    prompt_NP=prompts_N.prompt_BP,
+    prompt_length_N=prompts_N.prompt_length_B,
   )
 
 

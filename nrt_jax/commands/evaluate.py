@@ -80,7 +80,8 @@ def prepare(stage: config.RunConfig):
 def read_params(setup: programs.Setup, workdir: str | None, step: int | None):
   """The policy's parameters, on the mesh if there is one."""
   if workdir is not None:
-    return workdirs.read_policy(workdir, setup.model, setup.mesh, step)
+    averaged = programs.averages(workdirs.read_run(workdir)[-1], "evaluation")
+    return workdirs.read_policy(workdir, setup.model, setup.mesh, step, averaged)
   source = dataclasses.replace(setup.run.model, weights="pretrained")
   return policy.load_policy(source, setup.model, setup.form, setup.run.seed, setup.mesh)
 
@@ -90,7 +91,7 @@ def build_generate(setup: programs.Setup):
   stage, mesh = setup.run, setup.mesh
   traces = max(stage.sampling.max_trace_length, stage.data.max_trace_length)
   sampling = stage.evaluation.sampling(traces, len(setup.form.marker_ids), stage.prompt.max_answer_length)
-  generate = programs.build_generate(setup, sampling)
+  generate = programs.build_evaluate(setup, sampling)
   if mesh is None:
     return generate
   return lambda params, rows, key: generate(params, sharding.place_rows(mesh, rows), key)

@@ -168,6 +168,27 @@ def _export(parser: Parser) -> None:
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (float32)")
 
 
+def _benchmark(parser: Parser) -> None:
+  _config(parser)
+  parser.add_argument("--stage", metavar="NAME", help="which stage of the run (the last)")
+  parser.add_argument("--repeats", type=_number(int, 1), default=5, metavar="N", help="timed runs of each (5)")
+  parser.add_argument("--json", metavar="FILE", help="writes the report as JSON, too")
+  parser.add_argument("--profile", metavar="DIR", help="writes a profiler trace of two steps, for xprof or Perfetto")
+
+
+def _plan(parser: Parser) -> None:
+  _config(parser)
+  parser.add_argument(
+    "--topology", required=True, metavar="NAME", help="the slice: v5p:4x4x4, v5e:4x4, or short v5p-128, v6e-64"
+  )
+  parser.add_argument("--stage", metavar="NAME", help="which stage of the run (the last)")
+  parser.add_argument(
+    "--sweep", nargs="?", type=_number(int, 1), const=3, metavar="N",
+    help="tries mesh shapes, micro-batches and waves, compiles the N (3) likeliest and ranks them",
+  )  # fmt: skip
+  parser.add_argument("--json", metavar="FILE", help="writes the plan as JSON, too")
+
+
 COMMANDS = {
   "train": Command(
     summary="train a model from a config file",
@@ -221,5 +242,29 @@ prompt settings that `nrt-jax sample` reads. `train` does so by itself at the en
     example="""\
   nrt-jax export --checkpoint runs/my_run --output my_model --dtype bfloat16""",
     add_flags=_export,
+  ),
+  "benchmark": Command(
+    summary="time a config's training step and its phases",
+    details="""\
+Compiles the step that `train` would run and times it on the run's own data and weights: seconds, tokens per second,
+model FLOPs utilisation, share of the memory bandwidth in decoding, memory, padding, and programs compiled after the
+first step; then prefill, decoding, scoring and update as programs of their own, whose sum may differ from the step.
+Peak rates are those of the chip's data sheet, or measured where the chip is not in nrt_jax/hardware.py.
+Trains for some steps and saves nothing. docs/benchmark.md says how to read the figures.""",
+    example="""\
+  nrt-jax benchmark --config experiments/my_run.py --repeats 5 --json speed.json --config.parallel.fsdp=4""",
+    add_flags=_benchmark,
+  ),
+  "plan": Command(
+    summary="compile a config's training step for a TPU slice that you do not have yet",
+    details="""\
+Compiles the step that `train` would run ahead of time for the named slice, on this machine's CPU, and prints what it
+needs on each device: memory against the chip's, FLOPs, collectives by phase, a roofline of the step, and whether it
+fits. model.path need only hold a config.json; no weights, data or tokenizer are read if there are none.
+Short names count as Google does: cores for v4, v5p and v7x, two to a chip (v5p-128 is v5p:4x4x4, 64 chips), chips for
+v5e and v6e. Needs libtpu: pip install 'jax[tpu]'. docs/plan.md says how to read the figures.""",
+    example="""\
+  nrt-jax plan --config experiments/my_run.py --topology v5p:4x4x4 --json plan.json --config.parallel.fsdp=16""",
+    add_flags=_plan,
   ),
 }

@@ -1,0 +1,134 @@
+import contextlib
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import toy
+
+from nrt_jax import continuous, programs, training
+from nrt_jax.errors import UserError
+from nrt_jax.sampler import SamplingConfig, choose
+
+B, G, R = 8, 4, 8
+N = B * G
+ATOL = 1e-5  # sums over a cache in another order
+
+
+def lowered(slots, whole=False, stages=0, mesh=(), **over):
+  """The tool `rollout` or `complete` as one program: (its setup, the jitted function)."""
+  over = {"sampling__slots": slots, "sampling__max_trace_length": R, "sampling__cache_stages": stages, **over}
+  setup = toy.setup(samples_per_prompt=G, **over, **dict(mesh))
+  tools = programs.make_tools(setup)
+  return setup, jax.jit(tools.complete if whole else tools.rollout)
+
+
+@functools.cache
+def run(slots, whole=False, stages=0, mesh=()):
+  setup, function = lowered(slots, whole, stages, mesh)
+  with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
+    return jax.device_get(function(toy.params(), toy.prompts(B), jax.random.key(0)))
+
+
+def check_alike(got, plain):
+  for name in ("token_NR", "length_N", "ended_N", "marker_N"):
+    np.testing.assert_array_equal(getattr(got[0], name), getattr(plain[0], name))
+  assert toy.largest_difference(got[0].logp_NR, plain[0].logp_NR) < ATOL
+  assert toy.largest_difference(got[1:], plain[1:]) < ATOL
+
+
+@pytest.mark.parametrize("slots,stages", [(8, 0), (N, 2)])  # rows queue, and the ring goes round; no row queues
+def test_rows_are_those_of_plain_sampling(slots, stages):
+  """Tokens to the last bit; log-probabilities and answers' scores to rounding."""
+  plain = run(0)
+  lengths = plain[0].length_N
+  assert lengths.min() < R / 2 and (lengths == R).any() and plain[0].marker_N.any()
+  assert lengths.sum() > 2 * 8 * (R + 1)  # eight slots go round more than twice
+  check_alike(run(slots, stages=stages), plain)
+
+
+def test_whole_completions_are_scored_behind_their_marker():
+  check_alike(run(8, whole=True), run(0, whole=True))
+
+
+@pytest.mark.parametrize(
+  "mesh",
+  [
+    (("parallel__data", 4), ("parallel__fsdp", 2)),  # each device goes its own way
+    (("parallel__data", 2), ("parallel__fsdp", 2), ("parallel__tensor", 2)),  # all take the same turns
+  ],
+)
+def test_over_a_mesh(mesh):
+  check_alike(run(16, mesh=mesh), run(0))
+
+
+def test_under_pmap():
+  """One prompt per device, two of its four rows at a time."""
+  setup, _ = lowered(16, parallel__kind="pmap")
+  rollout = jax.pmap(programs.make_tools(setup).rollout, axis_name=setup.axis_name, in_axes=(None, 0, None))
+  prompts = jax.tree.map(lambda a: a.reshape(8, B // 8, *a.shape[1:]), toy.prompts(B))
+  got = jax.device_get(rollout(toy.params(), prompts, jax.random.key(0)))
+  check_alike(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), got), run(0))
+
+
+def test_slots_do_not_idle(monkeypatch):
+  """What the refill is for: eight slots decode little more than the tokens that there are."""
+  decoded = []
+
+  def watched(logits_NV, keys_N, step, config):
+    jax.debug.callback(lambda t: decoded.append(t.size), step)
+    return choose(logits_NV, keys_N, step, config)
+
+  monkeypatch.setattr(continuous, "choose", watched)
+  setup, function = lowered(8, sampling__temperature=1.0 + 1e-6)  # its own entry in the cache of programs
+  got = function(toy.params(), toy.prompts(B), jax.random.key(0))
+  jax.block_until_ready(got)
+  jax.effects_barrier()
+  tokens = int(got[0].length_N.sum())
+  assert tokens <= sum(decoded) <= tokens + 8 * R  # the last rows to start leave slots empty for a trace's length
+  assert set(decoded) == {8} and tokens + 8 * R < N * R  # plain sampling decodes N rows for R steps
+
+
+def test_no_cache_of_all_rows():
+  """In the optimised program no array has a cache's axes and N rows; plain sampling's has one."""
+  K, h = toy.MODEL.num_key_value_heads, toy.MODEL.head_dim
+  rows = {}
+  for slots in (0, 8):
+    _, function = lowered(slots)
+    text = function.lower(toy.params(), toy.prompts(B), jax.random.key(0)).compile().as_text()
+    rows[slots] = {int(found) for found in re.findall(rf"f32\[(\d+),{K},\d+,{h}\]", text)}
+  assert N in rows[0] and 8 in rows[8] and N not in rows[8]
+
+
+def test_shapes():
+  table = continuous.shapes(64, 128, 4)
+  assert table[0] == (8, 128) and table[-1] == (64, 128) and (64, 32) in table and (32, 64) in table
+  assert continuous.shapes(6, 10, 1) == [(6, 10)]
+  for slots, columns, stages in [(64, 128, 4), (17, 9, 3), (512, 100, 1)]:
+    table = continuous.shapes(slots, columns, stages)
+    assert table == sorted(set(table)) and max(table) == (slots, columns)
+    assert all((rows, columns) in table for rows, _ in table)
+
+
+def test_scanned_caches_are_taken_and_filled_by_slot():
+  """Arrays whose layers come first, and those of one layer: slots are the fourth axis from behind."""
+  scanned, single = np.arange(2 * 3 * 1 * 2 * 2.0).reshape(2, 3, 1, 2, 2), np.arange(3.0)
+  tree, index = {"a": jnp.asarray(scanned), "b": jnp.asarray(single)}, jnp.array([2, 0])
+  taken = continuous.take_slots(tree, index)
+  np.testing.assert_array_equal(taken["a"], scanned[:, [2, 0]])
+  np.testing.assert_array_equal(taken["b"], [2.0, 0.0])
+  filled = continuous.fill_slots(tree, jnp.array([1, 3]), taken)  # the second is behind the last slot
+  scanned[:, 1], single[1] = scanned[:, 2], 2.0
+  np.testing.assert_array_equal(filled["a"], scanned)
+  np.testing.assert_array_equal(filled["b"], single)
+
+
+def test_errors():
+  with pytest.raises(UserError, match="sampling.slots: found -1"):
+    SamplingConfig(slots=-1)
+  with pytest.raises(UserError, match="sampling.slots: found 8 with wave_prompts 2"):
+    SamplingConfig(slots=8, wave_prompts=2)
+  with pytest.raises(UserError, match="sampling.slots: found 12, allowed: a multiple of 8"):
+    training.check_sizes(toy.setup(sampling__slots=12, parallel__data=8))

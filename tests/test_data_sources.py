@@ -1,0 +1,204 @@
+"""Sources of examples: files, hub ids, tasks, conversations; each mistake names file and line."""
+
+import csv
+import json
+
+import pytest
+
+from nrt_jax import data, errors
+from nrt_jax.data import DataConfig
+
+PAIRS = [{"question": f"q{i} + {i} ?", "answer": f"a{i}"} for i in range(5)]
+
+
+def write_jsonl(path, rows):
+  path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+  return str(path)
+
+
+def write_csv(path, rows):
+  with path.open("w", newline="") as file:
+    writer = csv.DictWriter(file, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+  return str(path)
+
+
+def write_parquet(path, rows):
+  import pyarrow
+  import pyarrow.parquet
+
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+  return str(path)
+
+
+def pairs_of(source, **options):
+  return [(e.question, e.answer, e.trace) for e in data.load_examples(DataConfig(source=source, **options))]
+
+
+WANTED = [(row["question"], row["answer"], None) for row in PAIRS]
+
+
+@pytest.mark.parametrize("write,name", [(write_jsonl, "x.jsonl"), (write_csv, "x.csv"), (write_parquet, "x.parquet")])
+def test_files_give_their_pairs_in_order(tmp_path, write, name):
+  assert pairs_of(write(tmp_path / name, PAIRS)) == WANTED
+
+
+def test_json_is_a_list_or_an_object_with_one(tmp_path):
+  path = tmp_path / "x.json"
+  for content in (PAIRS, {"canary": "c", "examples": PAIRS}):
+    path.write_text(json.dumps(content, indent=1))
+    assert pairs_of(str(path)) == WANTED
+  for content in ("a", {"a": [1], "b": [2]}):
+    path.write_text(json.dumps(content))
+    with pytest.raises(errors.UserError, match="holds no list of objects"):
+      pairs_of(str(path))
+
+
+def test_a_hub_id_is_loaded_through_datasets(tmp_path, monkeypatch):
+  # `datasets` takes a local folder where a hub id stands, so the real path runs without a network.
+  monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+  import datasets
+
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  (tmp_path / "set").mkdir()
+  write_jsonl(tmp_path / "set" / "train.jsonl", PAIRS)
+  assert pairs_of(f"hub:{tmp_path / 'set'}") == WANTED
+  with pytest.raises(errors.UserError, match=r"row 1: no column 'q'; columns found: question, answer"):
+    pairs_of(f"hub:{tmp_path / 'set'}", question_column="q")
+  with pytest.raises(errors.UserError, match="hub:.*missing: can't be loaded: ") as caught:
+    pairs_of(f"hub:{tmp_path / 'missing'}")
+  assert "\n" not in str(caught.value)
+
+
+def test_a_task_is_a_source():
+  config = DataConfig(source="task:running_sum", examples=6, task_options={"trace_share": 1.0, "n_digits": 5})
+  hash(config)
+  examples = data.load_examples(config)
+  assert len(examples) == 6 and all(len(e.trace.split()) == 5 for e in examples)
+  test = data.load_examples(DataConfig(split="test", examples=6, task_options=(("n_digits", 5),)))
+  assert not {e.question for e in examples} & {e.question for e in test}
+  with pytest.raises(errors.UserError, match="^data.source: task: found 'sums', allowed: countdown, .*running_sum"):
+    data.load_examples(DataConfig(source="task:sums"))
+
+
+def test_the_column_map_and_numbers(tmp_path):
+  path = write_jsonl(tmp_path / "x.jsonl", [{"problem": "6 * 7", "target": 42, "why": "so", "x": None}] * 2)
+  columns = {"question_column": "problem", "answer_column": "target"}
+  assert pairs_of(path, **columns, trace_column="why") == [("6 * 7", "42", "so")] * 2
+  assert pairs_of(path, **columns) == [("6 * 7", "42", None)] * 2
+  with pytest.raises(errors.UserError, match="^data.trace_column: no example of .* has a 'x'"):
+    pairs_of(path, **columns, trace_column="x")
+
+
+def test_rows_of_verl_are_read_as_they_are(tmp_path):
+  """A conversation in one column, the answer inside of another: how RLPR's and DAPO's data sets are published."""
+  turns = [{"content": "be brief", "role": "system"}, {"content": "6 * 7", "role": "user"}]
+  path = tmp_path / "x.jsonl"
+  columns = {"question_column": "prompt", "answer_column": "reward_model.ground_truth"}
+  good = {"prompt": turns, "reward_model": {"style": "rule", "ground_truth": "42"}}
+  write_jsonl(path, [good])
+  assert pairs_of(str(path), **columns) == [(tuple(turns), "42", None)]
+  bad = {
+    "column 'reward_model': no column 'ground_truth'; columns found: style": {
+      **good,
+      "reward_model": {"style": "rule"},
+    },
+    "no column 'reward_model.ground_truth'; columns found: prompt": {"prompt": turns},
+    "column 'prompt': found the turns system; allowed: .system,. user": {**good, "prompt": turns[:1]},
+    "column 'prompt': found the turns none; allowed": {**good, "prompt": []},
+    "messages must be a list of objects": {**good, "prompt": ["6 * 7"]},
+  }
+  for message, row in bad.items():
+    write_jsonl(path, [good, row])
+    with pytest.raises(errors.UserError, match=f"x.jsonl:2: {message}"):
+      pairs_of(str(path), **columns)
+
+
+def test_messages_end_at_the_last_assistant_turn(tmp_path):
+  def turn(role, content):
+    return {"content": content, "role": role}
+
+  said = [("system", "s"), ("user", "u1"), ("assistant", "a1"), ("user", "u2"), ("assistant", "a2")]
+  turns = [turn(*words) for words in said]
+  path = tmp_path / "x.jsonl"
+  config = {"messages_column": "messages"}
+  for rows in (turns, [*turns, turn("user", "left out")]):
+    write_jsonl(path, [{"id": 1, "messages": rows}])
+    assert pairs_of(str(path), **config) == [(tuple(turns[:4]), "a2", None)]
+  bad = {
+    "no assistant turn": turns[:2],
+    "found the turns system, assistant; allowed": [turns[0], turns[2]],
+    "found the turns assistant; allowed": [turns[2]],
+    "found the turns user, system, user, assistant; allowed": [turns[1], turns[0], turns[1], turns[2]],
+    "role: found 'tool'": [turn("tool", "x"), *turns],
+    "column 'content' holds NoneType": [turn("user", None), turns[2]],
+    "messages must be a list of objects": "hello",
+  }
+  for message, rows in bad.items():
+    write_jsonl(path, [{"messages": turns}, {"messages": rows}])
+    with pytest.raises(errors.UserError, match=f"x.jsonl:2: {message}"):
+      pairs_of(str(path), **config)
+
+
+@pytest.mark.parametrize(
+  "name,content,message",
+  [
+    ("x.jsonl", b'{"question": "q", "answer": "a"}\n\n{"question": "q", \n', "x.jsonl:3: not JSON: "),
+    ("x.jsonl", b'{"question": "q", "answer": "a"}\n[1]\n', "x.jsonl:2: found a JSON list"),
+    ("x.jsonl", b'{"question": "q", "answer": "a"}\n{"question": "\xff"}\n', "x.jsonl:2: not UTF-8"),
+    ("x.jsonl", b'{"question": "q", "answer": "a"}\n' + b"[" * 10**6 + b"\n", "x.jsonl:2: not JSON that can be read"),
+    ("x.jsonl", b'{"question": ' + b"1" * 10**4 + b"}\n", "x.jsonl:1: not JSON that can be read"),
+    ("x.jsonl", b'{"question": "q", "answer": true}\n', "x.jsonl:1: column 'answer' holds bool, allowed: text or a"),
+    ("x.jsonl", b'{"question": "q", "answer": " "}\n', "x.jsonl:1: column 'answer' is empty"),
+    ("x.jsonl", b'{"question": "\\ud83d", "answer": "a"}\n', "x.jsonl:1: column 'question' holds half a character"),
+    ("x.jsonl", b'{"q": "q", "a": "a"}\n', "x.jsonl:1: no column 'question'; columns found: q, a"),
+    ("x.json", b'[\n{"question": "q"},\n{"answer"}]', "x.json:3: not JSON: "),
+    ("x.json", b'[{"question": "q", "answer": "a"}, 3]', "x.json: item 2: found a JSON int"),
+    ("x.csv", b'question,answer\n"q\nr",a\n\nq\n', "x.csv:5: has another number of fields"),
+    ("x.csv", b"question,answer\nq,a,b\n", "x.csv:2: has another number of fields"),
+    ("x.csv", b'question,answer\nq,a\n"q,a\n', "x.csv:3: not CSV: "),
+    ("x.csv", b"question,answer\nq,\xff\n", "x.csv:2: not UTF-8"),
+    ("x.csv", b'question,answer\nq,a\n"q\nr",\n', "x.csv:3: column 'answer' is empty"),
+    ("x.csv", b"question,reply\nq,a\n", "x.csv:2: no column 'answer'; columns found: question, reply"),
+    ("x.parquet", b"PAR1 no", "x.parquet: not Parquet: "),
+    ("x.txt", b"q", "file type: found '.txt', allowed: .csv, .json, .jsonl, .parquet"),
+  ],
+)
+def test_malformed_files_name_file_and_line(tmp_path, name, content, message):
+  path = tmp_path / name
+  path.write_bytes(content)
+  with pytest.raises(errors.UserError) as caught:
+    pairs_of(str(path))
+  assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_long_csv_field_and_a_byte_order_mark_are_read(tmp_path):
+  path = tmp_path / "x.csv"
+  path.write_bytes(b"\xef\xbb\xbfquestion,answer\nq," + b"a" * 200_000 + b"\n")
+  assert pairs_of(str(path)) == [("q", "a" * 200_000, None)]
+
+
+def test_missing_and_empty_sources_are_errors(tmp_path):
+  with pytest.raises(errors.UserError, match="^data.source: .*x.jsonl: no such file"):
+    pairs_of(str(tmp_path / "x.jsonl"))
+  for name, content in (("x.jsonl", "\n"), ("x.json", "[]"), ("x.csv", "question,answer\n"), ("y.csv", "")):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(errors.UserError, match="is an empty data set"):
+      pairs_of(str(tmp_path / name))
+
+
+def test_offset_and_limit_cut_a_shuffled_source_into_splits(tmp_path):
+  path = write_jsonl(tmp_path / "x.jsonl", PAIRS)
+  assert pairs_of(path, offset=1, limit=2) == WANTED[1:3]
+  train = pairs_of(path, shuffle_seed=3, limit=3)
+  test = pairs_of(path, shuffle_seed=3, offset=3)
+  assert train != WANTED[:3] and sorted(train + test) == WANTED
+  with pytest.raises(errors.UserError, match="^data.offset: found 5, but .* holds 5 examples"):
+    pairs_of(path, offset=5)
+
+
+def test_configs_name_their_keys():
+  for key, value in (("limit", 0), ("offset", -1), ("max_trace_length", -1), ("examples", 0), ("overlong_trace", "x")):
+    with pytest.raises(errors.UserError, match=f"^data.{key}: found '?{value}"):
+      DataConfig(**{key: value})

@@ -1,0 +1,146 @@
+"""config.json: what published ones mean to us, what is refused, and that ours say the same to others."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from nrt_jax import hf
+from nrt_jax.errors import UserError
+from nrt_jax.model import ModelConfig, RopeScaling
+
+GOLDEN = Path(__file__).parent / "golden"
+sys.path.insert(0, str(GOLDEN))
+from make_hf_golden import CASES  # noqa: E402
+
+# As published: the keys that decide something, in the spelling of transformers 4.
+LLAMA31_8B = dict(
+  architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", vocab_size=128256, hidden_size=4096,
+  intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8, rms_norm_eps=1e-5,
+  max_position_embeddings=131072, tie_word_embeddings=False, attention_bias=False, mlp_bias=False, rope_theta=500000.0,
+  initializer_range=0.02, torch_dtype="bfloat16", eos_token_id=128001,
+  rope_scaling=dict(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=8192, rope_type="llama3",
+  ),
+)  # fmt: skip
+MISTRAL_7B = {
+  **LLAMA31_8B, "architectures": ["MistralForCausalLM"], "model_type": "mistral", "vocab_size": 32000,
+  "max_position_embeddings": 32768, "rope_theta": 10000.0, "rope_scaling": None, "sliding_window": 4096,
+}  # fmt: skip
+QWEN25_05B = dict(
+  architectures=["Qwen2ForCausalLM"], model_type="qwen2", hidden_act="silu", vocab_size=151936, hidden_size=896,
+  intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, rms_norm_eps=1e-6,
+  max_position_embeddings=32768, tie_word_embeddings=True, rope_theta=1000000.0, initializer_range=0.02,
+  use_sliding_window=False, sliding_window=32768, max_window_layers=21,
+)  # fmt: skip
+
+
+def read(tmp_path, raw, **overrides):
+  (tmp_path / "config.json").write_text(raw if isinstance(raw, str) else json.dumps(raw))
+  return hf.read_model_config(tmp_path, **overrides)
+
+
+def test_published_configs(tmp_path):
+  llama = read(tmp_path, LLAMA31_8B, compute_dtype="bfloat16")
+  assert llama == ModelConfig(
+    family="llama", vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32,
+    num_attention_heads=32, num_key_value_heads=8, head_dim=128, rms_norm_eps=1e-5, rope_theta=500000.0,
+    rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192), max_position_embeddings=131072, compute_dtype="bfloat16",
+  )  # fmt: skip
+  mistral = read(tmp_path, MISTRAL_7B)
+  assert (mistral.sliding_window, mistral.sliding_layers, mistral.rope_scaling) == (4096, None, None)
+  assert read(tmp_path, {**MISTRAL_7B, "sliding_window": None}).sliding_window is None
+  qwen = read(tmp_path, QWEN25_05B)
+  assert (qwen.head_dim, qwen.qkv_bias, qwen.output_bias, qwen.tie_word_embeddings) == (64, True, False, True)
+  assert qwen.sliding_window is None and qwen.rope_theta == 1e6
+  windowed = read(tmp_path, {**QWEN25_05B, "use_sliding_window": True})
+  assert windowed.sliding_window == 32768 and windowed.sliding_layers == (False,) * 21 + (True,) * 3
+  types = ["sliding_attention", "full_attention"] * 12
+  windowed = read(tmp_path, {**QWEN25_05B, "use_sliding_window": True, "layer_types": types})
+  assert windowed.sliding_layers == (True, False) * 12
+  llama2 = {key: value for key, value in LLAMA31_8B.items() if not key.startswith(("rope", "num_key", "mlp", "att"))}
+  llama2 = read(tmp_path, llama2)
+  assert (llama2.num_key_value_heads, llama2.rope_theta, llama2.rope_scaling) == (32, 10000.0, None)
+
+
+def test_both_spellings_of_rope_agree(tmp_path):
+  old = read(tmp_path, LLAMA31_8B)
+  raw = {key: value for key, value in LLAMA31_8B.items() if not key.startswith("rope")}
+  assert read(tmp_path, {**raw, "rope_parameters": {**LLAMA31_8B["rope_scaling"], "rope_theta": 500000.0}}) == old
+  kind = {**LLAMA31_8B["rope_scaling"], "type": "llama3"}
+  assert read(tmp_path, {**raw, "rope_theta": 500000.0, "rope_scaling": {**kind, "rope_type": "llama3"}}) == old
+  kind.pop("rope_type")
+  assert read(tmp_path, {**raw, "rope_theta": 500000.0, "rope_scaling": kind}) == old
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(model_type="gpt2"), "model_type: found 'gpt2', allowed: llama, mistral, qwen2, qwen3"),
+    (dict(model_type=None), "model_type: found None"),
+    (dict(architectures=["LlamaForSequenceClassification"]), "architectures: found 'LlamaForSequenceClassification'"),
+    (dict(rope_scaling=dict(rope_type="yarn", factor=4.0)), "rope_scaling.rope_type: found 'yarn'"),
+    (dict(rope_scaling=dict(type="dynamic", factor=4.0)), "rope_scaling.rope_type: found 'dynamic'"),
+    (dict(rope_scaling=dict(rope_type="llama3", factor=4.0)), "rope_scaling: the key 'low_freq_factor' is missing"),
+    (dict(rope_scaling=dict(full_attention=dict(rope_type="default"))), "allowed: one set of parameters"),
+    (dict(partial_rotary_factor=0.5), "partial_rotary_factor: found 0.5, allowed: 1"),
+    (dict(hidden_act="gelu"), "hidden_act: found 'gelu'"),
+    (dict(hidden_size=None), "the key 'hidden_size' is missing"),
+    (dict(rms_norm_eps=None), "the key 'rms_norm_eps' is missing"),
+    (dict(hidden_size="4096"), "hidden_size: found '4096', allowed: a positive integer"),
+    (dict(num_hidden_layers=0), "num_hidden_layers: found 0"),
+    (dict(tie_word_embeddings=1), "tie_word_embeddings: found 1, allowed: true or false"),
+    (dict(hidden_size=4100), "hidden_size 4100 is not a multiple of num_attention_heads 32, and no head_dim"),
+    (dict(num_key_value_heads=5), "num_attention_heads: 32 is not a multiple of num_key_value_heads 5"),
+    (dict(quantization_config=dict(bits=4)), "quantization_config: quantised weights"),
+  ],
+)
+def test_config_errors(tmp_path, change, message):
+  with pytest.raises(UserError, match=message):
+    read(tmp_path, {**LLAMA31_8B, **change})
+
+
+def test_config_errors_of_windows_and_files(tmp_path):
+  windowed = {**QWEN25_05B, "use_sliding_window": True}
+  with pytest.raises(UserError, match="layer_types: found 'chunked_attention'"):
+    read(tmp_path, {**windowed, "layer_types": ["chunked_attention"] * 24})
+  with pytest.raises(UserError, match="layer_types: found 3 entries, allowed: num_hidden_layers = 24"):
+    read(tmp_path, {**windowed, "layer_types": ["full_attention"] * 3})
+  with pytest.raises(UserError, match="the key 'head_dim' is missing"):  # Qwen3's default is 128, not D / H
+    read(tmp_path, {**QWEN25_05B, "model_type": "qwen3", "architectures": None})
+  with pytest.raises(UserError, match=r"config.json:3: not valid JSON"):
+    read(tmp_path, '{\n"model_type": "llama",\n}')
+  with pytest.raises(UserError, match="allowed: an object"):
+    read(tmp_path, "[]")
+  with pytest.raises(UserError, match=r"nowhere/config.json: no such file"):
+    hf.read_model_config(tmp_path / "nowhere")
+  with pytest.raises(UserError, match=r"model: found 'compute_type'.*did you mean 'compute_dtype'"):
+    read(tmp_path, QWEN25_05B, compute_type="bfloat16")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_config_round_trip(case, tmp_path):
+  config = hf.read_model_config(GOLDEN / case)
+  hf.write_config(config, tmp_path, source=GOLDEN / case, token_ids={"eos_token_id": 5})
+  assert hf.read_model_config(tmp_path) == config
+  raw = json.loads((tmp_path / "config.json").read_text())
+  assert (raw["bos_token_id"], raw["eos_token_id"], raw["pad_token_id"]) == (1, 5, None)
+  rope = config.rope_scaling
+  assert raw["rope_theta"] == config.rope_theta and (raw["rope_scaling"] is None) == (rope is None)
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (dict(family="llama", qkv_bias=True), "model.output_bias: found False, allowed with LlamaForCausalLM: True"),
+    (dict(family="llama", sliding_window=4), "model.sliding_window: LlamaForCausalLM cannot slide"),
+    (dict(family="mistral", sliding_window=4, sliding_layers=(True, False)), "MistralForCausalLM cannot slide"),
+    (dict(family="qwen2"), "model.qkv_bias: found False, allowed with Qwen2ForCausalLM: True"),
+    (dict(family="qwen2", qkv_bias=True, qk_norm=True), "model.qk_norm: found True"),
+    (dict(family="llama", hidden_size=130), "model.hidden_size: found 130"),
+  ],
+)
+def test_a_model_that_transformers_cannot_express_is_refused(options, message):
+  with pytest.raises(UserError, match=message):
+    hf.hf_config(ModelConfig(**options))
