@@ -195,8 +195,10 @@ def describe_phases(work, measured: phases.Measured, steps: dict, peaks) -> list
     entry = {"name": name, "seconds": seconds}
     if phase.tokens is not None:
       entry |= {"tokens": times * phase.tokens, "tokens_per_s": times * phase.tokens / seconds["median"]}
-    if name in flops:
-      entry |= {"model_flops": times * flops[name], "mfu": times * flops[name] / seconds["median"] / peaks.flops}
+    parts = ("decode", "score_answer") if name == "decode_in_slots" else (name,)
+    done = times * sum(flops.get(part, 0.0) for part in parts)
+    if done:
+      entry |= {"model_flops": done, "mfu": done / seconds["median"] / peaks.flops}
     if phase.moved is not None:
       rate = times * phase.moved / seconds["median"]
       entry |= {"bytes": times * phase.moved, "bytes_per_s": rate, "bandwidth_share": rate / peaks.bandwidth}

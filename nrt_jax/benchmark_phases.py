@@ -9,6 +9,7 @@ import time
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nrt_jax import costs, host_grading, programs, rows, sampler, sharding, tools
@@ -161,7 +162,10 @@ def sampling_phases(setup: Setup, states, prompts, tool: str, present: tuple, re
     return [count * s for s in seconds], out
 
   def prefill(weights, prompts):
-    return sampler.prefill(weights, setup.decoder, prompts)
+    return sampler.prefill(weights, setup.decoder, prompts, sampler.cache_dtype(setup.decoder, setup.run.sampling))
+
+  def in_slots(weights, small, prompts):  # without what scores empty traces: nobody asks for it
+    return tools.wave(setup, weights, programs.step_key(small), whole, prompts)[:2]
 
   def sample(weights, small, prompts):
     return tools.sample_wave(setup, weights, programs.step_key(small), whole, prompts)
@@ -178,15 +182,19 @@ def sampling_phases(setup: Setup, states, prompts, tool: str, present: tuple, re
     phases["score_empty_trace"] = Phase(seconds, count * total(prompts.answer_length_B))
   del hidden, cache
 
-  seconds, (rollouts, context) = timed(sample, weights, small, prompts)
+  slots = setup.run.sampling.slots > 0
+  seconds, (rollouts, context) = timed(in_slots if slots else sample, weights, small, prompts)
   generated = count * total(rollouts.length_N)
   decode_seconds = [s - p for s, p in zip(seconds, prefill_seconds)]  # sampling starts with a prefill
-  phases["decode"] = Phase(decode_seconds, generated, count * decode_bytes(setup, prompts, rollouts))
-  if "score_answer" in present:
+  if slots:  # rows are scored between tokens, and how often the weights were read is not told
+    phases["decode_in_slots"] = Phase(decode_seconds, generated)
+  else:
+    phases["decode"] = Phase(decode_seconds, generated, count * decode_bytes(setup, prompts, rollouts))
+  if "score_answer" in present and not slots:
     seconds, _ = timed(score, weights, prompts, rollouts, context)
     answers = setup.samples_per_prompt * total(prompts.answer_length_B)
     phases["score_answer"] = Phase(seconds, count * answers)
-  order = ("rollout_weights", "prefill", "decode", "score_answer", "score_empty_trace")
+  order = ("rollout_weights", "prefill", "decode", "decode_in_slots", "score_answer", "score_empty_trace")
   return {name: phases[name] for name in order if name in phases}, generated
 
 
@@ -199,7 +207,9 @@ def decode_bytes(setup: Setup, prompts, rollouts) -> float:
   row, a prompt's cache once for every token of its longest sample, and each row's own cache.
   """
   model, G = setup.decoder, setup.samples_per_prompt
-  width = np.dtype(model.compute_dtype).itemsize if model.compute_dtype != "bfloat16" else 2
+  width = jnp.dtype(model.compute_dtype).itemsize
+  cached = sampler.cache_dtype(model, setup.run.sampling)
+  cache_width = cached.itemsize + (4 / model.head_dim if cached == jnp.int8 else 0)  # and a scale for each head
   length_N, length_B = np.asarray(rollouts.length_N), np.asarray(prompts.prompt_length_B).reshape(-1)
   loops = length_N.max(axis=-1).mean()  # under pmap each device has a loop of its own
   replicas = jax.device_count() // setup.run.parallel.tensor if setup.axis_name or setup.mesh is not None else 1
@@ -210,4 +220,4 @@ def decode_bytes(setup: Setup, prompts, rollouts) -> float:
     longest = float(trace_G.max())
     slots += costs.seen_tokens(model, float(prompt), longest) - costs.seen_tokens(model, 0, longest)
     slots += sum(costs.seen_tokens(model, 0, float(trace)) for trace in trace_G)
-  return loops * replicas * weights + slots * costs.cache_bytes_per_token(model, width)
+  return loops * replicas * weights + slots * costs.cache_bytes_per_token(model, cache_width)

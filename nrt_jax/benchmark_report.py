@@ -8,6 +8,7 @@ less prefill. host_batch is read while the devices work; host_grading is not. Se
 LABELS = {
   "host_grading": "grading (host)",
   "rollout_weights": "rollout weights",
+  "decode_in_slots": "decode in slots",
   "score_answer": "score answers",
   "score_empty_trace": "score empty trace",
   "score_batch": "score reference",

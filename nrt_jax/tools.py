@@ -128,16 +128,17 @@ def complete(setup: Setup, params, prompts: Prompts, key):
 def _in_waves(setup: Setup, params, prompts: Prompts, key, whole: bool):
   """Runs in waves of `sampling.wave_prompts` prompts, so that the caches of a large step are bounded by one wave."""
   run, G = setup.run, setup.samples_per_prompt
-  wave = functools.partial(_wave, setup, rollout_weights(setup, params), key, whole)
+  one_wave = functools.partial(wave, setup, rollout_weights(setup, params), key, whole)
   B = prompts.prompt_BP.shape[0] * (jax.device_count() if setup.axis_name else 1)  # under pmap we see a device's share
   waves = B // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
   if waves == 1:
-    return wave(prompts)
-  rollouts, scores, empty = jax.lax.map(wave, rows.cut_rows(prompts, waves))
+    return one_wave(prompts)
+  rollouts, scores, empty = jax.lax.map(one_wave, rows.cut_rows(prompts, waves))
   return *rows.join_groups((rollouts, scores), G), rows.join_rows(empty)
 
 
-def _wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
+def wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
+  """Rollouts, AnswerScores after them, and after an empty trace, of prompts that are sampled at the same time."""
   if setup.run.sampling.slots:
     ways = jax.device_count() if setup.axis_name else sharding.batch_ways()
     in_slots = functools.partial(_in_slots, setup, whole, setup.run.sampling.slots // ways)
@@ -149,7 +150,7 @@ def _wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
 
 
 def _in_slots(setup: Setup, whole: bool, slots: int, weights_key, prompts: Prompts):
-  """`_wave` by continuous.py: each answer is scored when its row has ended. Sees one device's prompts."""
+  """`wave` by continuous.py: each answer is scored when its row has ended. Sees one device's prompts."""
   weights, key = weights_key
   stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
   how = (setup.run.sampling, max(1, slots), stop_ids, setup.form.pad_id)
