@@ -212,10 +212,10 @@ def test_duration(seconds, text):
 
 def write_events(workdir):
   """Steps 1 to 3, then, resumed from step 2, steps 3 and 4."""
-  for start, steps in ((0, (1, 2, 3)), (2, (3, 4))):
+  for start, steps in ((-1, (1, 2, 3)), (2, (3, 4))):  # -1: a fresh run
     writer = MetricsWriter(workdir, LoggingConfig(progress=False), 10, start)
     for step in steps:
-      writer.write(step, {"reward/mean": step + start / 4, "loss/total": float("nan")})
+      writer.write(step, {"reward/mean": step + max(start, 0) / 4, "loss/total": float("nan")})
     writer.close()
 
 
