@@ -1,0 +1,102 @@
+"""Scoring the answers of a group on the rollout's caches, against scoring whole sequences (prompt, trace, answer).
+
+    python experiments/benchmarks/scoring.py
+
+About 2 minutes on 2 CPU cores. To reach: at most 0.15 of the time, at trace 1024 and answer 64. Both ways read the same
+weights and score the same sampled traces; the script stops where their log-probabilities differ by more than 1e-3. The
+whole sequences get what is fair: their head runs over marker and answer alone.
+"""
+
+import argparse
+import functools
+import statistics
+import time
+
+import jax
+import numpy as np
+import setups
+
+from nrt_jax import programs, rows, scoring, tools
+from nrt_jax.arrays import repeat_rows
+
+
+def whole_sequences(setup, weights, prompts, rollouts):
+  """log c of each answer token `[N, A]` by one pass over everything."""
+  prompts_N, form = repeat_rows(prompts, setup.samples_per_prompt), setup.form
+  spliced = rows.splice(
+    prompts_N.prompt_BP,
+    prompts_N.prompt_length_B,
+    rollouts.token_NR,
+    rollouts.length_N - rollouts.ended_N,
+    form.marker_ids,
+    prompts_N.answer_BA,
+    prompts_N.answer_length_B,
+    form.pad_id,
+  )
+  answer = prompts.answer_BA.shape[1]
+  first = spliced.token_NL.shape[1] - answer - len(form.marker_ids)
+  logp_NL, _ = scoring.row_log_probs(weights, setup.decoder, spliced.token_NL, spliced.position_NL, first)
+  return logp_NL[:, -answer:]
+
+
+def on_caches(setup, weights, prompts, rollouts, context):
+  """The same on what sampling has left."""
+  return tools.score_wave(setup, weights, False, prompts, rollouts, context)[1].answer_logp_NA
+
+
+def seconds_of(program, *arguments) -> float:
+  start = time.perf_counter()
+  jax.block_until_ready(program(*arguments))
+  return time.perf_counter() - start
+
+
+def compare(sizes: setups.Sizes, repeats: int) -> dict:
+  """Seconds of each repeat, in turn."""
+  setup = setups.make_setup(sizes)
+  with jax.set_mesh(setup.mesh):
+    states, prompts = setups.make_states(setup), setups.make_prompts(setup, sizes)
+    weights = jax.jit(functools.partial(tools.rollout_weights, setup))(states.policy.params)
+    sample = jax.jit(lambda w, s, p: tools.sample_wave(setup, w, programs.step_key(s), False, p))
+    rollouts, context = sample(weights, states, prompts)
+    whole, cached = jax.jit(functools.partial(whole_sequences, setup)), jax.jit(functools.partial(on_caches, setup))
+    arguments = (weights, prompts, rollouts)
+    difference = float(np.abs(whole(*arguments) - cached(*arguments, context)).max())
+    assert difference < 1e-3, f"log-probabilities differ by {difference}"
+    return setups.in_turn(
+      {
+        "whole": lambda: seconds_of(whole, *arguments),
+        "cached": lambda: seconds_of(cached, *arguments, context),
+      },
+      repeats,
+    )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser()
+  for name, default in (("trace", 1024), ("answer", 64), ("prompt", 128), ("prompts", 1), ("samples", 8)):
+    parser.add_argument(f"--{name}", type=int, default=default)
+  parser.add_argument("--hidden", type=int, default=256)
+  parser.add_argument("--layers", type=int, default=4)
+  parser.add_argument("--repeats", type=int, default=5)
+  args = parser.parse_args()
+  sizes = setups.Sizes(
+    hidden=args.hidden,
+    layers=args.layers,
+    prompts=args.prompts,
+    samples=args.samples,
+    prompt_length=args.prompt,
+    trace_length=args.trace,
+    answer_length=args.answer,
+  )
+  seconds = compare(sizes, args.repeats)
+  print(setups.where())
+  print(f"{sizes.layers} layers of width {sizes.hidden}; {args.prompts} prompts x {args.samples} samples; prompt")
+  print(f"{args.prompt}, trace {args.trace}, answer {args.answer} tokens; {args.repeats} repeats in turn\n")
+  print("| scoring | seconds, median |\n|---|---|")
+  for name, label in (("whole", "whole sequences"), ("cached", "answers on the rollout's caches")):
+    print(f"| {label} | {statistics.median(seconds[name]):.3f} |")
+  print(f"| ratio, median of pairs (lowest to highest) | {setups.paired(seconds['cached'], seconds['whole'])} |")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,137 @@
+"""Runs without a tokenizer for the benchmarks beside this file: a random model, made-up prompts, one program."""
+
+import contextlib
+import dataclasses
+import datetime
+import platform
+import statistics
+import time
+
+import jax
+import numpy as np
+
+from nrt_jax import config, data, programs, sharding
+from nrt_jax.commands.configs import override
+from nrt_jax.model import ModelConfig, init_params
+from nrt_jax.prompts import PromptFormat
+
+MARKER, END = 0, 1  # ids that close a trace and an answer; all others are words
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """A model and a step. Fixed lengths: every prompt and answer is as long as allowed."""
+
+  hidden: int = 128
+  layers: int = 2
+  vocab: int = 512
+  prompts: int = 8
+  samples: int = 8
+  prompt_length: int = 64
+  trace_length: int = 64
+  answer_length: int = 16
+  stops: int = 0  # words that end a trace, each with a probability near 1 / vocab; 0: no trace ends by itself
+
+  @property
+  def model(self) -> ModelConfig:
+    return ModelConfig(
+      vocab_size=self.vocab,
+      hidden_size=self.hidden,
+      intermediate_size=4 * self.hidden,
+      num_hidden_layers=self.layers,
+      num_attention_heads=4,
+      num_key_value_heads=2,
+      head_dim=self.hidden // 4,
+      max_position_embeddings=4096,
+    )
+
+
+def make_setup(sizes: Sizes, overrides=(), algorithm: str = "nrt", devices=None) -> programs.Setup:
+  """A run of `sizes`; `overrides` are KEY=VALUE, as on the command line without --config."""
+  values = config.defaults(algorithm)
+  values.update(prompts_per_step=sizes.prompts, samples_per_prompt=sizes.samples)
+  values["sampling"]["max_trace_length"] = sizes.trace_length
+  values["prompt"].update(max_prompt_length=sizes.prompt_length, max_answer_length=sizes.answer_length)
+  for text in overrides:
+    key, _, value = text.partition("=")
+    override(values, key.split("."), value)
+  run = config.stages_of(values)[0]
+  mesh = None if run.parallel.kind == "pmap" else sharding.make_mesh(run.parallel, devices)
+  # Ids beyond the vocabulary can't be sampled: such a trace goes on to its limit.
+  stop_ids = tuple(range(2, 2 + sizes.stops)) or (sizes.vocab,)
+  form = PromptFormat("plain", (), (MARKER,), stop_ids, END, END, sizes.vocab, ())
+  computed = {f.name for f in dataclasses.fields(ModelConfig)} & {f.name for f in dataclasses.fields(run.model)}
+  model = dataclasses.replace(sizes.model, **{name: getattr(run.model, name) for name in computed})
+  return programs.Setup(run, model, form, mesh)
+
+
+def make_prompts(setup: programs.Setup, sizes: Sizes, seed: int = 0):
+  """The prompts of a step on its devices."""
+  rng, B = np.random.default_rng(seed), sizes.prompts
+  words = rng.integers(2 + sizes.stops, sizes.vocab, (B, sizes.prompt_length + sizes.answer_length))
+  prompts, answers = words[:, : sizes.prompt_length], words[:, sizes.prompt_length :].copy()
+  answers[:, -1] = END
+  widths = (sizes.prompt_length, sizes.answer_length, 0)
+  rows = data.pack(list(prompts), list(answers), [[]] * B, np.arange(B), widths, END)
+  if setup.mesh is not None:
+    return sharding.place_rows(setup.mesh, rows)
+  return jax.tree.map(lambda a: a.reshape(jax.device_count(), -1, *a.shape[1:]), rows)
+
+
+def make_states(setup: programs.Setup):
+  shardings = programs.state_shardings(setup)
+
+  def init(key):
+    return programs.init_states(setup, init_params(setup.model, key), key)
+
+  states = jax.jit(init, out_shardings=shardings)(jax.random.key(0))
+  return programs.replicate(states) if setup.axis_name else states
+
+
+class Step:
+  """A compiled step with its states, to be run again and again."""
+
+  def __init__(self, sizes: Sizes, overrides=(), algorithm: str = "nrt", devices=None):
+    self.sizes, self.setup = sizes, make_setup(sizes, overrides, algorithm, devices)
+    with self.mesh():
+      self.states, self.prompts = make_states(self.setup), make_prompts(self.setup, sizes)
+      start = time.perf_counter()
+      self.program = programs.build_train_step(self.setup).lower(self.states, self.prompts).compile()
+      self.compile_seconds = time.perf_counter() - start
+
+  def mesh(self):
+    return jax.set_mesh(self.setup.mesh) if self.setup.mesh is not None else contextlib.nullcontext()
+
+  def __call__(self) -> tuple[float, dict]:
+    """Runs one step: its seconds and metrics."""
+    with self.mesh():
+      start = time.perf_counter()
+      self.states, metrics, _ = self.program(self.states, self.prompts)
+      jax.block_until_ready(self.states)
+      seconds = time.perf_counter() - start
+    metrics = programs.unreplicate(metrics) if self.setup.axis_name else metrics
+    return seconds, {name: float(value) for name, value in jax.device_get(metrics).items()}
+
+
+def in_turn(functions: dict, repeats: int) -> dict:
+  """name -> what each call returned, after one that is not counted; all in turn, so that drift hits all alike."""
+  for function in functions.values():
+    function()
+  found = {name: [] for name in functions}
+  for _ in range(repeats):
+    for name, function in functions.items():
+      found[name].append(function())
+  return found
+
+
+def paired(above: list, below: list) -> str:
+  """Median and range of the ratios of each turn."""
+  ratios = [a / b for a, b in zip(above, below, strict=True)]
+  return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+
+
+def where() -> str:
+  """Versions, machine and date, for a results page."""
+  devices = f"{jax.device_count()} x {jax.devices()[0].device_kind}"
+  date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+  return f"{date}; Python {platform.python_version()}, jax {jax.__version__}; {devices}"
