@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import continuous, draws, lora, rows, sampler, scoring, sharding
+from nrt_jax import continuous, draws, kernels, lora, rows, sampler, scoring, sharding
 from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.algorithms.interface import Tools
 from nrt_jax.arrays import Prompts, repeat_rows
@@ -99,12 +99,14 @@ class Setup(NamedTuple):
   def shared_rows(self) -> int:
     """Adjacent rows of a TrainBatch whose prompt the update runs once; 1: each row runs its own.
 
-    By default where that leaves out an eighth of the slots or more, unless micro-batches would part such rows.
+    By default where that leaves out an eighth of the slots or more, unless micro-batches would part such rows, or an
+    attention kernel runs them: kernels take rows that see nothing but themselves.
     """
     shared, choice = self.rows_per_prompt, self.run.parallel.share_prompts
     if choice == "auto":
       pays = 8 * self.run.prompt.max_prompt_length * (shared - 1) >= self._row_columns * shared
-      return shared if pays and self._prompts_per_update % self.micro_batches == 0 else 1
+      kernel = kernels.choose(self.model, (1, self._row_columns)) in ("cudnn", "splash")
+      return shared if pays and not kernel and self._prompts_per_update % self.micro_batches == 0 else 1
     return shared if choice == "on" else 1
 
 

@@ -50,6 +50,7 @@ def twin_adamw(config, params, updates, rates):
       v_hat = v[i] / (1 - config.beta2**t)
       decay = config.weight_decay if "kernel" in name or "embedding" in name else 0.0
       p[i] = p[i] - rates[t - 1] * (m_hat / (np.sqrt(v_hat) + config.eps) + decay * p[i])
+      m[i] = np.float64(m[i].astype(config.moment_dtype))
   return p
 
 
@@ -70,6 +71,19 @@ def test_adamw_equals_its_twin(max_grad_norm):
   wanted = twin_adamw(config, tiny_params(), 3, rates=[0.05, 0.1, 0.1])
   for a, b in zip(found, wanted, strict=True):
     np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+
+
+def test_a_first_moment_in_bfloat16_equals_its_twin():
+  """What is stored is rounded after its use; the second moment stays as it is, and so does the difference it makes."""
+  config = dataclasses.replace(BASE, moment_dtype="bfloat16")
+  adam = make_optimizer(config, 10).init(tiny_params())[1]
+  assert {a.dtype.name for a in jax.tree.leaves(adam.mu)} == {"bfloat16"}
+  assert {a.dtype.name for a in jax.tree.leaves(adam.nu)} == {"float32"}
+  found, full = jax.tree.leaves(run(config)), jax.tree.leaves(run(BASE))
+  wanted = twin_adamw(config, tiny_params(), 3, rates=[0.05, 0.1, 0.1])
+  for a, b in zip(found, wanted, strict=True):
+    np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
+  assert max(np.abs(a - b).max() for a, b in zip(found, full, strict=True)) > 1e-5
 
 
 def test_clipping_scales_to_the_global_norm():
