@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from nrt_jax import benchmark_phases as phases
-from nrt_jax import ceilings, data, host_grading, programs, throughput, training
+from nrt_jax import ceilings, data, draws, host_grading, programs, throughput, training
 from nrt_jax.compilations import Compilations
 from nrt_jax.config import RunConfig
 from nrt_jax.errors import UserError
@@ -91,7 +91,7 @@ def time_steps(stage: Stage, step, states, batch, repeats: int):
       start = time.perf_counter()
       states, metrics, _ = step(states, batch)
       begin = time.perf_counter()
-      drawn = run.prompts_per_step * training.draws_made(stage, metrics)
+      drawn = run.prompts_per_step * draws.made(metrics, stage.setup.max_draws)
       position = data.advance(stage.train_data, position, drawn)
       batch = jax.block_until_ready(training.read_batch(stage, position))
       read = time.perf_counter() - begin

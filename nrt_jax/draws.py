@@ -7,6 +7,7 @@ few. What is kept lies spread over the devices as one draw does, and does not de
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from nrt_jax import rows
@@ -97,6 +98,13 @@ def metrics(kept: Kept, axis: str | None = None) -> dict:
     "draws/kept_groups": (jnp.sum(rank == VARIES).astype(jnp.float32), one),
     "draws/varied_fraction": (kept.varied.astype(jnp.float32), (kept.draws * rank.size).astype(jnp.float32)),
   }
+
+
+def made(metrics: dict, max_draws: int) -> int:
+  """How many draws a step made, by its metrics: where the next prompts start. Waits for the step if it may vary."""
+  if max_draws == 1:
+    return 1
+  return round(float(np.asarray(metrics["draws/count"].addressable_data(0)).reshape(())))
 
 
 def by_group(tree, samples_per_prompt: int):

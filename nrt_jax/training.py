@@ -10,15 +10,12 @@ anything is compiled; then the state comes from, in this order,
 
 import contextlib
 import os
-import signal
 import time
 from typing import NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
-from nrt_jax import data, evaluation, hf, host_grading, packing, policy, programs, sharding, throughput
+from nrt_jax import data, draws, evaluation, hf, host_grading, packing, policy, programs, sharding, stopping, throughput
 from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.checkpoint import Checkpoints
@@ -68,7 +65,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     stack.callback(writer.close)
     for stage in stages:
       writer.note(describe_data(stage))
-    loop = Loop(stages, checkpoints, writer, tokenizer, stack.enter_context(stop_flag()))
+    loop = Loop(stages, checkpoints, writer, tokenizer, stack.enter_context(stopping.stop_flag()))
 
     # ---- 4. Stages, one after another.
     for number in range(progress.stage, len(stages)):
@@ -185,46 +182,18 @@ def fresh_states(stage: Stage, params, key) -> States:
 
 def read_batch(stage: Stage, position: data.Position):
   """The batch at `position` on the devices: prompts for as many draws as a step may make. Each host reads its own."""
-  run, mesh, draws = stage.setup.run, stage.setup.mesh, stage.setup.max_draws
+  run, mesh, count = stage.setup.run, stage.setup.mesh, stage.setup.max_draws
   hosts = (jax.process_index(), jax.process_count()) if mesh is None else sharding.host_share(mesh)
-  rows, _ = data.batch(stage.train_data, position, draws * run.prompts_per_step, run.seed, *hosts, draws)
+  rows, _ = data.batch(stage.train_data, position, count * run.prompts_per_step, run.seed, *hosts, count)
   if mesh is not None:
     return sharding.place_host_rows(mesh, rows)
   devices = jax.local_device_count()
   return jax.tree.map(lambda a: a.reshape(devices, a.shape[0] // devices, *a.shape[1:]), rows)
 
 
-def draws_made(stage: Stage, metrics) -> int:
-  """How many draws the step made: prompts that it left over are the next step's. Waits for the step, if it may vary."""
-  if stage.setup.max_draws == 1:
-    return 1
-  return round(float(np.asarray(metrics["draws/count"].addressable_data(0)).reshape(())))
-
-
 def single_copy(setup: programs.Setup, states: States) -> States:
   """The states without pmap's device axis."""
   return programs.unreplicate(states) if setup.axis_name else states
-
-
-@contextlib.contextmanager
-def stop_flag():
-  """Yields a list that SIGTERM (a preemption notice) makes non-empty: the loop then saves and stops.
-
-  With several processes JAX's own preemption service handles the signal, so that they stop at the same step.
-  """
-  flag = []
-  if jax.process_count() > 1:
-    yield flag
-    return
-  try:
-    before = signal.signal(signal.SIGTERM, lambda *_: flag.append(True))
-  except ValueError:  # not the main thread: whoever runs us there handles its own signals
-    yield flag
-    return
-  try:
-    yield flag
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 # --------------------------------------------------------------------------------------------------------------- loop
@@ -278,13 +247,13 @@ class Loop:
       states, metrics, samples = train_step(states, batch)
       self._fetch(stage)
       self._pending = (number, metrics, samples)
-      drawn = run.prompts_per_step * draws_made(stage, metrics)
+      drawn = run.prompts_per_step * draws.made(metrics, stage.setup.max_draws)
       progress = Progress(progress.stage, step, data.advance(stage.train_data, progress.position, drawn))
       if step < run.total_steps:
         batch = read_batch(stage, progress.position)
 
       # ---- Evaluate, then save, so that the checkpoint knows how good it is.
-      stop = self._must_stop(number)
+      stop = stopping.must_stop(self._stop, number)
       due = run.evaluation.every_steps and step % run.evaluation.every_steps == 0
       owes = bool(step == run.total_steps or due)
       evaluates = owes and not stop  # who is asked to stop has seconds: the resumed run makes up for it
@@ -300,12 +269,6 @@ class Loop:
       if stop:
         break
     return states, progress
-
-  def _must_stop(self, number: int) -> bool:
-    """Whether a signal asks to stop after this step. Hosts agree on the step, or they would wait for each other."""
-    if jax.process_count() == 1:
-      return bool(self._stop)
-    return multihost_utils.reached_preemption_sync_point(number)
 
   def _compile(self, stage: Stage, states: States, batch):
     """The compiled step; says how long compiling took."""

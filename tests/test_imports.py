@@ -11,7 +11,7 @@ PACKAGE = ROOT / "nrt_jax"
 # From the ground up. A module imports only from layers before its own; a new module needs a place here. "x.*" is the
 # place of the modules in x that have none of their own.
 LAYERS = [
-  ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "order", "compilations", "nrt_jax"],
+  ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "order", "stopping", "compilations", "nrt_jax"],
   ["sharding", "attention", "ceilings"],
   ["kernels"],
   ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
