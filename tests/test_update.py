@@ -1,0 +1,105 @@
+"""How a step's rows are laid out for the update: pieces, widths, shared prompts. That none of it changes the numbers is
+in test_programs.py."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import toy
+
+from nrt_jax import programs, training
+from nrt_jax.errors import UserError
+from nrt_jax.tools import needed_columns, slots_run
+from nrt_jax.update import bucket_widths
+
+P, R, A = 5, 6, 4  # of the toy's prompts and runs; one marker token
+
+
+def setup(algorithm="nrt", model=toy.MODEL, **over):
+  """Lengths in the config as the toy's arrays have them: that is what layouts are chosen by."""
+  lengths = {"prompt__max_prompt_length": P, "prompt__max_answer_length": A}
+  return toy.setup(algorithm, model, **{**lengths, **over})
+
+
+def collected(setup):
+  states = programs.init_states(setup, toy.params(), jax.random.key(3))
+  tools, prompts = programs.make_tools(setup), toy.prompts(8)
+  batch = jax.jit(lambda: programs.collect(setup, tools, states, prompts).batch)()
+  return batch, prompts
+
+
+@pytest.fixture(scope="module")
+def nrt():
+  return collected(setup())
+
+
+@pytest.mark.parametrize(
+  "name, over, rows",
+  [
+    ("nrt", {}, 4),  # 5 of 16 columns are the prompt: three quarters of them, 15 of 64 slots, are more than an eighth
+    ("nrt", {"sampling__max_trace_length": 20}, 4),  # 15 of 120 slots: an eighth
+    ("nrt", {"sampling__max_trace_length": 21}, 1),  # 15 of 124
+    ("nrt", {"parallel__share_prompts": "off"}, 1),
+    ("nrt", {"parallel__micro_batches": 8}, 4),  # one group in each
+    ("nrt", {"parallel__micro_batches": 16}, 1),  # two rows in each
+    ("nrt", {"samples_per_prompt": 1, "algorithm__center": "none", "algorithm__scale": "none"}, 1),
+    ("dpo", {}, 2),  # the two rows of a pair
+    ("sft", {"parallel__share_prompts": "on"}, 1),
+  ],
+)
+def test_where_prompts_are_shared(name, over, rows):
+  assert setup(name, **over).shared_rows == rows
+
+
+def test_kernels_run_rows_that_have_their_own_prompt():
+  def on(platform, **over):
+    model = dataclasses.replace(toy.MODEL, platform=platform, head_dim=64, compute_dtype="bfloat16")
+    return setup(model=model, prompt__max_prompt_length=512, **over).shared_rows
+
+  assert [on(platform) for platform in ("cpu", "gpu", "tpu")] == [4, 1, 1]
+  assert on("tpu", parallel__share_prompts="on") == 4
+
+
+def test_micro_batches_of_a_cpu_are_as_large_as_its_caches():
+  """8 prompts of 4 rows, 16 columns: 512 slots. An MLP of 2**15 activations has 2**24 then, of which 2**21 may be in a
+  piece; one of 2**18 would need 64 pieces, but a prompt is not cut."""
+  wide = [dataclasses.replace(toy.MODEL, platform="cpu", intermediate_size=2**i) for i in (12, 15, 18)]
+  assert [setup(model=model).micro_batches for model in wide] == [1, 8, 8]
+  assert setup(model=wide[1], parallel__micro_batches=2).micro_batches == 2
+  assert setup(model=dataclasses.replace(wide[1], platform="tpu")).micro_batches == 1
+
+
+def test_a_shared_prompt_must_not_be_cut():
+  given = setup(parallel__kind="pmap", parallel__micro_batches=2, parallel__share_prompts="on")  # a prompt on each device
+  with pytest.raises(UserError, match="micro_batches: found 2, allowed: a divisor of 1, the groups of rows that share"):
+    training.check_sizes(given)
+
+
+def test_widths(nrt):
+  batch, _ = nrt
+  widths = {
+    (buckets, share): bucket_widths(setup(parallel__length_buckets=buckets, parallel__share_prompts=share), batch)
+    for buckets in (1, 3) for share in ("on", "off")
+  }
+  assert widths == {(1, "on"): [16], (1, "off"): [16], (3, "off"): [6, 11, 16], (3, "on"): [9, 13, 16]}
+
+
+@pytest.mark.parametrize("share", ["on", "off"])
+def test_what_rows_need_and_run(nrt, share):
+  """Counted row by row from lengths: what a row needs ends at its last column, however short its answer."""
+  batch, prompts = nrt
+  given = setup(parallel__share_prompts=share)
+  G, position = given.samples_per_prompt, np.asarray(batch.position_NL)
+  prompt_length_N = np.repeat(prompts.prompt_length_B, G)
+  answer_gap_N = A - np.repeat(prompts.answer_length_B, G)
+  tokens_N = (position >= 0).sum(1)
+  own_N = tokens_N - prompt_length_N
+  assert own_N.min() >= 2 and len(set(own_N.tolist())) > 2
+  wanted = P + own_N + answer_gap_N if share == "on" else tokens_N + answer_gap_N
+  np.testing.assert_array_equal(needed_columns(given, batch), wanted)
+  slots, valid = slots_run(given, batch)
+  if share == "on":
+    assert (slots, valid) == (8 * P + 32 * (R + 1 + A), own_N.sum() + prompts.prompt_length_B.sum())
+  else:
+    assert (slots, valid) == (32 * (P + R + 1 + A), tokens_N.sum())
