@@ -1,0 +1,145 @@
+"""nrt_jax's side of peers.py, in this repository's own environment: one compiled program per step.
+
+A config, and `programs.build_train_step`. `grpo`'s reward is computed in the program: a verifier that reads tokens
+alone needs no trip to the host.
+"""
+
+import dataclasses
+import importlib.metadata
+
+import jax
+import jax.numpy as jnp
+import workload
+
+from nrt_jax import config, data, hf, programs, sharding
+from nrt_jax.algorithms import ALGORITHMS, rlvr
+from nrt_jax.commands.configs import override
+from nrt_jax.model import ModelConfig, forward, init_params, logits
+from nrt_jax.policy import param_shardings
+from nrt_jax.prompts import PromptFormat
+
+ROW = "grpo_even_words"
+
+
+def even_share(token_NR, length_N):
+  """The share of even ids among the words of each completion, float32 `[N]`."""
+  sampled_NR = jnp.arange(token_NR.shape[1])[None] < length_N[:, None]
+  word_NR = sampled_NR & (token_NR >= workload.FIRST_WORD)
+  return (word_NR & (token_NR % 2 == 0)).sum(1) / jnp.maximum(word_NR.sum(1), 1)
+
+
+def collect(tools, algorithm, states, prompts, key):
+  """GRPO whose verifier is `even_share`: from there on, it is a label like one that a grader on the host gave."""
+  rollouts = tools.complete(states.policy.params, prompts, key)[0]
+  label_N = even_share(rollouts.token_NR, rollouts.length_N)
+  tools = tools._replace(complete=lambda *_: (rollouts, None, None), host_label_N=label_N)
+  return rlvr.collect(tools, dataclasses.replace(algorithm, verifier="host"), states, prompts, key)
+
+
+EVEN_WORDS = ALGORITHMS["grpo"]._replace(collect=collect)
+
+
+def run_config(name: str, sizes: workload.Sizes, steps: int, overrides=()) -> config.RunConfig:
+  """The config of a workload, `overrides` (KEY=VALUE) laid over it."""
+  ALGORITHMS.setdefault(ROW, EVEN_WORDS)
+  values = config.defaults({"grpo": ROW, "verifier_free": "nrt"}[name])
+  values.update(total_steps=steps, prompts_per_step=sizes.prompts, samples_per_prompt=sizes.samples)
+  values["sampling"]["max_trace_length"] = sizes.trace_length
+  # As torch's AdamW; the schedule and the clipping are those of TRL's trainer.
+  values["optimizer"].update(learning_rate=workload.LEARNING_RATE, beta2=0.999, eps=1e-8, weight_decay=0.0)
+  values["optimizer"].update(schedule="linear", max_grad_norm=1.0)
+  if name == "grpo":
+    values["algorithm"].update(reference="none", kl_coef=0.0)
+  else:
+    # What TRL's reward function computes. Beyond it, nrt learns the answer (its supervised term) and the marker.
+    values["algorithm"].update(reward="geometric_mean", baseline="none")
+  for text in overrides:
+    key, _, value = text.partition("=")
+    override(values, key.split("."), value)
+  return config.stages_of(values)[0]
+
+
+def model_config(sizes: workload.Sizes, run: config.RunConfig) -> ModelConfig:
+  computed = {f.name for f in dataclasses.fields(ModelConfig)} & {f.name for f in dataclasses.fields(run.model)}
+  return ModelConfig(
+    vocab_size=sizes.vocab,
+    hidden_size=sizes.hidden,
+    intermediate_size=sizes.mlp,
+    num_hidden_layers=sizes.layers,
+    num_attention_heads=sizes.heads,
+    num_key_value_heads=sizes.kv_heads,
+    head_dim=sizes.head_dim,
+    rms_norm_eps=workload.RMS_NORM_EPS,
+    rope_theta=workload.ROPE_THETA,
+    max_position_embeddings=512,
+    **{name: getattr(run.model, name) for name in computed},
+  )
+
+
+def save_model(sizes: workload.Sizes, path: str) -> None:
+  """Random weights in Hugging Face format, for all sides to start from."""
+  model = model_config(sizes, run_config("grpo", sizes, 1))
+  hf.save_params(jax.jit(init_params, static_argnums=0)(model, jax.random.key(0)), model, path)
+
+
+def make_setup(name: str, sizes: workload.Sizes, steps: int, overrides=()) -> programs.Setup:
+  run = run_config(name, sizes, steps, overrides)
+  end = sizes.end_id  # out of the model's reach, so that every sample has its full length
+  form = PromptFormat("plain", (), (sizes.marker_id,), (end,), end, 0, sizes.vocab, ())
+  return programs.Setup(run, model_config(sizes, run), form, sharding.make_mesh(run.parallel))
+
+
+def make_batches(setup: programs.Setup, sizes: workload.Sizes, steps: int) -> list:
+  """The prompts and answers of each step."""
+  prompts, answers = workload.prompt_ids(sizes, steps), workload.answer_ids(sizes, steps)
+  widths, B = (sizes.prompt_length, sizes.answer_length, 0), sizes.prompts
+  batches = []
+  for start in range(0, B * steps, B):
+    rows = slice(start, start + B)
+    packed = data.pack(prompts[rows], answers[rows], [[]] * B, range(start, start + B), widths, pad_id=0)
+    batches.append(sharding.place_rows(setup.mesh, packed))
+  return batches
+
+
+def start_states(setup: programs.Setup, path: str):
+  params = hf.load_params(path, setup.model, param_shardings(setup.model, setup.mesh))
+  init = jax.jit(lambda p, k: programs.init_states(setup, p, k), out_shardings=programs.state_shardings(setup))
+  return init(params, jax.random.key(setup.run.seed))
+
+
+def first_logits(setup: programs.Setup, params, sizes: workload.Sizes):
+  """Logits of the first two prompts, float32 `[2, P, V]`."""
+  token_BP = jnp.asarray(workload.prompt_ids(sizes, 1)[:2])
+  position_BP = jnp.broadcast_to(jnp.arange(token_BP.shape[1])[None], token_BP.shape)
+  return jax.jit(lambda p: logits(p, setup.model, forward(p, setup.model, token_BP, position_BP)[0]))(params)
+
+
+def train(setup: programs.Setup, path: str, sizes: workload.Sizes, steps: int, clock: workload.Clock):
+  """Runs `steps` steps as training.py does, without its files; returns tokens and mean rewards of each."""
+  tokens, rewards = [], []
+  with jax.set_mesh(setup.mesh):
+    states, batches = start_states(setup, path), make_batches(setup, sizes, steps)
+    train_step = programs.build_train_step(setup)
+    for batch in batches:
+      states, metrics, _ = train_step(states, batch)
+      metrics = jax.device_get(metrics)  # waits for the step
+      clock.step_ended()
+      tokens.append(int(metrics["tokens/generated"]))
+      rewards.append(metrics["reward/mean"])
+  return tokens, rewards
+
+
+def main(argv=None) -> None:
+  args = workload.arguments(argv)
+  sizes, steps = workload.sizes_of(args), args.steps + 1
+  setup, clock = make_setup(args.workload, sizes, steps, args.set), workload.Clock()
+  with jax.set_mesh(setup.mesh):
+    reference = first_logits(setup, hf.load_params(args.model, setup.model), sizes)
+  workload.save_logits(args, "nrt_jax", jax.device_get(reference))
+  tokens, rewards = train(setup, args.model, sizes, steps, clock)
+  versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}
+  workload.report("nrt_jax", args, clock, versions, tokens, rewards, overrides=args.set)
+
+
+if __name__ == "__main__":
+  main()
