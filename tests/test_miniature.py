@@ -124,8 +124,8 @@ def test_order_and_flags():
 
 
 def test_study_runs_shares_programs_and_resumes(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(recipe, "PROMPTS", 2)
-  monkeypatch.setattr(recipe, "TEST_EXAMPLES", 8)
+  for name, value in (("PROMPTS", 2), ("PRETRAIN_EXAMPLES", 64), ("TRAIN_EXAMPLES", 8), ("TEST_EXAMPLES", 8)):
+    monkeypatch.setattr(recipe, name, value)
   compiled, compile_train_step = [], host_grading.compile_train_step
 
   def counted(setup, *arguments):

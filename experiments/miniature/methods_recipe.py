@@ -10,6 +10,7 @@ from nrt_jax.prompts import word_tokenizer
 
 PROMPTS, SAMPLES = 16, 8  # of a step: 128 traces
 LEARNING_RATE = 3e-4
+PRETRAIN_EXAMPLES = 20000
 TRAIN_EXAMPLES = 4096  # of which 30 steps use 480, in an order that the seed gives
 TEST_EXAMPLES = 256  # greedy completions
 
@@ -47,7 +48,7 @@ UNVERIFIED = ("control", "nrt", "relative", "completion", "offline", "unscaled")
 TASKS = {
   "running_sum": StudyTask(11, 20, 8, 8, 0.2, 900, 30, EVERY, "token_match", hard=(3,)),
   "long_answer": StudyTask(16, 20, 34, 13, 0.3, 700, 24, UNVERIFIED, "host", hard=HARD),
-  "countdown_small": StudyTask(6, 16, 8, 11, 0.3, 600, 15, EVERY, "host"),
+  "countdown_small": StudyTask(6, 16, 8, 11, 0.3, 500, 12, EVERY, "host"),
 }
 
 
@@ -139,7 +140,7 @@ def pretrain_config(task: str, model_path: str, steps: int, seed: int):
   config.seed = seed
   config.data.task_options = {"trace_share": study.trace_share}
   config.data.max_trace_length = study.shown
-  config.data.examples = 20000
+  config.data.examples = PRETRAIN_EXAMPLES
   config.prompts_per_step = 64
   config.optimizer.learning_rate = 2e-3
   config.optimizer.warmup_steps = min(50, steps)
