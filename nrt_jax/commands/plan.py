@@ -1,0 +1,38 @@
+"""`nrt-jax plan`: a config's training step compiled for a TPU slice that need not be at hand."""
+
+import sys
+
+from nrt_jax import config
+from nrt_jax.commands import configs
+from nrt_jax.errors import UserError
+from nrt_jax.files import write_json
+from nrt_jax.planning import report, sweep, topology
+
+
+def run(args) -> None:
+  slice_ = topology.parse(args.topology)
+  topology.prepare()
+  runs = config.stages_of(configs.load_config(args.config, args.overrides))
+  chosen = choose_stage(runs, args.stage)
+  devices = topology.devices(slice_)
+  if args.sweep:
+    plans = sweep.sweep(chosen, slice_, devices, args.sweep, say)
+    data, text = plans, sweep.as_text(plans)
+  else:
+    data = report.as_data(sweep.plan(chosen, slice_, devices, say))
+    text = report.as_text(data)
+  print(text)
+  if args.json:
+    write_json(args.json, data)
+
+
+def choose_stage(runs: list, name: str | None):
+  """The stage of that name; None: the last."""
+  names = [one.stage for one in runs]
+  if name is not None and name not in names:
+    raise UserError(f"--stage: found {name!r}, allowed: {', '.join(names)}")
+  return runs[names.index(name) if name else -1]
+
+
+def say(text: str) -> None:
+  print(f"plan: {text}", file=sys.stderr, flush=True)

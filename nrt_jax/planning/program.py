@@ -1,0 +1,202 @@
+"""A run's training step compiled for a slice: the programs of programs.py, on abstract states and prompts."""
+
+import dataclasses
+import math
+import pathlib
+import re
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from nrt_jax import data, hf_config, host_grading, packing, policy, programs, prompts, sharding, tools, training
+from nrt_jax.config import RunConfig
+from nrt_jax.errors import UserError
+
+
+class Memory(NamedTuple):
+  """Bytes on one device."""
+
+  arguments: int  # state and prompts; the state that is returned takes their place
+  outputs: int  # that do not
+  temporaries: int
+  code: int
+
+  @property
+  def total(self) -> int:
+    return sum(self)
+
+
+class Overflow(NamedTuple):
+  """What the compiler says where a program does not fit."""
+
+  used: int  # bytes that it would need
+  limit: int  # that it may use
+  reason: str
+
+
+class Compiled(NamedTuple):
+  """A program compiled for the slice, or why it could not be."""
+
+  name: str
+  seconds: float
+  memory: Memory | None
+  text: str | None  # optimised HLO; None where libtpu is newer than JAX can read
+  flops_once: float  # XLA's own counts, with the body of every loop counted once
+  bytes_once: float
+  overflow: Overflow | None = None
+
+
+class Rows(NamedTuple):
+  """The rows that a step trains on: N x L, and the columns from the first that is predicted."""
+
+  count: int
+  length: int
+  heads: int
+
+
+def open_setup(run: RunConfig, devices: list) -> tuple[programs.Setup, bool]:
+  """The Setup on `devices`, and whether its tokenizer is a placeholder: only config.json has to be there."""
+  if run.parallel.kind != "jit":
+    raise UserError(f"parallel.kind: found {run.parallel.kind!r}, allowed for a plan: 'jit'")
+  mesh = sharding.make_mesh(run.parallel, devices)
+  place = run.prompt.tokenizer or run.model.path
+  known = place is not None and has_tokenizer(place)
+  form = policy.open_tokenizer(run.model, run.prompt)[1] if known else placeholder_format(run)
+  model = policy.read_architecture(run.model, form, run.parallel.tensor, mesh)
+  setup = programs.Setup(run, model, form, mesh)
+  training.check_sizes(setup)
+  return setup, not known
+
+
+def has_tokenizer(place: str) -> bool:
+  return any((pathlib.Path(place) / name).exists() for name in prompts.TOKENIZER_FILES)
+
+
+def placeholder_format(run: RunConfig) -> prompts.PromptFormat:
+  """Ids as a tokenizer would give: the marker's first piece is an added token, the others hold four letters each."""
+  if run.model.path is None:
+    raise UserError("model.path: found null, allowed: a directory with a config.json (and, if at hand, a tokenizer)")
+  size = hf_config.read_model_config(run.model.path).vocab_size
+  marker = run.prompt.marker
+  rest = marker[len(re.match(r"<[^<>\s]+>|\S+", marker)[0]) :]
+  marker_ids = (size, *range(math.ceil(len(rest) / 4)))
+  return prompts.PromptFormat("plain", (), marker_ids, (size, size - 1), size - 1, size - 1, size + 1, (size,))
+
+
+def abstract_batch(setup: programs.Setup, draws: int = 1):
+  """Shapes of the batch that training would read: one made-up example, as often as a step of `draws` draws asks."""
+  run, one = setup.run, np.zeros(1, np.int32)
+  hints, hint_width = None, 0
+  if setup.algorithm.needs_hints:
+    template = math.ceil(len(run.prompt.hint_template) / 4)
+    hint_width = run.prompt.max_hint_length or run.prompt.max_prompt_length + run.prompt.max_answer_length + template
+    hints = [one]
+  widths = (run.prompt.max_prompt_length, run.prompt.max_answer_length, run.data.max_trace_length)
+  ids = ([one], [one], [one[:0]])
+  rows = data.TokenDataset([None], *ids, widths, setup.form.pad_id, {}, hints=hints, hint_width=hint_width)
+  if run.data.packing:
+    rows = packing.pack_dataset(rows, run.data.packing, setup.form.marker_ids)
+  batch = data.batch(rows, data.Position(), run.prompts_per_step * draws, run.seed)[0]
+  return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
+
+
+def trained_rows(setup: programs.Setup) -> Rows:
+  """The shape of the rows that `collect` makes of a step's prompts."""
+  states, batch = programs.abstract_states(setup), abstract_batch(setup, draws=1)
+  made = tools.make_tools(setup)
+  if setup.grades_on_host:
+    made = made._replace(host_label_N=np.zeros(setup.run.prompts_per_step * setup.samples_per_prompt, np.float32))
+
+  def collect(states, batch):
+    return setup.algorithm.collect(made, setup.run.algorithm, states, batch, programs.step_key(states))[0]
+
+  with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
+    rows = jax.eval_shape(collect, states, batch)
+  count, length = rows.token_NL.shape
+  return Rows(count, length, length - rows.first)
+
+
+def lower(setup: programs.Setup) -> dict:
+  """The programs of a step by name, traced for the slice but not compiled yet."""
+  states, batch = programs.abstract_states(setup), abstract_batch(setup, draws=getattr(setup, "max_draws", 1))
+  with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
+    lowered = host_grading.lower_programs(setup, states, batch)
+  return dict(zip(("complete", "train_step")[-len(lowered) :], lowered))
+
+
+def compile_all(setup: programs.Setup, say=lambda text: None) -> list[Compiled]:
+  """Compiles the programs of a step, one after another."""
+  start = time.monotonic()
+  lowered = lower(setup)
+  say(f"traced in {time.monotonic() - start:.0f} s")
+  return [compile_one(name, program, say) for name, program in lowered.items()]
+
+
+def compile_one(name: str, lowered, say=lambda text: None) -> Compiled:
+  """Compiles one program. That it does not fit into the memory of a chip is an answer, not an error."""
+  say(f"compiling {name}, which takes minutes for large models")
+  start = time.monotonic()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    overflow = read_overflow(str(error))
+    if overflow is None:
+      raise
+    return Compiled(name, time.monotonic() - start, None, None, math.nan, math.nan, overflow)
+  seconds = time.monotonic() - start
+  say(f"compiled {name} in {seconds:.0f} s")
+  counts = compiled.cost_analysis() or {}
+  counts = counts[0] if isinstance(counts, list) else counts
+  return Compiled(
+    name, seconds, read_memory(compiled.memory_analysis()), program_text(compiled),
+    counts.get("flops", math.nan), counts.get("bytes accessed", math.nan),
+  )  # fmt: skip
+
+
+def read_memory(stats) -> Memory:
+  """XLA's memory statistics of one device."""
+  return Memory(
+    arguments=stats.argument_size_in_bytes,
+    outputs=max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0),
+    temporaries=stats.temp_size_in_bytes,
+    code=stats.generated_code_size_in_bytes,
+  )
+
+
+def program_text(compiled) -> str | None:
+  """The optimised program; None where it cannot be read back, as from a libtpu that is newer than jaxlib."""
+  try:
+    return compiled.as_text() or None
+  except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError):
+    return None
+
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def read_overflow(message: str) -> Overflow | None:
+  """Finds "Used 120.5G of 95.7G hbm" in the compiler's error; None where it is another error."""
+  found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
+  if not found:
+    return None
+  used, limit = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
+  return Overflow(used, limit, largest_allocations(message))
+
+
+def largest_allocations(message: str, count: int = 3) -> str:
+  """The first of the compiler's list of large buffers: size, shape and the operation that makes it."""
+  entries = re.findall(r"Size: ([\d.]+[KMGT]?)\n(.*?)(?=\n\s*\d+\. Size:|\Z)", message, re.DOTALL)
+  lines = []
+  for size, body in entries[:count]:
+    shape, scope = re.search(r"Shape: (\S+?)[{\s]", body), re.search(r'op_name="([^"]*)"', body)
+    lines.append(f"{size} {shape[1] if shape else ''} {scope[1] if scope else ''}".strip())
+  return "; ".join(lines)
+
+
+def with_layout(run: RunConfig, data_ways: int, fsdp: int, tensor: int, micro_batches: int, wave: int) -> RunConfig:
+  """The run on another mesh, in other pieces."""
+  parallel = dataclasses.replace(run.parallel, data=data_ways, fsdp=fsdp, tensor=tensor, micro_batches=micro_batches)
+  sampling = dataclasses.replace(run.sampling, wave_prompts=wave)
+  return dataclasses.replace(run, parallel=parallel, sampling=sampling)

@@ -1,0 +1,203 @@
+"""A plan as plain data, for JSON, and as text."""
+
+import math
+from typing import NamedTuple
+
+from nrt_jax import hardware, programs
+from nrt_jax.planning import collectives, hlo, program, roofline
+from nrt_jax.planning.topology import Topology
+
+GIB = hardware.GIB
+
+
+class Plan(NamedTuple):
+  """A step on a slice."""
+
+  topology: Topology
+  setup: programs.Setup
+  rows: program.Rows
+  placeholder: bool  # no tokenizer was at hand
+  compiled: list  # program.Compiled, in order
+  found: dict  # program name -> its collectives, [] where the text can't be read
+  flops: dict  # program name -> FLOPs by phase of one device
+
+
+def analyse(topology: Topology, setup, rows, placeholder: bool, compiled: list) -> Plan:
+  """Reads the texts of the compiled programs."""
+  found, flops = {}, {}
+  for one in compiled:
+    if one.text is None:
+      found[one.name], flops[one.name] = [], {}
+      continue
+    module = hlo.parse(one.text)
+    runs = hlo.runs(module)
+    found[one.name] = collectives.collectives(module, runs, setup.mesh.size)
+    flops[one.name] = hlo.flops_by_phase(module, runs)
+  return Plan(topology, setup, rows, placeholder, compiled, found, flops)
+
+
+def device_chip(plan: Plan) -> hardware.Chip:
+  return plan.topology.chip.per_device()
+
+
+def as_data(plan: Plan) -> dict:
+  """All that the text says, and more, in bytes, seconds and FLOPs of one device."""
+  setup, chip = plan.setup, device_chip(plan)
+  run, mesh = setup.run, dict(setup.mesh.shape)
+  programs_ = [_program_data(plan, one, chip) for one in plan.compiled]
+  data = {
+    "topology": str(plan.topology), "chips": plan.topology.chips, "devices": setup.mesh.size, "chip": chip.name,
+    "mesh": mesh, "stage": run.stage, "algorithm": run.algorithm_name,
+    "prompts_per_step": run.prompts_per_step, "samples_per_prompt": setup.samples_per_prompt,
+    "wave_prompts": run.sampling.wave_prompts, "minibatches": run.optimizer.minibatches,
+    "micro_batches": roofline.pieces_of(run), "remat": setup.model.remat,
+    "trained_rows": plan.rows.count, "row_length": plan.rows.length,
+    "placeholder_tokenizer": plan.placeholder,
+    "fits": all(one.overflow is None for one in plan.compiled), "programs": programs_,
+  }  # fmt: skip
+  if data["fits"]:
+    data["roofline"] = _roofline_data(plan, chip)
+  return data
+
+
+def _program_data(plan: Plan, one, chip) -> dict:
+  data = {"name": one.name, "compile_seconds": one.seconds, "readable": one.text is not None}
+  if one.overflow is not None:
+    return {**data, "fits": False, "overflow": one.overflow._asdict()}
+  found = plan.found[one.name]
+  weights = collectives.weight_gathers(found, plan.setup.model, plan.setup.mesh.shape)
+  return {
+    **data,
+    "fits": True,
+    "memory": {**one.memory._asdict(), "total": one.memory.total, "hbm": chip.hbm_bytes},
+    "flops": sum(plan.flops[one.name].values()),
+    "flops_by_phase": plan.flops[one.name],
+    "xla_once": {"flops": one.flops_once, "bytes": one.bytes_once},
+    "collectives": _collective_rows(found),
+    "weights_in_token_loop": [{"kind": c.kind, "bytes": c.bytes, "times": c.times, "scope": c.scope} for c in weights],
+    "loops_of_unknown_length": any(c.guessed for c in found),
+  }
+
+
+def _collective_rows(found: list) -> list:
+  """One line for each phase and kind, the heaviest first."""
+  rows = {}
+  for c in found:
+    key = (c.phase, c.kind, c.group)
+    row = rows.setdefault(key, {"phase": c.phase, "kind": c.kind, "group": c.group, "in_token_loop": c.in_token_loop})
+    row["times"] = row.get("times", 0) + c.times
+    row["bytes"] = row.get("bytes", 0) + c.bytes * c.times
+    row["wire_bytes"] = row.get("wire_bytes", 0) + c.wire_bytes * c.times
+  return sorted(rows.values(), key=lambda row: -row["wire_bytes"])
+
+
+def estimates(plan: Plan) -> list:
+  """roofline.Estimate of each phase, all programs of the step together."""
+  flops, wire = {}, {}
+  for one in plan.compiled:
+    for phase, value in plan.flops[one.name].items():
+      flops[phase] = flops.get(phase, 0) + value
+    for c in plan.found[one.name]:
+      wire[c.phase] = wire.get(c.phase, 0) + c.wire_bytes * c.times
+  if all(one.text is None for one in plan.compiled):
+    wire = roofline.wire_guess(plan.setup, plan.rows)
+  return roofline.estimate(plan.setup, plan.rows, device_chip(plan), flops, wire)
+
+
+def _roofline_data(plan: Plan, chip) -> dict:
+  phases = estimates(plan)
+  seconds = sum(phase.seconds for phase in phases)
+  model = roofline.model_flops(plan.setup, plan.rows)
+  data = {
+    "step_seconds": seconds,
+    "bottleneck": max(phases, key=lambda phase: phase.seconds).phase,
+    "mfu": sum(model.values()) / plan.setup.mesh.size / chip.flops / seconds,
+    "model_flops": model,
+    "phases": [{**p._asdict(), "seconds": p.seconds, "bottleneck": p.bottleneck} for p in phases],
+  }
+  if plan.setup.algorithm.samples_traces:
+    tokens = plan.setup.run.sampling.max_trace_length * roofline.waves_of(plan.setup)
+    data["seconds_per_token_step"] = next(p.seconds for p in phases if p.phase == "decode") / tokens
+  return data
+
+
+# ---- Text ----------------------------------------------------------------------------------------------------------
+
+
+def as_text(data: dict) -> str:
+  """The plan for people."""
+  mesh = " x ".join(f"{name} {size}" for name, size in data["mesh"].items())
+  waves = data["wave_prompts"] or data["prompts_per_step"]
+  step = f"{data['prompts_per_step']} prompts x {data['samples_per_prompt']} samples in waves of {waves} prompts"
+  pieces = f"{data['minibatches']} x {data['micro_batches']} pieces"
+  lines = [
+    f"{data['topology']}: {data['chips']} chips, {data['devices']} devices, mesh {mesh}",
+    f"stage {data['stage']} ({data['algorithm']}): {step},",
+    f"  {data['trained_rows']} rows of {data['row_length']} tokens in {pieces}, remat {data['remat']}",
+  ]
+  if data["placeholder_tokenizer"]:
+    lines.append("no tokenizer at hand: the vocabulary of config.json and the marker")
+  for one in data["programs"]:
+    lines += ["", f"{one['name']}: compiled in {one['compile_seconds']:.0f} s"]
+    lines += _memory_lines(one) if one["fits"] else _overflow_lines(one)
+  if "roofline" in data:
+    lines += ["", *_roofline_lines(data["roofline"])]
+  lines += ["", "fits" if data["fits"] else "DOES NOT FIT"]
+  return "\n".join(lines)
+
+
+def _memory_lines(one: dict) -> list:
+  memory = one["memory"]
+  margin = memory["hbm"] - memory["total"]
+  parts = ", ".join(f"{name} {_gib(memory[name])}" for name in ("arguments", "outputs", "temporaries", "code"))
+  lines = [
+    f"  HBM per device  {_gib(memory['total'])} of {_gib(memory['hbm'])}: {parts}",
+    f"  margin          {_gib(margin)} ({margin / memory['hbm']:.0%})",
+  ]
+  if not one["readable"]:
+    return [*lines, "  the program's text can't be read back (libtpu newer than jaxlib): no collectives"]
+  lines.append(f"  FLOPs           {one['flops']:.3g} of matrix products, loops counted")
+  once = one["xla_once"]
+  lines.append(f"  XLA's counts    {once['flops']:.3g} FLOPs, {once['bytes']:.3g} bytes: each loop's body once")
+  if one["loops_of_unknown_length"]:
+    lines.append("  a loop's length can't be read from the program: taken as 1")
+  lines.append("  collectives     phase, kind, devices together: times, bytes of results, bytes received at least")
+  for row in one["collectives"]:
+    if row["bytes"] >= 2**20:
+      name = f"{row['phase']} {row['kind']} over {row['group']}"
+      lines.append(f"    {name:<44}{row['times']:>12,}{_gib(row['bytes']):>14}{_gib(row['wire_bytes']):>14}")
+  for c in one["weights_in_token_loop"]:
+    lines.append(
+      f"  WARNING: a weight moves between chips for every token: {c['kind']} of {c['bytes'] / 2**20:.1f} MiB, "
+      f"{c['times']:,} times, at {c['scope']}"
+    )
+  return lines
+
+
+def _overflow_lines(one: dict) -> list:
+  over = one["overflow"]
+  lines = [f"  DOES NOT FIT: {_gib(over['used'])} of {_gib(over['limit'])} per device"]
+  return lines + ([f"  largest: {over['reason']}"] if over["reason"] else [])
+
+
+def _roofline_lines(data: dict) -> list:
+  least = f"{data['step_seconds']:.3g} s for a step at least"
+  lines = [
+    f"roofline: {least}, model FLOPs utilisation at most {data['mfu']:.0%}; longest: {data['bottleneck']}",
+    f"  {'phase':<20}{'seconds':>10}{'compute':>10}{'memory':>10}{'links':>10}  bottleneck",
+  ]
+  for p in sorted(data["phases"], key=lambda p: -p["seconds"]):
+    if p["seconds"] >= 1e-4 * data["step_seconds"]:
+      times = "".join(f"{_short(p[key]):>10}" for key in ("seconds", "compute", "memory", "links"))
+      lines.append(f"  {p['phase']:<20}{times}  {p['bottleneck']}")
+  if "seconds_per_token_step" in data:
+    lines.append(f"  one token of every row of a wave: {data['seconds_per_token_step'] * 1e3:.3g} ms")
+  return lines
+
+
+def _short(seconds: float) -> str:
+  return "0" if not seconds else f"{seconds:.3g}"
+
+
+def _gib(count: float) -> str:
+  return f"{count / GIB:.2f} GiB" if math.isfinite(count) else "?"

@@ -1,0 +1,176 @@
+"""The least time of a step on a slice: each phase as long as the slowest of compute, memory and links makes it.
+
+Everything is taken at its peak and overlapped within a phase, so this is a floor. Latencies are not in it: a decoding
+step of a small batch, whose collectives move little, takes longer.
+"""
+
+from typing import NamedTuple
+
+from nrt_jax import costs, programs, sampler, sharding
+from nrt_jax.hardware import Chip
+from nrt_jax.planning.program import Rows
+
+# Scopes of the program that are one phase here.
+MERGED = {"sample_token": "decode", "gradients": "update"}
+
+
+class Estimate(NamedTuple):
+  """One phase on one device, over the whole step."""
+
+  phase: str
+  flops: float
+  hbm_bytes: float  # weights, caches and training state; not the activations
+  wire_bytes: float
+  compute: float  # seconds
+  memory: float
+  links: float
+
+  @property
+  def seconds(self) -> float:
+    return max(self.compute, self.memory, self.links)
+
+  @property
+  def bottleneck(self) -> str:
+    return max(("compute", self.compute), ("memory", self.memory), ("links", self.links), key=lambda pair: pair[1])[0]
+
+
+def merged(by_phase: dict) -> dict:
+  """The sums by phase with scopes that make one phase added up."""
+  total = {}
+  for phase, value in by_phase.items():
+    name = MERGED.get(phase, phase)
+    total[name] = total.get(name, 0) + value
+  return total
+
+
+def waves_of(setup: programs.Setup) -> int:
+  run = setup.run
+  return run.prompts_per_step // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
+
+
+def pieces_of(run) -> int:
+  """Micro-batches of a minibatch; 0 means one, off CPUs."""
+  return run.parallel.micro_batches or 1
+
+
+def lengths_of(setup: programs.Setup, rows: Rows) -> costs.Lengths:
+  """All columns of a step, filled to the last: the worst case, and what dense programs compute anyway."""
+  run = setup.run
+  return costs.Lengths(
+    prompts=run.prompts_per_step,
+    samples=setup.samples_per_prompt,
+    prompt=run.prompt.max_prompt_length,
+    trace=run.sampling.max_trace_length,
+    marker=len(setup.form.marker_ids),
+    answer=run.prompt.max_answer_length,
+    rows=rows.count,
+  )
+
+
+def model_flops(setup: programs.Setup, rows: Rows) -> dict:
+  """Model FLOPs of a step by phase, over all devices."""
+  update = {"update": rows.count * costs.train_flops(setup.model, rows.length, rows.heads)}
+  if not setup.algorithm.samples_traces:
+    return update
+  phases = costs.step_flops(setup.decoder, lengths_of(setup, rows))
+  return {**phases, **update}
+
+
+def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
+  """Bytes by phase that one device must at least read and write for weights, caches and training state."""
+  run, model, mesh = setup.run, setup.model, setup.mesh.shape
+  tensor, shards, ways = mesh["tensor"], mesh["fsdp"] * mesh["tensor"], sharding.data_parallel_ways(setup.mesh)
+  state = costs.state_bytes(model)
+  trained, shard = state["optimizer"] / 8, costs.parameter_count(model) / shards
+  gathered = 2 * costs.parameter_count(model) / tensor
+  minibatches, pieces = run.optimizer.minibatches, pieces_of(run)
+  accumulated = 12 * trained / shards if pieces > 1 else 4 * trained / shards
+  found = {
+    # forward, forward again where it is recomputed, backward: each reads all weights of its tensor share
+    "update": minibatches * pieces * ((2 if model.remat == "none" else 3) * gathered + accumulated),
+    "optimizer": minibatches * 28 * trained / shards,  # reads parameter, gradient, moments; writes all but the gradient
+  }
+  if not setup.algorithm.samples_traces:
+    return found
+  waves, n = waves_of(setup), lengths_of(setup, rows)
+  prompts = n.prompts / waves / ways
+  read = costs.decode_bytes(setup.decoder, prompts * n.samples, prompts, n)
+  cache = (prompts * n.prompt + prompts * n.samples * n.trace) * costs.cache_bytes_per_token(model) / tensor
+  scoring = waves * (read["weights"] / tensor + cache)
+  return {
+    **found,
+    "rollout_weights": 4 * shard + gathered,
+    "prefill": waves * read["weights"] / tensor,
+    "decode": waves * n.trace * sum(read.values()) / tensor,
+    "score_answer": scoring,
+    "score_empty_trace": scoring,
+  }
+
+
+def estimate(setup: programs.Setup, rows: Rows, chip: Chip, compiled_flops: dict, wire: dict) -> list[Estimate]:
+  """The phases of a step. compiled_flops, wire: of one device, by phase, read from the program.
+
+  Of compiled and model FLOPs the larger counts: kernels hide theirs, and what is computed again is in no model FLOP.
+  """
+  devices = setup.mesh.size
+  model = {phase: flops / devices for phase, flops in model_flops(setup, rows).items()}
+  least, compiled, links = hbm_bytes(setup, rows), merged(compiled_flops), merged(wire)
+  names = [name for name in (*model, *least, *links, *compiled)]
+  found = []
+  for phase in dict.fromkeys(names):
+    flops, moved = max(model.get(phase, 0), compiled.get(phase, 0)), least.get(phase, 0)
+    sent = links.get(phase, 0)
+    seconds = (flops / chip.flops, moved / chip.hbm_bandwidth, sent / chip.link_bandwidth)
+    found.append(Estimate(phase, flops, moved, sent, *seconds))
+  return found
+
+
+def wire_guess(setup: programs.Setup, rows: Rows) -> dict:
+  """Bytes that one device receives, by phase, where no program was compiled: to rank layouts before compiling.
+
+  Two sums over `tensor` per layer and pass, weights gathered over `fsdp` per pass, gradients scattered once.
+  """
+  run, model, mesh = setup.run, setup.model, setup.mesh.shape
+  ways, D, layers = sharding.data_parallel_ways(setup.mesh), model.hidden_size, model.num_hidden_layers
+  ring, others = 2 * (mesh["tensor"] - 1) / mesh["tensor"], (mesh["fsdp"] - 1) / mesh["fsdp"]
+  weights = 2 * costs.parameter_count(model) / mesh["tensor"] * others
+  passes = 2 if model.remat == "none" else 3
+  pieces = run.optimizer.minibatches * pieces_of(run)
+  tokens = rows.count * rows.length / ways
+  gradients = 4 * costs.state_bytes(model)["optimizer"] / 8 / mesh["tensor"]
+  data = 2 * (mesh["data"] - 1) / mesh["data"] / mesh["fsdp"]
+  found = {
+    "update": passes * 2 * layers * tokens * D * 2 * ring
+    + pieces * (passes * weights + gradients * others) + run.optimizer.minibatches * gradients * data,
+  }  # fmt: skip
+  if setup.algorithm.samples_traces:
+    n = lengths_of(setup, rows)
+    sampled = n.prompts * n.samples * n.trace / ways
+    found["rollout_weights"] = weights
+    found["decode"] = 2 * layers * sampled * D * 2 * ring
+    found["score_answer"] = 2 * layers * n.prompts * n.samples * (n.marker + n.answer) / ways * D * 2 * ring
+  return found
+
+
+def memory_guess(setup: programs.Setup, rows: Rows) -> float:
+  """Bytes that one device will need, roughly: state, and the larger of sampling and update. To rank layouts only."""
+  run, model, mesh = setup.run, setup.model, setup.mesh.shape
+  tensor, ways = mesh["tensor"], sharding.data_parallel_ways(setup.mesh)
+  shards = mesh["fsdp"] * tensor
+  state, width = costs.state_bytes(model), {"float32": 4, "bfloat16": 2}[model.compute_dtype]
+  kept = sum(state.values()) / shards
+  pieces = run.optimizer.minibatches * pieces_of(run)
+  together = rows.count / ways / pieces * rows.length  # tokens in one pass of the update
+  saved = model.num_hidden_layers * together * model.hidden_size * width * (1 if model.remat == "full" else 8)
+  inner = together * 4 * (model.intermediate_size / tensor + model.hidden_size) * width
+  scores = 3 * 4 * together * min(rows.length, 2048) * model.num_attention_heads / tensor
+  head = 2 * 4 * min(model.head_chunk, together) * model.vocab_size / tensor
+  update = state["optimizer"] / 2 / shards * (2 if pieces > 1 else 1) + saved + inner + scores + head
+  if not setup.algorithm.samples_traces:
+    return kept + update
+  n, waves = lengths_of(setup, rows), waves_of(setup)
+  prompts = n.prompts / waves / ways
+  slots = sampler.cache_sizes(run.sampling.max_trace_length, run.sampling.cache_stages)[-1]
+  cache = prompts * (n.prompt + n.samples * slots) * costs.cache_bytes_per_token(model, width) / tensor
+  logits = 2 * 4 * prompts * n.samples * n.answer * n.row * model.num_attention_heads / tensor
+  return kept + max(update, width * costs.parameter_count(model) / tensor + 2 * cache + logits)

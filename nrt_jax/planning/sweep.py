@@ -1,0 +1,131 @@
+"""Layouts of a step on a slice: all that divide are ranked by an estimate, and the best few are compiled."""
+
+from typing import NamedTuple
+
+from nrt_jax import programs, sharding
+from nrt_jax.config import RunConfig
+from nrt_jax.errors import UserError
+from nrt_jax.planning import program, report, roofline
+from nrt_jax.planning.topology import Topology
+
+
+class Layout(NamedTuple):
+  """What a sweep varies, and what is guessed of it."""
+
+  data: int
+  fsdp: int
+  tensor: int
+  micro_batches: int
+  wave_prompts: int
+  seconds: float  # the roofline of a step
+  bytes: float  # that a device needs, roughly
+
+  def __str__(self):
+    waves = f", sampling.wave_prompts {self.wave_prompts}" if self.wave_prompts else ""
+    return f"data {self.data} x fsdp {self.fsdp} x tensor {self.tensor}, micro_batches {self.micro_batches}{waves}"
+
+
+def divisors(n: int) -> list[int]:
+  return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def meshes(devices: int) -> list[tuple[int, int, int]]:
+  """Every (data, fsdp, tensor) of so many devices."""
+  return [(devices // inner, inner // t, t) for inner in divisors(devices) for t in divisors(inner)]
+
+
+def layouts(run: RunConfig, topology: Topology, devices: list) -> list[Layout]:
+  """The layouts that divide, the likeliest first: those that should fit, by time; then the others, by memory.
+
+  Of each mesh the fewest micro-batches and the largest waves that should fit are taken.
+  """
+  found, rows = [], None
+  for mesh in meshes(len(devices)):
+    opened = _first_that_divides(run, devices, *mesh)
+    if opened is not None:
+      rows = rows or program.trained_rows(opened[0])  # the same on every mesh
+      found.append(_of_mesh(*opened, rows, topology))
+  room = usable(topology)
+  return sorted(found, key=lambda x: (x.bytes > room, x.seconds if x.bytes <= room else x.bytes))
+
+
+def usable(topology: Topology) -> float:
+  """Bytes of a device that a layout may be guessed to need: a tenth is left for what the guess does not know."""
+  return 0.9 * topology.chip.per_device().hbm_bytes
+
+
+def _first_that_divides(run: RunConfig, devices: list, data: int, fsdp: int, tensor: int):
+  """(Setup, all numbers of micro-batches that may divide) on a mesh; None where nothing does."""
+  rows = run.prompts_per_step * run.samples_per_prompt // (data * fsdp) // run.optimizer.minibatches
+  pieces = divisors(rows) if rows else []
+  for micro_batches in pieces:
+    try:
+      return program.open_setup(program.with_layout(run, data, fsdp, tensor, micro_batches, 0), devices)[0], pieces
+    except UserError:
+      continue
+  return None
+
+
+def _of_mesh(setup: programs.Setup, pieces: list, rows, topology: Topology) -> Layout:
+  """The layout with the fewest micro-batches, then the largest waves, that should fit; else the smallest."""
+  B, ways = setup.run.prompts_per_step, sharding.data_parallel_ways(setup.mesh)
+  waves = [0]
+  if setup.algorithm.samples_traces:
+    waves += [w for w in reversed(divisors(B)) if w % ways == 0 and w < B]
+  start = pieces.index(setup.run.parallel.micro_batches)
+  smallest = None
+  for micro_batches in pieces[start:]:
+    for wave in waves:
+      layout = _guess(setup, rows, topology, micro_batches, wave)
+      if layout.bytes <= usable(topology):
+        return layout
+      smallest = layout if smallest is None or layout.bytes < smallest.bytes else smallest
+  return smallest
+
+
+def _guess(setup: programs.Setup, rows, topology: Topology, micro_batches: int, wave: int) -> Layout:
+  mesh = setup.mesh.shape
+  run = program.with_layout(setup.run, mesh["data"], mesh["fsdp"], mesh["tensor"], micro_batches, wave)
+  setup = setup._replace(run=run)
+  chip = topology.chip.per_device()
+  phases = roofline.estimate(setup, rows, chip, {}, roofline.wire_guess(setup, rows))
+  seconds, size = sum(p.seconds for p in phases), roofline.memory_guess(setup, rows)
+  return Layout(mesh["data"], mesh["fsdp"], mesh["tensor"], micro_batches, wave, seconds, size)
+
+
+def plan(run: RunConfig, topology: Topology, devices: list, say=lambda text: None) -> report.Plan:
+  """Compiles one layout, the run's own, and reads its programs."""
+  setup, placeholder = program.open_setup(run, devices)
+  say(f"{topology}: {len(devices)} devices, mesh {dict(setup.mesh.shape)}")
+  rows = program.trained_rows(setup)
+  return report.analyse(topology, setup, rows, placeholder, program.compile_all(setup, say))
+
+
+def sweep(run: RunConfig, topology: Topology, devices: list, count: int, say=lambda text: None) -> list[dict]:
+  """The plans of the `count` likeliest layouts as data, best first: those that fit by time, then those that do not."""
+  ranked = layouts(run, topology, devices)
+  if not ranked:
+    raise UserError(f"--sweep: no mesh of {len(devices)} devices divides prompts_per_step {run.prompts_per_step}")
+  say(f"{len(ranked)} meshes divide; the likeliest, with guesses of time and memory:")
+  for layout in ranked[: 2 * count]:
+    say(f"  {layout}: {layout.seconds:.3g} s, {layout.bytes / report.GIB:.1f} GiB")
+  plans = []
+  for layout in ranked[:count]:
+    say(f"compiling {layout}")
+    tried = program.with_layout(run, *layout[:5])
+    plans.append({"layout": layout._asdict(), **report.as_data(plan(tried, topology, devices, say))})
+  return sorted(plans, key=lambda p: (not p["fits"], p["roofline"]["step_seconds"] if p["fits"] else 0))
+
+
+def as_text(plans: list[dict]) -> str:
+  """The ranking, and the best plan in full."""
+  lines = ["rank  layout: step at least, HBM per device"]
+  for number, one in enumerate(plans, 1):
+    layout = Layout(**one["layout"])
+    if one["fits"]:
+      total = max(p["memory"]["total"] for p in one["programs"])
+      lines.append(f"{number:>4}  {layout}: {one['roofline']['step_seconds']:.3g} s, {total / report.GIB:.2f} GiB")
+    else:
+      over = next(p["overflow"] for p in one["programs"] if not p["fits"])
+      lines.append(f"{number:>4}  {layout}: does not fit, {over['used'] / report.GIB:.2f} GiB")
+  return "\n".join([*lines, "", report.as_text(plans[0])])
