@@ -63,7 +63,7 @@ def table(lines: list[dict]) -> str:
   """A Markdown table of one task: what all methods start from, then a row a method, at the last point of its curve."""
   columns = [column for column in COLUMNS if column[1] in lines[0]["curve"][0]]
   first, last = lines[0]["curve"][1]["step"], lines[0]["curve"][-1]["step"]
-  heads = ["method", "seeds", f"accuracy, step {first}", f"step {last}", *(head for head, _, _ in columns[1:])]
+  heads = ["method", f"accuracy, step {first}", f"step {last}", "by seed", *(head for head, _, _ in columns[1:])]
   heads.append("generated tokens")
   rows = [row_of(START, list(starts(lines).values()), columns, "", "0")]
   for method, own in by_method(lines).items():
@@ -74,8 +74,9 @@ def table(lines: list[dict]) -> str:
 
 
 def row_of(name: str, points: list[dict], columns, early: str, generated: str) -> list[str]:
-  cells = (cell([point[key] for point in points], digits) for _, key, digits in columns)
-  return [name, str(len(points)), early, *cells, generated]
+  accuracy, *cells = (cell([point[key] for point in points], digits) for _, key, digits in columns)
+  by_seed = " / ".join(f"{point['accuracy']:.2f}" for point in points)
+  return [name, early, accuracy, by_seed, *cells, generated]
 
 
 def starts(lines: list[dict]) -> dict:
