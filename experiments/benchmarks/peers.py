@@ -90,6 +90,7 @@ def run_side(python: str, side: str, name: str, args) -> dict:
   if side == "nrt_jax":
     command += [word for text in args.set for word in ("--set", text)]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(usable_cores())}
+  environment["JAX_COMPILATION_CACHE_DIR"] = os.path.join(args.workdir, "compiled", side)  # later rounds start faster
   done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
   lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
   if done.returncode or not lines:

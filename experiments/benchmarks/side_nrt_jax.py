@@ -45,6 +45,7 @@ def run_config(name: str, sizes: workload.Sizes, steps: int, overrides=()) -> co
   values = config.defaults({"grpo": ROW, "verifier_free": "nrt"}[name])
   values.update(total_steps=steps, prompts_per_step=sizes.prompts, samples_per_prompt=sizes.samples)
   values["sampling"]["max_trace_length"] = sizes.trace_length
+  values["prompt"].update(max_prompt_length=sizes.prompt_length, max_answer_length=sizes.answer_length)
   # As torch's AdamW; the schedule and the clipping are those of TRL's trainer.
   values["optimizer"].update(learning_rate=workload.LEARNING_RATE, beta2=0.999, eps=1e-8, weight_decay=0.0)
   values["optimizer"].update(schedule="linear", max_grad_norm=1.0)
