@@ -259,7 +259,8 @@ def _for_evaluation(setup: Setup, program):
 
 def replicate(tree):
   """Copies a tree onto every local device with a leading device axis, for pmap."""
-  copy = jax.pmap(lambda tree, _: tree, in_axes=(None, 0))
+  # Under the name that a step's outputs have, or whatever reads either would be compiled for both.
+  copy = jax.pmap(lambda tree, _: tree, axis_name=DEVICES, in_axes=(None, 0))
   return copy(tree, jnp.arange(jax.local_device_count()))
 
 
