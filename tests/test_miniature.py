@@ -134,7 +134,7 @@ def test_study_runs_shares_programs_and_resumes(tmp_path, monkeypatch, capsys):
   root = str(tmp_path / "study")
   fixed = ["--workdir", root, "--tasks", "running_sum", "--seeds", "0", "1", "--steps", "2", "--pretrain_steps", "2"]
   methods.main([*fixed, "--methods", "sft", "nrt_ws_log"])
-  assert sorted(compiled) == [("nrt", 2), ("sft", 2), ("sft", 64), ("sft", 64)]  # a program a method; two pretrainings
+  assert [name for name, prompts in compiled if prompts == 2] == ["sft", "nrt"]  # once, whatever the seeds
 
   with open(tmp_path / "study" / "results.jsonl") as file:
     lines = {(one["method"], one["seed"]): one for one in map(json.loads, file)}

@@ -112,17 +112,17 @@ def figure(title: str, lines: list[dict], families: dict) -> str:
     y = 2 * TOP + number * (HEIGHT + 2 * TOP)
     parts.append(text(LEFT, y - 18, label, 11))
     for column, (head, key) in enumerate(PANELS):
-      everyone = [point for own in methods.values() for point in series(own, key)]
-      x = LEFT + column * (WIDTH + LEFT)
-      parts += panel(x, y, head, {name: series(own, key) for name, own in {**group, **control}.items()}, everyone)
+      curves = {name: series(own, key) for name, own in {**group, **control}.items()}
+      parts += panel(LEFT + column * (WIDTH + LEFT), y, head, curves)
     parts += legend(LEFT + len(PANELS) * (WIDTH + LEFT), y, [*group, *control])
   size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
   head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">'
   return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>", ""])
 
 
-def panel(x: float, y: float, head: str, curves: dict, everyone: list) -> list[str]:
-  """One panel with its upper left corner at (x, y); its scale is that of `everyone`, the same in a column."""
+def panel(x: float, y: float, head: str, curves: dict) -> list[str]:
+  """One panel with its upper left corner at (x, y), scaled to its own curves: some methods leave all others behind."""
+  everyone = [point for curve in curves.values() for point in curve]
   low, high = min(m - s for _, m, s in everyone), max(m + s for _, m, s in everyone)
   span, steps = high - low or 1.0, max(step for step, _, _ in everyone) or 1
 
