@@ -163,7 +163,7 @@ def lockstep_axes() -> tuple:
   `tensor`, too, has exchanges that all devices meet in. Empty where each may go its own way.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  return tuple(mesh.manual_axes) if mesh.manual_axes and mesh.shape["tensor"] > 1 else ()
+  return tuple(mesh.manual_axes) if mesh.manual_axes and mesh.shape.get("tensor", 1) > 1 else ()  # pmap has none
 
 
 def on_own_rows(function, everywhere, rows):

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from experiments.benchmarks.slots import count_in_slots, count_plain
+from test_caches import while_body_copies
 
 from nrt_jax import continuous, programs, training
 from nrt_jax.errors import UserError
@@ -73,8 +75,8 @@ def test_under_pmap():
   check_alike(jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), got), run(0))
 
 
-def test_slots_do_not_idle(monkeypatch):
-  """What the refill is for: eight slots decode little more than the tokens that there are."""
+def test_turns_are_those_counted_by_hand(monkeypatch):
+  """Which shapes the token loop takes, and for how many tokens: the program against the arithmetic of its benchmark."""
   decoded = []
 
   def watched(logits_NV, keys_N, step, config):
@@ -82,17 +84,24 @@ def test_slots_do_not_idle(monkeypatch):
     return choose(logits_NV, keys_N, step, config)
 
   monkeypatch.setattr(continuous, "choose", watched)
-  setup, function = lowered(8, sampling__temperature=1.0 + 1e-6)  # its own entry in the cache of programs
-  got = function(toy.params(), toy.prompts(B), jax.random.key(0))
-  jax.block_until_ready(got)
+  _, function = lowered(16, sampling__temperature=1.0 + 1e-6)  # its own entry in the cache of programs
+  got = jax.block_until_ready(function(toy.params(), toy.prompts(B), jax.random.key(0)))
   jax.effects_barrier()
-  tokens = int(got[0].length_N.sum())
-  assert tokens <= sum(decoded) <= tokens + 8 * R  # the last rows to start leave slots empty for a trace's length
-  assert set(decoded) == {8} and tokens + 8 * R < N * R  # plain sampling decodes N rows for R steps
+  counted = count_in_slots(np.asarray(got[0].length_N), 16, R, 1)
+  assert (len(decoded), sum(decoded)) == (counted["steps"], counted["rows"])
+  assert set(decoded) == {8, 16} and sum(decoded) < N * R  # what plain sampling decodes
+
+
+def test_the_count_by_itself():
+  """Two slots and rows of 1, 3, 1 and 1 tokens, one at a time: the slots are full until the queue is empty."""
+  assert count_in_slots(np.array([1, 3, 1, 1]), 2, 4, 1) == {"steps": 3, "rows": 6, "columns": 30, "scored": 4}
+  assert count_plain(np.array([1, 3, 1, 1]), 4, 2) == {"steps": 3, "rows": 12, "columns": 4 * (2 + 2 + 4), "scored": 4}
+  length_N = np.full(64, 32)
+  assert count_in_slots(length_N, 64, 32, 4)["rows"] == count_plain(length_N, 32, 4)["rows"] == 64 * 32
 
 
 def test_no_cache_of_all_rows():
-  """In the optimised program no array has a cache's axes and N rows; plain sampling's has one."""
+  """In the optimised program no array has a cache's axes and N rows, and no turn copies the ring."""
   K, h = toy.MODEL.num_key_value_heads, toy.MODEL.head_dim
   rows = {}
   for slots in (0, 8):
@@ -100,6 +109,7 @@ def test_no_cache_of_all_rows():
     text = function.lower(toy.params(), toy.prompts(B), jax.random.key(0)).compile().as_text()
     rows[slots] = {int(found) for found in re.findall(rf"f32\[(\d+),{K},\d+,{h}\]", text)}
   assert N in rows[0] and 8 in rows[8] and N not in rows[8]
+  assert f"f32[8,{K},{R + 1},{h}]" in text and f"8,{K},{R + 1},{h}" not in while_body_copies(text, 1)
 
 
 def test_shapes():
