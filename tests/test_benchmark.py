@@ -236,11 +236,12 @@ def test_scoring_on_caches_is_compared_with_whole_sequences(monkeypatch):
 
   sizes = setups.Sizes(16, 1, 32, prompts=8, samples=2, prompt_length=4, trace_length=6, answer_length=3)
   seconds = scoring.compare(sizes, repeats=2)
-  assert all(len(each) == 2 and min(each) > 0 for each in seconds.values())
+  assert all(len(each) == 2 and min(s.wall for s in each) > 0 for each in seconds.values())
   monkeypatch.setattr(scoring, "on_caches", lambda *a: scoring.whole_sequences(*a[:-1]) + 0.01)
   with pytest.raises(AssertionError, match="differ by"):
     scoring.compare(sizes, repeats=1)
-  assert setups.paired([1.0, 3.0, 2.0], [2.0, 2.0, 2.0]) == "1.000 (0.500 to 1.500)"
+  pairs = [(1.0, 6.0), (3.0, 6.0), (2.0, 6.0)], [(2.0, 2.0)] * 3
+  assert setups.paired(*pairs) == "1.000 (0.500 to 1.500) | 3.000 (3.000 to 3.000)"
 
 
 # ---- Compiled once -------------------------------------------------------------------------------------------------

@@ -41,7 +41,7 @@ def main() -> None:
   steps = {"padded": heavy, "ideal": setups.Step(even, args.set), "ideal, one piece": setups.Step(even, ONE_PIECE)}
   found = setups.in_turn(steps, args.repeats)
   seconds = {name: [s for s, _ in values] for name, values in found.items()}
-  best = min(("ideal", "ideal, one piece"), key=lambda name: statistics.median(seconds[name]))
+  best = min(("ideal", "ideal, one piece"), key=lambda name: statistics.median(each.cpu for each in seconds[name]))
 
   print(setups.where())
   print(f"{cap.layers} layers of width {cap.hidden}; {cap.prompts} prompts x {cap.samples} samples; prompt")
@@ -49,12 +49,15 @@ def main() -> None:
     f"{cap.prompt_length}, answer {cap.answer_length} tokens; cap {args.cap}, mean trace {sampled:.1f} sampled tokens;"
   )
   print(f"settings: {' '.join(args.set) or 'defaults'}; {args.repeats} repeats in turn\n")
-  print("| step | seconds, median | valid tokens | padded share of the update |\n|---|---|---|---|")
+  print("| step | seconds, median | CPU seconds, median | valid tokens | padded share of the update |")
+  print("|---|---|---|---|---|")
   for name, values in found.items():
     tokens = statistics.mean(metrics["tokens/trained"] for _, metrics in values)
     share = statistics.mean(metrics["update/padded_fraction"] for _, metrics in values)
-    print(f"| {name} | {statistics.median(seconds[name]):.3f} | {tokens:,.0f} | {share:.1%} |")
-  print(f"\npadded to {best}, median of pairs (lowest to highest): {setups.paired(seconds['padded'], seconds[best])}")
+    print(f"| {name} | {setups.medians(seconds[name])} | {tokens:,.0f} | {share:.1%} |")
+  print(
+    f"| padded to {best}, median of pairs (lowest to highest) | {setups.paired(seconds['padded'], seconds[best])} |||"
+  )
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ def serve(prompts: int, samples: int, overrides: list) -> None:
   step = setups.Step(setups.Sizes(prompts=prompts, samples=samples), overrides)
   print(json.dumps({"where": setups.where(), "compile_seconds": step.compile_seconds}), flush=True)
   for _ in sys.stdin:
-    seconds, metrics = step()
-    print(json.dumps({"seconds": seconds, "trained": metrics["tokens/trained"]}), flush=True)
+    seconds, _ = step()
+    print(json.dumps(seconds), flush=True)
 
 
 class Worker:
@@ -48,7 +48,8 @@ class Worker:
     self.process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     self.about = json.loads(self.process.stdout.readline())
 
-  def __call__(self) -> dict:
+  def __call__(self) -> list:
+    """[wall, CPU] seconds of a step."""
     print("step", file=self.process.stdin, flush=True)
     return json.loads(self.process.stdout.readline())
 
@@ -58,21 +59,24 @@ class Worker:
 
 
 def measure(workers: dict, repeats: int) -> dict:
-  """name -> seconds of each step, in turn, after one that is not counted; the workers end."""
+  """name -> (wall, CPU) seconds of each step, in turn, after one that is not counted; the workers end."""
   found = {name: [] for name in workers}
   for number in range(repeats + 1):
     for name, worker in workers.items():
       reply = worker()
-      found[name] += [reply["seconds"]] if number else []
+      found[name] += [reply] if number else []
   for worker in workers.values():
     worker.close()
   return found
 
 
 def cell(seconds: list, one: list, ways: float) -> str:
-  """Median seconds, and the median of how many times they are `ways` times those of the first setting."""
-  ratio = statistics.median(s / (ways * o) for s, o in zip(seconds, one, strict=True))
-  return f"{statistics.median(seconds):.3f} ({ratio:.2f})"
+  """Wall and CPU, each: median seconds, and the median of how many times they are `ways` times the first setting's."""
+  parts = []
+  for mine, first in zip(zip(*seconds), zip(*one)):
+    ratio = statistics.median(s / (ways * o) for s, o in zip(mine, first, strict=True))
+    parts.append(f"{statistics.median(mine):.3f} ({ratio:.2f})")
+  return " | ".join(parts)
 
 
 def devices_table(args) -> None:
@@ -85,7 +89,8 @@ def devices_table(args) -> None:
   found, one = measure(workers, args.repeats), args.devices[0]
   print(f"{about.rsplit(';', 1)[0]}; {os.cpu_count()} cores; {args.prompts} prompts x 8 samples for each device;")
   print(f"{args.repeats} steps in turn. Seconds, median (time / devices, over that of {one} of the same kind):\n")
-  print("| devices | " + " | ".join(args.kinds) + " |\n|---|" + "---|" * len(args.kinds))
+  print("| devices | " + " | ".join(f"{kind}, wall | CPU" for kind in args.kinds) + " |")
+  print("|---|" + "---|" * 2 * len(args.kinds))
   for n in args.devices:
     cells = [cell(found[kind, n], found[kind, one], n / one) for kind in args.kinds]
     print(f"| {n} | " + " | ".join(cells) + " |", flush=True)
@@ -95,7 +100,7 @@ def samples_table(args) -> None:
   workers = {g: Worker(1, ROWS // g, g, ALONE) for g in args.samples}
   found, one = measure(workers, args.repeats), args.samples[0]
   print(f"\n{ROWS} rows in each step, one device; seconds, median (times that of {one} a prompt):\n")
-  print("| samples a prompt | prompts | seconds |\n|---|---|---|")
+  print("| samples a prompt | prompts | wall | CPU |\n|---|---|---|---|")
   for g in args.samples:
     print(f"| {g} | {ROWS // g} | {cell(found[g], found[one], 1)} |", flush=True)
 

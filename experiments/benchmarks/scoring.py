@@ -2,15 +2,13 @@
 
     python experiments/benchmarks/scoring.py
 
-About 2 minutes on 2 CPU cores. To reach: at most 0.15 of the time, at trace 1024 and answer 64. Both ways read the same
+About a minute on 2 quiet CPU cores. To reach: at most 0.15 of the time, at trace 1024 and answer 64. Both ways read the same
 weights and score the same sampled traces; the script stops where their log-probabilities differ by more than 1e-3. The
 whole sequences get what is fair: their head runs over marker and answer alone.
 """
 
 import argparse
 import functools
-import statistics
-import time
 
 import jax
 import numpy as np
@@ -44,14 +42,8 @@ def on_caches(setup, weights, prompts, rollouts, context):
   return tools.score_wave(setup, weights, False, prompts, rollouts, context)[1].answer_logp_NA
 
 
-def seconds_of(program, *arguments) -> float:
-  start = time.perf_counter()
-  jax.block_until_ready(program(*arguments))
-  return time.perf_counter() - start
-
-
 def compare(sizes: setups.Sizes, repeats: int) -> dict:
-  """Seconds of each repeat, in turn."""
+  """name -> Seconds of each repeat, in turn."""
   setup = setups.make_setup(sizes)
   with jax.set_mesh(setup.mesh):
     states, prompts = setups.make_states(setup), setups.make_prompts(setup, sizes)
@@ -64,8 +56,8 @@ def compare(sizes: setups.Sizes, repeats: int) -> dict:
     assert difference < 1e-3, f"log-probabilities differ by {difference}"
     return setups.in_turn(
       {
-        "whole": lambda: seconds_of(whole, *arguments),
-        "cached": lambda: seconds_of(cached, *arguments, context),
+        "whole": lambda: setups.timed(whole, *arguments)[0],
+        "cached": lambda: setups.timed(cached, *arguments, context)[0],
       },
       repeats,
     )
@@ -92,9 +84,9 @@ def main() -> None:
   print(setups.where())
   print(f"{sizes.layers} layers of width {sizes.hidden}; {args.prompts} prompts x {args.samples} samples; prompt")
   print(f"{args.prompt}, trace {args.trace}, answer {args.answer} tokens; {args.repeats} repeats in turn\n")
-  print("| scoring | seconds, median |\n|---|---|")
+  print("| scoring | seconds, median | CPU seconds, median |\n|---|---|---|")
   for name, label in (("whole", "whole sequences"), ("cached", "answers on the rollout's caches")):
-    print(f"| {label} | {statistics.median(seconds[name]):.3f} |")
+    print(f"| {label} | {setups.medians(seconds[name])} |")
   print(f"| ratio, median of pairs (lowest to highest) | {setups.paired(seconds['cached'], seconds['whole'])} |")
 
 

@@ -6,6 +6,7 @@ import datetime
 import platform
 import statistics
 import time
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -88,6 +89,20 @@ def make_states(setup: programs.Setup):
   return programs.replicate(states) if setup.axis_name else states
 
 
+class Seconds(NamedTuple):
+  """What something took."""
+
+  wall: float
+  cpu: float  # of all threads of this process: the figure to go by where other work shares the machine
+
+
+def timed(program, *arguments):
+  """(Seconds, what `program` returned)."""
+  start, cpu = time.perf_counter(), time.process_time()
+  out = jax.block_until_ready(program(*arguments))
+  return Seconds(time.perf_counter() - start, time.process_time() - cpu), out
+
+
 class Step:
   """A compiled step with its states, to be run again and again."""
 
@@ -102,13 +117,10 @@ class Step:
   def mesh(self):
     return jax.set_mesh(self.setup.mesh) if self.setup.mesh is not None else contextlib.nullcontext()
 
-  def __call__(self) -> tuple[float, dict]:
-    """Runs one step: its seconds and metrics."""
+  def __call__(self) -> tuple[tuple, dict]:
+    """Runs one step: its Seconds and metrics."""
     with self.mesh():
-      start = time.perf_counter()
-      self.states, metrics, _ = self.program(self.states, self.prompts)
-      jax.block_until_ready(self.states)
-      seconds = time.perf_counter() - start
+      seconds, (self.states, metrics, _) = timed(self.program, self.states, self.prompts)
     metrics = programs.unreplicate(metrics) if self.setup.axis_name else metrics
     return seconds, {name: float(value) for name, value in jax.device_get(metrics).items()}
 
@@ -124,10 +136,18 @@ def in_turn(functions: dict, repeats: int) -> dict:
   return found
 
 
+def medians(seconds: list) -> str:
+  """Cells of a table: wall and CPU."""
+  return " | ".join(f"{statistics.median(each):.3f}" for each in zip(*seconds))
+
+
 def paired(above: list, below: list) -> str:
-  """Median and range of the ratios of each turn."""
-  ratios = [a / b for a, b in zip(above, below, strict=True)]
-  return f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})"
+  """Cells of a table, wall and CPU: median and range of the ratios of each turn."""
+  cells = []
+  for a, b in zip(zip(*above), zip(*below)):  # wall, then CPU
+    ratios = [x / y for x, y in zip(a, b, strict=True)]
+    cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+  return " | ".join(cells)
 
 
 def where() -> str:
