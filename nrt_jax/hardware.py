@@ -29,7 +29,8 @@ class Chip:
 
 
 CHIPS = (
-  # docs.cloud.google.com/tpu/docs/v4: 275 teraflops, 32 GiB, 1200 GBps. Links: 6 x 50 GB/s (arXiv 2304.01433, table 4).
+  # docs.cloud.google.com/tpu/docs/v4: 275 teraflops, 32 GiB, 1200 GBps. It has no figure for the links:
+  # 6 x 50 GB/s is remembered from arXiv 2304.01433 and was not checked.
   Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 300e9),
   # docs.cloud.google.com/tpu/docs/v5e: 197 TFLOPs, 16 GB, 819 GBps (older page; the present one has 800 GiBps),
   # bidirectional ICI 400 GBps.

@@ -68,8 +68,10 @@ def lengths_of(setup: programs.Setup, rows: Rows) -> costs.Lengths:
 
 
 def model_flops(setup: programs.Setup, rows: Rows) -> dict:
-  """Model FLOPs of a step by phase, over all devices."""
-  update = {"update": rows.count * costs.train_flops(setup.model, rows.length, rows.heads)}
+  """Model FLOPs of a step by phase, over all devices. A prompt that rows share counts once, as the update runs it."""
+  again = rows.count - rows.count // setup.shared_rows  # rows whose prompt was run with another
+  spared = again * costs.train_flops(setup.model, setup.run.prompt.max_prompt_length, 0) if again else 0
+  update = {"update": rows.count * costs.train_flops(setup.model, rows.length, rows.heads) - spared}
   if not setup.algorithm.samples_traces:
     return update
   phases = costs.step_flops(setup.decoder, lengths_of(setup, rows))
