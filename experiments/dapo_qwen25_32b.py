@@ -13,7 +13,7 @@ Where values come from:
   [ours]   a choice of this file. "unknown" marks what none of them says.
 
 Known departures:
-  - [CODE] draws 1,536 prompts at a time, up to 10 times; here prompts_per_step of them, so up to 30 times.
+  - [CODE] draws 1,536 prompts at a time, up to 10 times; here prompts_per_step of them, up to 30 times.
   - The data set's own wording asks for a last line "Answer: ..."; here PROMPT says so in our words.
   - The verifier compares normalised texts; here it is the grader "math".
 """
@@ -52,6 +52,7 @@ def get_config():
   algorithm.clip_low = 0.8  # [CODE] clip_ratio_low 0.2
   algorithm.clip_high = 1.28  # [CODE] clip_ratio_high 0.28; [PAPER] section 3.1
   algorithm.filter_flat_groups = True  # [CODE] filter_groups, metric acc; [PAPER] section 3.2
+  algorithm.max_draws = 30  # [CODE] max_num_gen_batches 10, each of 3 x 512 prompts; [PAPER] section 3.2 has no bound
   algorithm.normalisation = "token"  # [CODE] use_token_level_loss; [PAPER] section 3.3
   algorithm.mask_unended = False  # [CODE] the final recipe has the penalty instead
   algorithm.long_penalty = 1.0  # [CODE] overlong_penalty_factor; [PAPER] eq. 13

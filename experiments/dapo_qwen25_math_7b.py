@@ -21,6 +21,7 @@ def get_config():
   algorithm.scale = "std"  # [CODE] adv_estimator=grpo
   algorithm.clip_low = 0.8  # [CODE] clip_ratio_low 0.2
   algorithm.clip_high = 1.28  # [CODE] clip_ratio_high 0.28
+  algorithm.max_draws = 30  # [CODE] max_num_gen_batches 10, each of 3 x 512 prompts
   algorithm.normalisation = "token"  # [CODE] use_token_level_loss
   algorithm.long_buffer = 0  # [CODE] enable_overlong_buffer=False at 7B
   algorithm.kl_coef = 0.0  # [CODE]

@@ -25,6 +25,7 @@ def get_config():
   algorithm.clip_high = 1.2  # unknown; as far up as down, or it would be DAPO's
   algorithm.normalisation = "sequence"  # [DSM] eq. 3; in the run: unknown
   algorithm.filter_flat_groups = False  # unknown; flat groups have no gradient, but count in the mean
+  algorithm.max_draws = 1  # unknown
   algorithm.reference = "none"  # NVlabs/NFT: kl_coef and kl_loss_coef are 0
   algorithm.kl_coef = 0.0  # NVlabs/NFT: the same
   return config

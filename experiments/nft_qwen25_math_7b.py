@@ -19,7 +19,7 @@ Known departures:
   - [CODE] samples with vLLM at bfloat16 and recomputes log-probabilities with the trainer; here they are the sampler's.
   - [CODE] sums token losses over all sequences and divides by 1000; here the mean over rows takes the place of the sum.
     Adam does not feel a factor, clipping by norm does.
-  - [CODE] draws 1,536 prompts at a time, up to 10 times; here prompts_per_step of them, so up to 30 times.
+  - [CODE] draws 1,536 prompts at a time, up to 10 times; here prompts_per_step of them, up to 30 times.
   - Validation there has top-p 0.7 and six sets, AIME and AMC with 32 samples each; here MATH500 alone, without top-p.
 """
 
@@ -88,4 +88,5 @@ def get_config():
   algorithm.normalisation = "constant"  # [CODE]
   algorithm.entropy_coef = 0.0  # [CODE]
   algorithm.kl_coef = 0.0  # [CODE]
+  algorithm.max_draws = 30  # [CODE] max_num_gen_batches 10, each of 3 x 512 prompts
   return config

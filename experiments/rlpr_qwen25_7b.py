@@ -73,6 +73,10 @@ def get_config():
   algorithm.std_filter_start = 11  # [CODE]
   algorithm.std_average_start = 6  # [CODE]
   algorithm.std_average_decay = 0.99  # [CODE]
+  algorithm.max_draws = 4  # unknown; [CODE] draws again until the batch is full
+  algorithm.repetition_penalty = 1.0  # [CODE] -1 where a 10-gram occurs 10 times or more
+  algorithm.repetition_ngram = 10  # [CODE] of tokens or of words: unknown
+  algorithm.repetition_times = 10  # [CODE]
   algorithm.kl_coef = 0.0  # [CODE]
   algorithm.entropy_coef = 0.0  # unknown
 
