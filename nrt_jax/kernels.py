@@ -1,6 +1,6 @@
 """Attention of long rows without their scores in memory: XLA in blocks of queries, cuDNN on GPUs, splash on TPUs.
 
-`attention.attend` is what they all compute, and what decoding and short rows run. The two kernels know columns, not
+`attention.attend` is what they all compute, and what decoding and short rows run. The others know columns besides
 positions: they run on rows whose valid tokens lie next to each other in the order of their positions (rows.Rows, packed
 rows, prompts), for then a token sees by column what it would see by position. `config` is a model.ModelConfig.
 """
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from nrt_jax.attention import attend, visible
+from nrt_jax.attention import Int8, attend, visible
 from nrt_jax.errors import UserError
 from nrt_jax.sharding import MESH_AXES, batch_ways, spec_for
 
@@ -45,10 +45,11 @@ def check(config) -> None:
     raise UserError(f"model.attention='splash': found head_dim {head_dim}, allowed: multiples of 64")
 
 
-def choose(config, shape, packed: bool = False, caches: int = 0, writes: bool = False) -> str:
+def choose(config, shape, packed: bool = False, cache_rows: tuple = (), writes: bool = False) -> str:
   """What attends in `shape` = (rows, columns) new tokens: dense (attention.attend) | blocks | cudnn | splash.
 
-  A kernel runs rows that attend to themselves alone and that divide over the mesh, cuDNN only rows of one example.
+  A kernel runs rows that divide over the mesh, cuDNN only rows of one example that attend to themselves alone. Splash
+  attention takes caches of `cache_rows` rows each, but cannot tell how far back their tokens are: then no windows.
   Tokens that are written into a cache (`writes`) are decoded: dense.
   """
   check(config)
@@ -62,8 +63,10 @@ def choose(config, shape, packed: bool = False, caches: int = 0, writes: bool = 
       kind = "splash"
     elif target == "gpu" and config.compute_dtype != "float32" and config.head_dim in (64, 128):
       kind = "cudnn"
-  fits = caches == 0 and rows % batch_ways() == 0
-  if fits and (kind == "splash" or (kind == "cudnn" and not packed)):
+  # Where each device runs rows of its own (sharding.on_own_rows), the mesh is half cut by hand: XLA goes on from there.
+  divides = all(n % batch_ways() == 0 for n in (rows, *cache_rows)) and not jax.sharding.get_abstract_mesh().manual_axes
+  behind = not cache_rows or (config.sliding_window is None and columns >= SHORTEST_SPLASH)
+  if divides and (kind == "splash" and behind or kind == "cudnn" and not packed and not cache_rows):
     return kind
   return "blocks" if columns > config.attention_block else "dense"
 
@@ -195,35 +198,54 @@ def splash_block(columns: int) -> int:
 def in_splash(config, query_NTHh, segments, rows: Rows, window):
   """Splash attention (flash attention that skips masked blocks), on each device's own rows and heads.
 
-  Pads and examples are segments: a pad sees pads, itself at least, so that its softmax has something to divide by.
-  Off a TPU the kernel is interpreted, which is for tests.
+  Pads and examples are what the kernel calls segments: a pad sees pads, itself at least, so that its softmax has
+  something to divide by. Caches are copied in front of each row's own keys. Off a TPU the kernel is interpreted, which
+  is for tests.
   """
   T, h = query_NTHh.shape[1], query_NTHh.shape[3]
-  (key_NKTh, value_NKTh), valid_NT = segments[-1], rows.positions[-1] >= 0
-  example_NT = jnp.where(valid_NT, 0 if rows.example_NT is None else rows.example_NT, -1)
-  query_NHTh = (query_NTHh.astype(jnp.float32) * h**-0.5).astype(query_NTHh.dtype).swapaxes(1, 2)
   block = splash_block(T)
-  more = -T % block
+  columns = T + -T % block
+  before = sum(position.shape[1] for position in rows.positions[:-1])
+  slots = before + columns + -(before + columns) % block
+  groups = [jnp.where(position >= 0, 0, -1) for position in rows.positions]
+  if rows.example_NT is not None:
+    groups[-1] = jnp.where(groups[-1] < 0, -1, rows.example_NT)
 
-  def attend_here(query_NHTh, key_NKTh, value_NKTh, example_NT):
-    kernel = _splash_kernel(query_NHTh.shape[1], T + more, block, window, interpret=config.target != "tpu")
-    return jax.vmap(kernel)(query_NHTh, key_NKTh, value_NKTh, splash.SegmentIds(example_NT, example_NT))
+  def attend_here(query_NHTh, segments, groups):
+    key, value, group = (
+      _in_a_row([part.repeat(query_NHTh.shape[0] // part.shape[0], axis=0) for part in parts], axis, slots, fill)
+      for parts, axis, fill in (*((part, 2, 0) for part in zip(*segments)), (groups, 1, -1))
+    )
+    own = _in_a_row(groups[-1:], 1, columns, -1)
+    kernel = _splash_kernel(query_NHTh.shape[1], columns, slots, before, block, window, config.target != "tpu")
+    return jax.vmap(kernel)(_in_a_row([query_NHTh], 2, columns, 0), key, value, splash.SegmentIds(own, group))
 
-  def pad(x_NKTh):
-    return jnp.pad(x_NKTh, ((0, 0), (0, 0), (0, more), (0, 0)))
-
-  example_NT = jnp.pad(example_NT, ((0, 0), (0, more)), constant_values=-1)
+  query_NHTh = (query_NTHh.astype(jnp.float32) * h**-0.5).astype(query_NTHh.dtype).swapaxes(1, 2)
   heads, kv_heads = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
-  mixed_NHTh = _on_each_device(attend_here, (heads, kv_heads, kv_heads, ("batch", None)), heads)(
-    pad(query_NHTh), pad(key_NKTh), pad(value_NKTh), example_NT
-  )
-  return mixed_NHTh[:, :, :T].swapaxes(1, 2)
+  run = _on_each_device(attend_here, (heads, kv_heads, ("batch", None)), heads)
+  segments = [tuple(_wide(x_MKSh, query_NTHh.dtype) for x_MKSh in key_value) for key_value in segments]
+  return run(query_NHTh, segments, groups)[:, :, :T].swapaxes(1, 2)
 
 
-def _splash_kernel(heads: int, columns: int, block: int, window, interpret: bool):
-  """The kernel of one row: (query_HTh, key_KTh, value_KTh, segment ids) -> `[H, T, h]`. Scores are float32."""
-  shape = (columns, columns)
-  mask = splash.CausalMask(shape) if window is None else splash.LocalMask(shape, (window - 1, 0), offset=0)
+def _wide(x_MKSh, dtype):
+  """Keys or values as numbers of this dtype, whatever a cache stores them in."""
+  return (x_MKSh.number * x_MKSh.scale if isinstance(x_MKSh, Int8) else x_MKSh).astype(dtype)
+
+
+def _in_a_row(parts, axis: int, size: int, fill):
+  """`parts` one behind the other along `axis`, filled up to `size`."""
+  x = jnp.concatenate(parts, axis)
+  width = [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
+  return jnp.pad(x, width, constant_values=fill)
+
+
+def _splash_kernel(heads: int, columns: int, slots: int, before: int, block: int, window, interpret: bool):
+  """The kernel of one row: (query_HTh, key_KSh, value_KSh, segment ids) -> `[H, T, h]`. Scores are float32.
+
+  Query i stands at slot `before` + i.
+  """
+  shape = (columns, slots)
+  mask = splash.CausalMask(shape, before) if window is None else splash.LocalMask(shape, (window - 1, 0), before)
   names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
   return splash.make_splash_mha(
     splash.MultiHeadMask([mask] * heads),
@@ -239,7 +261,7 @@ def _on_each_device(function, in_axes, out_axes):
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
     return function
-  specs = tuple(spec_for(axes) for axes in in_axes)
+  specs = tuple(spec_for(axes) for axes in in_axes)  # each for all arrays of an argument
   return jax.shard_map(function, in_specs=specs, out_specs=spec_for(out_axes), check_vma=False)
 
 

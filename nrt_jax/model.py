@@ -310,7 +310,8 @@ def forward(
   Returns: hidden_NTD after the final norm, in the compute dtype, and the last cache with the new tokens in it, or
   without `slot` a KVCache of the new tokens alone (T slots).
   """
-  kind = kernels.choose(config, token_NT.shape, example_NT is not None, len(caches), slot is not None)
+  cache_rows = tuple(cache.position_MS.shape[0] for cache in caches)
+  kind = kernels.choose(config, token_NT.shape, example_NT is not None, cache_rows, slot is not None)
   if kind == "cudnn":
     turn, turn_back = kernels.align_left(position_NT)
     token_NT, position_NT = turn(token_NT), turn(position_NT)

@@ -5,7 +5,7 @@ import functools
 
 import jax
 
-from nrt_jax import hf, lora, prompts
+from nrt_jax import hf, kernels, lora, prompts
 from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
 from nrt_jax.model import ModelConfig, init_params, logical_axes
@@ -33,7 +33,9 @@ def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_way
   rows = max(config.vocab_size, form.vocab_size_needed)
   padding = -rows % tensor_ways
   platform = None if mesh is None else mesh.devices.flat[0].platform
-  return dataclasses.replace(config, vocab_size=rows + padding, vocab_padding=padding, platform=platform)
+  config = dataclasses.replace(config, vocab_size=rows + padding, vocab_padding=padding, platform=platform)
+  kernels.check(config)
+  return config
 
 
 def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFormat, seed: int, mesh=None):

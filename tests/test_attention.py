@@ -13,7 +13,7 @@ import pytest
 
 import toy
 from nrt_jax import kernels, sharding
-from nrt_jax.attention import attend, visible
+from nrt_jax.attention import attend, store, visible
 from nrt_jax.errors import UserError
 from nrt_jax.model import ModelConfig, forward, logits
 
@@ -111,20 +111,47 @@ def test_align_left():
   np.testing.assert_array_equal(turn(x)[1, 0], x[1, 70])
 
 
-def test_blocks_attend_to_caches_too():
-  """A segment that two rows share in front of their own: as the dense form, in blocks that do not divide the row."""
+def test_caches_in_front():
+  """A segment that two rows share, and own tokens that begin behind a gap; in blocks that do not divide the row."""
   rng = np.random.default_rng(0)
-  key, value = (jnp.asarray(rng.normal(size=(2, K, 9, h)), jnp.float32) for _ in range(2))
+  key, value_ = (jnp.asarray(rng.normal(size=(2, K, 9, h)), jnp.float32) for _ in range(2))
   cached = jnp.asarray(np.where(np.arange(9) >= [[3], [0]], np.arange(9) - [[3], [0]], -1), jnp.int32)
-  own = jnp.broadcast_to(jnp.arange(50)[None], (4, 50)) + jnp.array([6, 6, 9, 9])[:, None]
+  gap, length = np.array([[0], [11], [3], [50]]), np.array([[6], [6], [9], [9]])  # the last row is empty
+  column = np.arange(50)[None]
+  own = jnp.asarray(np.where(column >= gap, column - gap + length, -1), jnp.int32)
+  valid = (own >= 0)[:, :, None, None]
   q, k, v = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((4, 50, H, h), (4, K, 50, h), (4, K, 50, h)))
-  for window in (None, 20):
+
+  def both(run):
+    def value(q, *segments):
+      out = jnp.where(valid, run(q, [segments[:2], segments[2:]]), 0)
+      return jnp.sum(jnp.sin(3 * out)), out
+
+    return jax.jit(jax.grad(value, (0, 1, 2, 3, 4), has_aux=True))(q, key, value_, k, v)
+
+  for kind, window in (("blocks", None), ("blocks", 20), ("splash", None)):
     model = config(sliding_window=window, attention_block=16)
     masks = [visible(own, p, window) for p in (cached, own)]
-    expected = attend(q, [(key, value, masks[0]), (k, v, masks[1])])
-    rows = kernels.Rows("blocks", (cached, own))
-    got = jax.jit(functools.partial(kernels.attend_by, model))(q, [(key, value), (k, v)], rows)
-    np.testing.assert_allclose(got, expected, atol=2e-5)
+    expected = both(lambda q, kv: attend(q, [(*x, mask) for x, mask in zip(kv, masks)]))
+    rows = kernels.Rows(kind, (cached, own))
+    assert_same(expected, both(lambda q, kv: kernels.attend_by(model, q, kv, rows)))
+
+
+@pytest.mark.parametrize("kind", ["blocks", "splash"])
+@pytest.mark.parametrize("dtype", ["int8", "bfloat16"])
+def test_caches_in_other_dtypes(kind, dtype):
+  """They are read as the float32 numbers that they stand for."""
+  rng = np.random.default_rng(0)
+  q, *arrays = (rng.normal(size=s) for s in ((2, 20, H, h), (2, K, 9, h), (2, K, 9, h), (2, K, 20, h), (2, K, 20, h)))
+  key, value, k, v = (jnp.asarray(x, jnp.float32) for x in arrays)
+  cached, own = (jnp.broadcast_to(jnp.arange(*ends)[None], (2, ends[1] - ends[0])) for ends in ((0, 9), (9, 29)))
+  segments = [(store(key, jnp.dtype(dtype)), store(value, jnp.dtype(dtype))), (k, v)]
+  q, masks = jnp.asarray(q, jnp.float32), [visible(own, p, None) for p in (cached, own)]
+  stored = [x.number * x.scale if dtype == "int8" else jnp.float32(x) for x in segments[0]]
+  assert 0 < float(jnp.abs(stored[0] - key).max()) < 0.02
+  expected = attend(q, [(*stored, masks[0]), (k, v, masks[1])])
+  run = jax.jit(functools.partial(kernels.attend_by, config(attention_block=8)))
+  np.testing.assert_allclose(run(q, segments, kernels.Rows(kind, (cached, own))), expected, atol=2e-5)
 
 
 def test_blocks_bound_the_memory():
@@ -209,7 +236,8 @@ def test_decoder_of_packed_rows():
   position = jnp.asarray([[*range(10), *range(25), *[-1] * 5], [*range(40)]], jnp.int32)
   example = jnp.asarray([[0] * 10 + [1] * 25 + [-1] * 5, [0] * 40], jnp.int32)
   models = [decoder(kind, **over) for kind, over in (("xla", {}), *KINDS)]
-  run = jax.jit(lambda model: wave(toy.params(), model, token, position, example), static_argnums=0)
+  params = toy.params()
+  run = jax.jit(lambda model: wave(params, model, token, position, example), static_argnums=0)
   expected, *got = [jnp.where((position >= 0)[:, :, None], run(model)[1], 0) for model in models]
   for out in got:
     assert_same(expected, out, 1e-4)
@@ -220,11 +248,12 @@ def test_caches_of_a_kernel_serve_decoding(kind):
   """Prompts prefilled by a kernel (in cuDNN's turned columns), then a token that attends to their cache."""
   token, position = (x[:4] for x in rows_of_tokens())
   following = position.max(axis=1, keepdims=True) + 1
+  params = toy.params()
 
   @functools.partial(jax.jit, static_argnums=0)
   def next_hidden(model):
-    hidden, cache = forward(toy.params(), model, token, position)
-    return hidden[:, -1], forward(toy.params(), model, token[:, :1], following, (cache,))[0]
+    hidden, cache = forward(params, model, token, position)
+    return hidden[:, -1], forward(params, model, token[:, :1], following, (cache,))[0]
 
   expected, got = next_hidden(decoder()), next_hidden(decoder(kind))
   np.testing.assert_allclose(got[1], expected[1], atol=5e-5)
@@ -251,6 +280,14 @@ def test_rows_that_do_not_divide_over_the_mesh_are_left_to_xla():
   assert kernels.choose(model, (6, 40)) == "splash"
   with jax.set_mesh(mesh):
     assert kernels.choose(model, (6, 40)) == "dense" and kernels.choose(model, (8, 40)) == "splash"
+    kinds = []
+
+    def look(_, rows):
+      kinds.append(kernels.choose(model, rows.shape))
+      return rows
+
+    jax.eval_shape(functools.partial(sharding.on_own_rows, look, ()), jnp.zeros((8, 40)))
+    assert kinds == ["dense"]
 
 
 def test_pmap():
@@ -281,11 +318,12 @@ def test_auto_follows_the_target_platform():
 
 
 @pytest.mark.parametrize("kind", ["auto", "splash", "cudnn"])
-def test_decoding_and_caches_are_left_to_xla(kind):
-  model = config(kind, head_dim=64, platform="tpu")
-  assert kernels.choose(model, (8, 1), caches=2, writes=True) == "dense"
-  assert kernels.choose(model, (8, 300), caches=2) == "dense"  # an answer behind prompt and trace
-  assert kernels.choose(model, (8, 600), caches=1) == "blocks"
+def test_what_caches_leave_to_the_kernels(kind):
+  make = functools.partial(config, kind, head_dim=64, platform="tpu")
+  assert kernels.choose(make(), (8, 1), cache_rows=(2, 8), writes=True) == "dense"
+  assert kernels.choose(make(), (8, 64), cache_rows=(2, 8)) == "dense"  # an answer behind prompt and trace
+  assert kernels.choose(make(), (8, 600), cache_rows=(2,)) == ("blocks" if kind == "cudnn" else "splash")
+  assert kernels.choose(make(sliding_window=70), (8, 600), cache_rows=(2,)) == "blocks"
 
 
 def test_errors():
@@ -306,16 +344,17 @@ def test_errors():
 def test_cudnn_itself(window):
   """The kernel against XLA's form of the same call, in bfloat16."""
   position = kernels.align_left(row_positions())[0](row_positions())
-  keys = jax.random.split(jax.random.key(1), 3)
-  q, k, v = (
-    jax.random.normal(key, s).astype(jnp.bfloat16) for key, s in zip(keys, ((N, T, H, 64), (N, K, T, 64), (N, K, T, 64)))
-  )
+  keys, shapes = jax.random.split(jax.random.key(1), 3), ((N, T, H, 64), (N, K, T, 64), (N, K, T, 64))
+  q, k, v = (jax.random.normal(key, s).astype(jnp.bfloat16) for key, s in zip(keys, shapes))
   rows, valid = kernels.Rows("cudnn", (position,)), (position >= 0)[:, :, None, None]
 
   def value_and_gradients(platform):
     model = config("cudnn", head_dim=64, sliding_window=window, compute_dtype="bfloat16", platform=platform)
     run = functools.partial(kernels.attend_by, model)
-    loss = lambda q, k, v: jnp.sum(jnp.where(valid, run(q, [(k, v)], rows).astype(jnp.float32), 0) ** 2)  # noqa: E731
+
+    def loss(q, k, v):
+      return jnp.sum(jnp.where(valid, run(q, [(k, v)], rows).astype(jnp.float32), 0) ** 2)
+
     return jax.tree.map(jnp.float32, jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(q, k, v))
 
   assert_same(value_and_gradients("cpu"), value_and_gradients("gpu"), 2e-2)
