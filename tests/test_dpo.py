@@ -264,7 +264,8 @@ def test_no_micro_batch_parts_a_pair():
   (whole, metrics), (pieces, again) = (step(optimizer__minibatches=2, parallel__micro_batches=m) for m in (1, 4))
   assert toy.largest_difference(whole, toy.params(MODEL)) > 1e-3
   assert toy.largest_difference(whole, pieces) < 1e-5
-  for name in ("loss/total", "preference/margin", "preference/accuracy", "preference/pairs"):
+  # Not preference/accuracy: in the first minibatch margins are 0 up to rounding, and it counts their signs.
+  for name in ("loss/total", "preference/margin", "preference/pairs"):
     np.testing.assert_allclose(metrics[name], again[name], rtol=1e-4, atol=1e-5, err_msg=name)
   assert metrics["preference/pairs"] > 0.5
   # The second minibatch is trained off-policy: the margin is no longer 0, and the loss no longer log 2.
