@@ -48,7 +48,7 @@ UNVERIFIED = ("control", "nrt", "relative", "completion", "offline", "unscaled")
 TASKS = {
   "running_sum": StudyTask(11, 20, 8, 8, 0.2, 900, 30, EVERY, "token_match", hard=(3,)),
   "long_answer": StudyTask(16, 20, 34, 13, 0.3, 700, 24, UNVERIFIED, "host", hard=HARD),
-  "countdown_small": StudyTask(6, 16, 8, 11, 0.3, 500, 12, EVERY, "host"),
+  "countdown_small": StudyTask(6, 16, 8, 11, 0.3, 500, 30, EVERY, "host"),
 }
 
 
