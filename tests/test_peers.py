@@ -74,11 +74,19 @@ def test_ratios_are_of_medians_within_a_round():
   assert summary["grpo"]["own_share"] == {"nrt_jax": 0.5, "trl": pytest.approx(0.99)}
 
 
+def test_rounds_with_others_at_work_are_left_out():
+  left = [r["round"] for r in peers.quiet_rounds(RUNS)]
+  assert left == [0, 0, 2]
+  assert peers.quiet_rounds(RUNS[2:4]) == RUNS[2:4]  # no quiet round: better loud figures than none
+  assert peers.summarise(peers.quiet_rounds(RUNS))["grpo"]["ratios"] == {"trl": [0.5]}
+
+
 def test_table_has_a_line_per_side_with_the_figure_to_reach():
   lines = peers.table(peers.summarise(RUNS)).splitlines()[2:]
   assert lines[0] == "| grpo | nrt_jax | 2.00 (1.00 to 3.00) |  |  | 0.50 |"
   assert lines[1] == "| grpo | trl | 4.50 (4.00 to 5.00) | 0.55 (0.50 to 0.60) | 0.70 | 0.99 |"
-  assert "Others were at work during: nrt_jax" in peers.describe(RUNS, {"trl": 1e-6})
+  assert "Left out, since others were at work: grpo round 2" in peers.describe(RUNS, {"trl": 1e-6})
+  assert "Others were at work during: nrt_jax" in peers.describe(RUNS[2:4], {"trl": 1e-6})
 
 
 def test_sides_must_do_the_same_work():

@@ -176,6 +176,13 @@ def own_share(run: dict) -> float:
   return run["own_s"] / max(run["busy_s"], 1e-9)
 
 
+def quiet_rounds(runs: list) -> list:
+  """The runs of those rounds of a workload in which nobody else was at work; all of a workload that has none."""
+  loud = {(run["workload"], run["round"]) for run in runs if own_share(run) < QUIET}
+  quiet = {run["workload"] for run in runs if (run["workload"], run["round"]) not in loud}
+  return [run for run in runs if run["workload"] not in quiet or (run["workload"], run["round"]) not in loud]
+
+
 def summarise(runs: list) -> dict:
   """Step times of each side, ratios, and how quiet the machine was."""
   names = [name for name in workload.WORKLOADS if any(run["workload"] == name for run in runs)]
@@ -218,8 +225,14 @@ def describe(runs: list, apart: dict) -> list:
   if tunix:
     lines.append("Versions beside tunix: " + ", ".join(f"{name} {version}" for name, version in tunix.items()))
   lines.append("First logits against nrt_jax's: " + ", ".join(f"{side} {d:.0e}" for side, d in apart.items()))
-  loaded = sorted({run["side"] for run in runs if own_share(run) < QUIET})
+  loaded = sorted({run["side"] for run in quiet_rounds(runs) if own_share(run) < QUIET})
   lines.append(f"Others were at work during: {', '.join(loaded)}" if loaded else "The machine was quiet.")
+  left_out = sorted(
+    {(run["workload"], run["round"] + 1) for run in runs}
+    - {(run["workload"], run["round"] + 1) for run in quiet_rounds(runs)}
+  )
+  if left_out:
+    lines.append("Left out, since others were at work: " + ", ".join(f"{name} round {n}" for name, n in left_out))
   return lines
 
 
@@ -245,7 +258,7 @@ def main(argv=None) -> int:
   except UserError as error:
     print(f"peers: {error}", file=sys.stderr)
     return 2
-  summary = summarise(runs)
+  summary = summarise(quiet_rounds(runs))
   result = {"command": sys.argv, "summary": summary, "logits_apart": apart, "runs": runs}
   write_json(os.path.join(args.workdir, "results.json"), result)
   print("\n".join([table(summary), "", *describe(runs, apart)]))
