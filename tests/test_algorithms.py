@@ -109,7 +109,8 @@ def off_policy_params():
   return jax.tree.map(lambda p: p + 0.05 * jax.random.normal(next(keys), p.shape), toy.params(MODEL))
 
 
-PLAIN_TOOLS = programs.make_tools(battery_setup())
+# Rows as they are: which of them share a prompt differs from method to method (test_update.py).
+PLAIN_TOOLS = programs.make_tools(battery_setup(parallel__share_prompts="off"))
 log_probs = jax.jit(PLAIN_TOOLS.log_probs, static_argnames="entropy_gradient")
 score_batch = jax.jit(PLAIN_TOOLS.score_batch)
 score_empty_trace = jax.jit(PLAIN_TOOLS.score_empty_trace)
@@ -128,7 +129,7 @@ class Case:
     algorithm, over = CASES[name]
     setup = battery_setup(algorithm, **{f"algorithm__{key}": value for key, value in over.items()})
     self.name, self.algorithm, self.config = name, setup.algorithm, setup.run.algorithm
-    self.G = setup.samples_per_prompt
+    self.G, self.rows_together = setup.samples_per_prompt, setup.rows_together
     self.tools = programs.make_tools(setup)._replace(score_batch=score_batch, score_empty_trace=score_empty_trace)
     policy = TrainState(jnp.int32(0), jnp.int32(0), toy.params(MODEL), (), KEY)
     self.states = States(policy, toy.params(MODEL, seed=7), setup.algorithm.memory(self.config))
@@ -282,7 +283,7 @@ def test_batch_composition(case):
 def test_micro_batches(case):
   """Trap 3: token counts differ between micro-batches, and a mean of their means would not be the mean."""
   batch = case.collect().batch
-  pieces = rows.cut_groups(batch, 4, case.setup.rows_together)
+  pieces = rows.cut_groups(batch, 4, case.rows_together)
   lengths = (pieces.position_NL >= 0).sum((1, 2))
   assert len(set(lengths.tolist())) > 1
   each = [case.gradient(jax.tree.map(lambda a, i=i: a[i], pieces))[0] for i in range(4)]

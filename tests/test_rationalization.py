@@ -9,7 +9,7 @@ import pytest
 import reference
 import toy
 
-from nrt_jax import data, programs, prompts, training
+from nrt_jax import data, order, programs, prompts, training
 from nrt_jax.algorithms import rationalization
 from nrt_jax.arrays import AnswerScores, Rollouts
 from nrt_jax.errors import UserError
@@ -167,7 +167,7 @@ def test_hints_show_the_answer_in_the_prompt_template():
   rows, _ = data.batch(made, data.Position(), 2, seed=0)
   assert rows.hint_BQ.shape == (2, 8 + 4 + 6)  # question and answer in full, "sys how" and "the answer is explain"
   for b, example in enumerate(rows.example_B):
-    hint = made.hints[data._order(2, 0, 0)[example]]
+    hint = made.hints[order.order(2, 0, 0)[example]]
     assert rows.hint_length_B[b] == len(hint)
     np.testing.assert_array_equal(rows.hint_BQ[b, -len(hint) :], hint)
 

@@ -23,6 +23,7 @@ def setup(algorithm="nrt", model=toy.MODEL, **over):
 
 
 def collected(setup):
+  """The rows of a step on 8 prompts, and the prompts."""
   states = programs.init_states(setup, toy.params(), jax.random.key(3))
   tools, prompts = programs.make_tools(setup), toy.prompts(8)
   batch = jax.jit(lambda: programs.collect(setup, tools, states, prompts).batch)()
@@ -103,3 +104,18 @@ def test_what_rows_need_and_run(nrt, share):
     assert (slots, valid) == (8 * P + 32 * (R + 1 + A), own_N.sum() + prompts.prompt_length_B.sum())
   else:
     assert (slots, valid) == (32 * (P + R + 1 + A), tokens_N.sum())
+
+
+@pytest.mark.parametrize("name", ["nrt", "grpo", "dpo"])
+def test_shared_prompts_give_the_same_log_probabilities(name):
+  """Of groups and of pairs, behind prompts of 1 to 5 tokens; only what follows the prompt is scored."""
+  shared, own = (setup(name, parallel__share_prompts=share) for share in ("on", "off"))
+  batch, _ = collected(own)
+  assert shared.shared_rows == (2 if name == "dpo" else 4) and own.shared_rows == 1
+  follows_NL = np.asarray(batch.position_NL) >= np.asarray(batch.prompt_length_N)[:, None]
+  assert len(set(np.asarray(batch.prompt_length_N).tolist())) > 2
+  got, wanted = (jax.jit(programs.make_tools(one).log_probs)(toy.params(), batch) for one in (shared, own))
+  for x_NL, expected_NL in zip(got, wanted, strict=True):
+    x_NL, expected_NL = np.asarray(x_NL), np.asarray(expected_NL)
+    np.testing.assert_allclose(x_NL[follows_NL], expected_NL[follows_NL], rtol=1e-4, atol=2e-5)
+    assert np.abs(expected_NL[follows_NL]).max() > 1 and not x_NL[~follows_NL].any()
