@@ -88,7 +88,7 @@ def test_pages_exist():
 
 def test_pages_name_no_machine():
   for page in PAGES:
-    for place in ("/work/", "/home/", "/root/", "/tmp/", "/opt/"):
+    for place in (f"/{top}/" for top in ("work", "home", "root", "tmp", "opt")):
       assert place not in page.read_text(), f"{page}: {place}"
 
 
