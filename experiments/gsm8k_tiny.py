@@ -27,9 +27,9 @@ import pathlib
 import sys
 
 from nrt_jax import config, hf, prompts, training
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands.configs import base_config, override, plain
 from nrt_jax.errors import UserError
-from nrt_jax.model import ModelConfig
 from nrt_jax.readers import read_jsonl
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

@@ -21,10 +21,10 @@ import sys
 
 from nrt_jax import hf, training
 from nrt_jax.__main__ import main as nrt_jax_command
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands.configs import base_config, plain
 from nrt_jax.config import stages_of
 from nrt_jax.errors import UserError
-from nrt_jax.model import ModelConfig
 from nrt_jax.prompts import word_tokenizer
 from nrt_jax.tasks.running_sum import RunningSum
 

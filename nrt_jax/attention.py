@@ -2,7 +2,7 @@
 
 Masks follow from positions alone: a query at position p sees the slots with 0 <= position <= p (and, with a sliding
 window w, p - position < w), so padding, ragged prompts and empty slots need no masks of their own. `config` is a
-model.ModelConfig throughout.
+architecture.ModelConfig throughout.
 """
 
 import functools

@@ -8,12 +8,12 @@ import typing
 from dataclasses import dataclass, field
 
 from nrt_jax.algorithms import ALGORITHMS
+from nrt_jax.architecture import ADAPTABLE
 from nrt_jax.checkpoint import CheckpointConfig
 from nrt_jax.data import DataConfig
 from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation import EvaluationConfig
 from nrt_jax.metrics import LoggingConfig
-from nrt_jax.model import ADAPTABLE
 from nrt_jax.optimizer import OptimizerConfig
 from nrt_jax.prompts import PromptConfig
 from nrt_jax.sampler import SamplingConfig

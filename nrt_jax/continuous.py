@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import AnswerScores, Prompts, Rollouts
 from nrt_jax.attention import KVCache, empty_cache, put_slots
-from nrt_jax.model import ModelConfig, forward, logits
+from nrt_jax.model import forward, logits
 from nrt_jax.sampler import Context, SamplingConfig, cache_dtype, cache_sizes, choose, constrain_cache, prefill
 from nrt_jax.sampler import row_keys
 from nrt_jax.sharding import lockstep_axes

@@ -1,14 +1,14 @@
 """What a step must compute and move, from the architecture and the lengths alone: the numerators of MFU and rooflines.
 
 One multiplication and one addition are 2 FLOPs. Only matrix products and attention count, the usual convention (PaLM,
-arXiv 2204.02311, appendix B); what is computed again to save memory is no model FLOP. `config` is a model.ModelConfig.
+arXiv 2204.02311, appendix B); what is computed again to save memory is no model FLOP. `config` is a ModelConfig.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from nrt_jax.model import ModelConfig
+from nrt_jax.architecture import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 `attention.attend` is what they all compute, and what decoding and short rows run. The others know columns besides
 positions: they run on rows whose valid tokens lie next to each other in the order of their positions (rows.Rows, packed
-rows, prompts), for then a token sees by column what it would see by position. `config` is a model.ModelConfig.
+rows, prompts), for then a token sees by column what it would see by position. `config` is an architecture.ModelConfig.
 """
 
 import functools

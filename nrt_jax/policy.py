@@ -6,9 +6,10 @@ import functools
 import jax
 
 from nrt_jax import hf, kernels, lora, prompts
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
-from nrt_jax.model import ModelConfig, init_params, logical_axes
+from nrt_jax.model import init_params, logical_axes
 from nrt_jax.sharding import RULES, shardings_for
 
 

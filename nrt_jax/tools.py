@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from nrt_jax import continuous, draws, kernels, lora, rows, sampler, scoring, sharding
 from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.algorithms.interface import Tools
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import Prompts, repeat_rows
 from nrt_jax.config import RunConfig
-from nrt_jax.model import ModelConfig, decoding_params
+from nrt_jax.model import decoding_params
 from nrt_jax.prompts import PromptFormat
 
 DEVICES = "devices"  # the axis of pmap

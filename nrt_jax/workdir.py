@@ -12,13 +12,13 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from nrt_jax import hf, lora, policy, programs
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.config import RunConfig, stages_of
 from nrt_jax.data import Position
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json
 from nrt_jax.hf_config import read_json
-from nrt_jax.model import ModelConfig
 from nrt_jax.state import States
 
 

@@ -13,9 +13,10 @@ import pytest
 
 import toy
 from nrt_jax import kernels, sharding
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.attention import attend, store, visible
 from nrt_jax.errors import UserError
-from nrt_jax.model import ModelConfig, forward, logits
+from nrt_jax.model import forward, logits
 
 N, T, H, K, h = 5, 300, 4, 2, 16  # three blocks of 128 columns for splash attention
 WINDOW = 70

@@ -24,10 +24,10 @@ from nrt_jax import (
   training,
 )
 from nrt_jax.algorithms import ALGORITHMS, sft
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import Rollouts
 from nrt_jax.compilations import Compilations
 from nrt_jax.metrics import MetricsWriter
-from nrt_jax.model import ModelConfig
 from nrt_jax.prompts import word_tokenizer
 from nrt_jax.tasks.running_sum import RunningSum
 

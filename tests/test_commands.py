@@ -14,8 +14,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from nrt_jax import __main__, hf, workdir
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands import flags
-from nrt_jax.model import ModelConfig
 from nrt_jax.prompts import word_tokenizer
 from nrt_jax.tasks.running_sum import RunningSum
 

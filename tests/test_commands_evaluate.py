@@ -6,7 +6,7 @@ import os
 import pytest
 
 from nrt_jax import __main__, hf
-from nrt_jax.model import ModelConfig
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.prompts import word_tokenizer
 from nrt_jax.tasks.running_sum import RunningSum
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from nrt_jax import costs, hardware
-from nrt_jax.model import ModelConfig, init_params
+from nrt_jax.architecture import ModelConfig
+from nrt_jax.model import init_params
 
 TINY = ModelConfig(
   vocab_size=11, hidden_size=6, intermediate_size=10, num_hidden_layers=3, num_attention_heads=4,

@@ -13,8 +13,9 @@ import pytest
 from experiments import gsm8k_tiny
 
 from nrt_jax import config, hf, prompts, training
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands.configs import load_config
-from nrt_jax.model import ModelConfig, init_params
+from nrt_jax.model import init_params
 
 EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 # Those that `nrt-jax train --config` takes: get_config needs no arguments.

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from nrt_jax import hf
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.attention import empty_cache
 from nrt_jax.errors import UserError
-from nrt_jax.model import ModelConfig, forward, init_params, logits
+from nrt_jax.model import forward, init_params, logits
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

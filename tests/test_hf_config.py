@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from nrt_jax import hf
+from nrt_jax.architecture import ModelConfig, RopeScaling
 from nrt_jax.errors import UserError
-from nrt_jax.model import ModelConfig, RopeScaling
 
 GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))

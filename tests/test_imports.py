@@ -14,6 +14,7 @@ LAYERS = [
   ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "order", "stopping", "compilations", "nrt_jax"],
   ["sharding", "attention", "ceilings"],
   ["kernels"],
+  ["architecture"],
   ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
   ["columns", "tasks.grading", "tasks.splits", "tasks.expressions", "tasks.symbolic"],
   ["tasks.*"],

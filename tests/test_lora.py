@@ -9,9 +9,10 @@ import pytest
 
 import toy
 from nrt_jax import hf, lora, policy, programs
+from nrt_jax.architecture import ADAPTABLE, ModelConfig
 from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
-from nrt_jax.model import ADAPTABLE, ModelConfig, forward, init_params, logical_axes
+from nrt_jax.model import forward, init_params, logical_axes
 
 MODEL = dataclasses.replace(toy.MODEL, lora_rank=3, lora_alpha=6.0)
 

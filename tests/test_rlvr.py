@@ -23,11 +23,11 @@ from completions import KINDS, MARKER_IDS, PROMPTS, SAMPLES, B, G, R, collected,
 from nrt_jax import config as configs
 from nrt_jax import hf, host_grading, programs, sharding, tasks, training
 from nrt_jax.algorithms import ALGORITHMS, rlvr
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.errors import UserError
 from nrt_jax.metrics import MetricsWriter
-from nrt_jax.model import ModelConfig
 from nrt_jax.prompts import word_tokenizer
 from nrt_jax.tasks.running_sum import RunningSum
 

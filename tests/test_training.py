@@ -13,10 +13,10 @@ import pytest
 
 import jax
 from nrt_jax import config, hf, policy, training, workdir
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.errors import UserError
 from nrt_jax.metrics import MetricsWriter
-from nrt_jax.model import ModelConfig
 from nrt_jax.prompts import word_tokenizer
 from nrt_jax.tasks.running_sum import RunningSum
 

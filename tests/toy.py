@@ -6,8 +6,9 @@ import jax
 import numpy as np
 
 from nrt_jax import config, programs, sharding
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import Prompts
-from nrt_jax.model import ModelConfig, init_params
+from nrt_jax.model import init_params
 from nrt_jax.prompts import PromptFormat
 
 VOCAB, MARKER, SECOND_MARKER, EOS, PAD = 24, 20, 21, 22, 23  # text is 0 to 19: id 0 is a word like any other

@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from nrt_jax import config, data, programs, sharding
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands.configs import override
-from nrt_jax.model import ModelConfig, init_params
+from nrt_jax.model import init_params
 from nrt_jax.prompts import PromptFormat
 
 MARKER, END = 0, 1  # ids that close a trace and an answer; all others are words

@@ -13,8 +13,9 @@ import workload
 
 from nrt_jax import config, data, hf, programs, sharding
 from nrt_jax.algorithms import ALGORITHMS, rlvr
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands.configs import override
-from nrt_jax.model import ModelConfig, forward, init_params, logits
+from nrt_jax.model import forward, init_params, logits
 from nrt_jax.policy import param_shardings
 from nrt_jax.prompts import PromptFormat
 

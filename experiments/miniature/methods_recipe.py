@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 from nrt_jax import hf, tasks
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands.configs import base_config, override, plain
 from nrt_jax.config import RunConfig, stages_of
-from nrt_jax.model import ModelConfig
 from nrt_jax.prompts import word_tokenizer
 
 PROMPTS, SAMPLES = 16, 8  # of a step: 128 traces

@@ -11,9 +11,9 @@ import numpy as np
 
 from nrt_jax import config, data, hf, policy, programs, prompts, sharding
 from nrt_jax.algorithms import ALGORITHMS
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.errors import UserError
 from nrt_jax.hf_config import read_json
-from nrt_jax.model import ModelConfig
 from nrt_jax.prompts import PromptConfig
 from nrt_jax.readers import read_jsonl
 from nrt_jax.sampler import SamplingConfig

@@ -5,7 +5,7 @@ import re
 from typing import NamedTuple
 
 from nrt_jax import costs
-from nrt_jax.model import ModelConfig
+from nrt_jax.architecture import ModelConfig
 from nrt_jax.planning.hlo import Instruction, Module, Run, phase_of, shapes, type_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
