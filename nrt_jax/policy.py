@@ -10,6 +10,7 @@ from nrt_jax.architecture import ModelConfig
 from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
 from nrt_jax.model import init_params, logical_axes
+from nrt_jax.sampler import BLOCK
 from nrt_jax.sharding import RULES, shardings_for
 
 
@@ -32,11 +33,17 @@ def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_way
   computed = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("path", "weights")}
   config = hf.read_model_config(model.path, **computed)
   rows = max(config.vocab_size, form.vocab_size_needed)
-  padding = -rows % tensor_ways
+  padding = vocabulary_padding(rows, tensor_ways)
   platform = None if mesh is None else mesh.devices.flat[0].platform
   config = dataclasses.replace(config, vocab_size=rows + padding, vocab_padding=padding, platform=platform)
   kernels.check(config)
   return config
+
+
+def vocabulary_padding(rows: int, tensor_ways: int) -> int:
+  """Rows to add so that each tensor device has as many: whole blocks of sampler.draw, where that adds below 1 %."""
+  blocks = -rows % (tensor_ways * BLOCK)
+  return blocks if tensor_ways > 1 and 100 * blocks < rows else -rows % tensor_ways
 
 
 def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFormat, seed: int, mesh=None):

@@ -110,11 +110,13 @@ def draw(logits_NV, uniform_N):
   """Samples softmax(logits) by inverting its cumulative distribution, with one uniform number per row.
 
   Two levels (blocks, then columns of one block) read the logits once; a Gumbel draw would need N * V random numbers.
+  Where `tensor` cuts the vocabulary into whole blocks (policy.vocabulary_padding), only the sums of the blocks and the
+  chosen one move between devices.
   """
   N, V = logits_NV.shape
   weight = jnp.exp(logits_NV - logits_NV.max(-1, keepdims=True))
   weight = jnp.pad(weight, ((0, 0), (0, -V % BLOCK))).reshape(N, -1, BLOCK)
-  block_sum = weight.sum(-1)
+  block_sum = constrain(weight.sum(-1), "batch", None)
   target_N = uniform_N * block_sum.sum(-1)
   block, before = _first_above(block_sum, target_N)
   inside = jnp.take_along_axis(weight, block[:, None, None], axis=1)[:, 0]

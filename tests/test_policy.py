@@ -57,6 +57,15 @@ def test_padding_rows_are_never_sampled_and_never_exported(directory, tmp_path):
   np.testing.assert_array_equal(again["embedder"]["embedding"], params["embedder"]["embedding"][:24])
 
 
+@pytest.mark.parametrize(
+  "rows,ways,padding",
+  [(128_257, 1, 0), (128_257, 8, 767), (128_256, 4, 256), (25, 2, 1), (24, 2, 0), (50_000, 4, 176), (60_000, 8, 416),
+   (40_000, 8, 0)],  # the last: 960 rows would be above 1 %
+)  # fmt: skip
+def test_large_vocabularies_are_cut_into_whole_blocks(rows, ways, padding):
+  assert policy.vocabulary_padding(rows, ways) == padding
+
+
 def test_parameters_land_where_the_mesh_wants_them(directory):
   source = ModelSource(str(directory))
   form = dataclasses.replace(toy.form(), eos_id=20)

@@ -9,9 +9,10 @@ import reference
 import toy
 from jax.scipy.special import gammaincc
 
-from nrt_jax import programs, sampler
+from nrt_jax import programs, sampler, sharding
 from nrt_jax.errors import UserError
 from nrt_jax.model import decoding_params, forward, logits
+from nrt_jax.planning import collectives, hlo
 from nrt_jax.sampler import SamplingConfig, cache_sizes, choose, draw, filter_logits
 
 # Every goodness-of-fit test below rejects a correct sampler with this probability; seeds are fixed besides.
@@ -61,6 +62,24 @@ def test_draw_inverts_the_cumulative_distribution():
     cumulative = np.cumsum(softmax(logits_NV[n]))
     if np.abs(cumulative - uniform_N[n]).min() > 1e-5:  # else float32 may decide either way
       assert got[n] == np.searchsorted(cumulative, uniform_N[n], side="right")
+
+
+def test_tokens_are_drawn_where_the_vocabulary_lies():
+  """No device gathers a row's logits where `tensor` cuts whole blocks: sums of blocks and one block a row move."""
+  N, V, mesh = 8, 4 * 8 * sampler.BLOCK, sharding.make_mesh(sharding.ParallelConfig(fsdp=2, tensor=4))
+  keys_N = jax.random.split(jax.random.key(0), N)
+  logits_NV = 3 * jax.random.normal(jax.random.key(1), (N, V))
+  run = functools.partial(choose, sampling=SamplingConfig())
+  cut = [jax.NamedSharding(mesh, sharding.spec_for(axes)) for axes in (("batch", "vocab"), ("batch",), ())]
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(run, in_shardings=tuple(cut)).lower(logits_NV, keys_N, 3).compile()
+    token_N, logp_N = compiled(*jax.device_put((logits_NV, keys_N, jnp.int32(3)), tuple(cut)))
+  module = hlo.parse(compiled.as_text())
+  found = collectives.collectives(module, hlo.runs(module), mesh.size)
+  assert 0 < max(size for c in found for size in c.elements) <= N // 2 * sampler.BLOCK
+  token, logp = jax.jit(run)(logits_NV, keys_N, 3)
+  np.testing.assert_array_equal(token_N, token)
+  np.testing.assert_allclose(logp_N, logp, rtol=1e-5)
 
 
 def test_draw_at_the_ends():
