@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nrt_jax.errors import UserError, require_choice
@@ -70,8 +71,12 @@ def make_mesh(config: ParallelConfig, devices=None) -> jax.sharding.Mesh:
       f"parallel: mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
       f"{len(devices)} devices (fsdp x tensor must divide them; data=-1 takes the rest)"
     )
-  shape = (data, config.fsdp, config.tensor)
-  return jax.make_mesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  shape, kinds = (data, config.fsdp, config.tensor), (AxisType.Auto,) * 3
+  try:
+    return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
+  except NotImplementedError:  # a mesh axis is no product of the slice's own axes, as 2 of 8 x 8: then it cuts one
+    split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return jax.sharding.Mesh(split, MESH_AXES, axis_types=kinds)
 
 
 def spec_for(logical_axes: tuple, rules: dict = RULES) -> PartitionSpec:
