@@ -19,6 +19,7 @@ from nrt_jax.sharding import MESH_AXES, batch_ways, spec_for
 ATTENTION = ("auto", "xla", "cudnn", "splash")
 STAGES = 4  # of the keys that grow with the queries, in `in_blocks`: 5/8 of the square are computed, the limit is 1/2
 LANES = 128  # splash attention's blocks of columns are multiples of a TPU register's width
+SAVED = "splash_attention"  # jax.ad_checkpoint's name for what the kernel's backward pass needs of its forward pass
 SHORTEST_SPLASH = 256  # columns; shorter rows fill no two blocks, and their scores are small
 
 
@@ -252,6 +253,7 @@ def _splash_kernel(heads: int, columns: int, slots: int, before: int, block: int
     block_sizes=splash.BlockSizes(**dict.fromkeys(names, block)),
     head_shards=1,
     q_seq_shards=1,
+    residual_checkpoint_name=SAVED,
     interpret=interpret,
   )
 
