@@ -58,6 +58,7 @@ def place(tmp_path_factory):
   )
   hf.write_config(model, path / "model")
   (path / "config.py").write_text(CONFIG.format(model=str(path / "model")))
+  (path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
   (path / "empty.jsonl").write_text("")
   (path / "broken.jsonl").write_text('{"question": "add 1", "answer": "1"}\n{"question": \n')
   assert __main__.main(["train", "--config", str(path / "config.py"), "--workdir", str(path / "run")]) == 0
@@ -119,6 +120,11 @@ def test_sample_reads_standard_input(place, capsys, monkeypatch):
   monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n\nadd 1 modulo 5\n"))
   found = lines_of(capsys, sample(place, "--json", "--samples", "2"))
   assert [line["question"] for line in found] == [QUESTION] * 2 + ["add 1 modulo 5"] * 2
+
+
+def test_standard_input_that_is_no_text(place, capsys, monkeypatch):
+  monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\xff\n"), encoding="utf-8"))
+  assert refused(sample(place), capsys) == "nrt-jax: standard input: not UTF-8 text\n"
 
 
 def test_sample_flags_change_the_format(place, capsys):
@@ -213,6 +219,7 @@ def test_mistakes_in_a_config_leave_nothing_behind(place, tmp_path, capsys, over
     ("train --workdir {tmp}/run", "required: --config"),
     ("train --config {place}/nothing.py --workdir {tmp}/run", "nothing.py: no such file"),
     ("train --config {place}/empty.jsonl --workdir {tmp}/run", "defines no function get_config()"),
+    ("train --config {place}/leaves.py --workdir {tmp}/run", "leaves.py:2: SystemExit: 3"),
     ("train --config {place}/config.py --workdir {place}/config.py/run", "config.py: is a file, allowed: a directory"),
     ("train --config {place}/config.py --workdir {tmp}/run --step 3", "unrecognized arguments: --step 3"),
     ("train --config {place}/config.py --workdir {tmp}/run --distributed here", "--distributed: found 'here'"),
@@ -220,6 +227,10 @@ def test_mistakes_in_a_config_leave_nothing_behind(place, tmp_path, capsys, over
     ("sample --model {tmp} --prompt x", "holds none of tokenizer.json"),
     ("sample --model {place}/run/export --prompt x --samples 0", "--samples: found '0', allowed: a whole number, 1 or"),
     ("sample --model {place}/run/export --prompt x --top_p nan", "--top_p: found 'nan'"),
+    ("sample --model {place}/run/export --prompt x --temperature inf", "--temperature: found 'inf'"),
+    ("sample --model {place}/run/export --prompt \udcff", "prompt 1: is not valid Unicode text"),
+    ("benchmark --config {place}/config.py --json {place}/run", "--json: found '{place}/run', a directory"),
+    ("plan --config {place}/config.py --topology v5e:4x4 --json {place}/run", "--json: found '{place}/run', a directory"),
     ("sample --model {place}/run/export --prompt= ", "prompt 1: found 0 tokens, allowed: 1 to 51"),
     ("sample --model {place}/run/export --prompt x --max_trace_length 64", "allowed: 1 to -9"),
     ("sample --model {place}/run/export --file {place}/nothing.jsonl", "--file: {place}/nothing.jsonl: no such file"),

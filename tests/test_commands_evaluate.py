@@ -91,9 +91,10 @@ def test_a_checkpoint_is_evaluated_as_the_run_did(place, tmp_path, capsys):
 
 def test_an_export_is_evaluated_like_its_checkpoint(place, tmp_path):
   reports = []
+  output = tmp_path / "not" / "there" / "x.json"
   for source in (("--checkpoint", place / "run" / "checkpoints"), ("--model", place / "run" / "export")):
-    assert __main__.main(evaluate(place, *source, "--output", tmp_path / "x.json")) == 0
-    reports.append(json.loads((tmp_path / "x.json").read_text()))
+    assert __main__.main(evaluate(place, *source, "--output", output)) == 0
+    reports.append(json.loads(output.read_text()))
   assert reports[0]["metrics"] == reports[1]["metrics"]
   assert reports[1]["model"] == str(place / "run" / "export") and "step" not in reports[1]
 
@@ -121,11 +122,15 @@ def test_overrides_choose_other_data_and_grader(place, tmp_path):
       "evaluation.batch_prompts: found 3, allowed: a multiple",
     ),
     ("--checkpoint {run} --output {run}/config.json/x", "config.json: is a file, allowed: a directory"),
+    ("--checkpoint {run} --output {run}", "--output: found {run!r}, a directory, allowed: a file"),
+    ("--checkpoint {run} --completions {tmp}", "--completions: found {tmp!r}, a directory, allowed: a file"),
+    ("--model {run}/export --step 2", "--step: found 2 with --model"),
     ("--model {tmp}", "holds none of tokenizer.json"),
   ],
 )
 def test_mistakes_are_one_line(place, tmp_path, capsys, arguments, message):
-  arguments = arguments.format(run=place / "run", tmp=tmp_path).split()
+  paths = {"run": str(place / "run"), "tmp": str(tmp_path)}
+  arguments, message = arguments.format(**paths).split(), message.format(**paths)
   assert message in refused(evaluate(place, *arguments), capsys)
   assert not list(tmp_path.iterdir())
 
@@ -149,13 +154,14 @@ def runs(tmp_path):
 
 
 def test_a_report_has_a_row_per_run(runs, tmp_path, capsys):
-  argv = ["report", *runs, "--last", "2", "--output", str(tmp_path / "report.json")]
+  output = tmp_path / "new" / "report.json"
+  argv = ["report", *runs, "--last", "2", "--output", str(output)]
   assert __main__.main(argv) == 0
   head, a, b = capsys.readouterr().out.splitlines()
   assert head.split() == ["run", "step", "reward/mean", "eval/x/accuracy"]
   assert a.split() == [runs[0], "3", "0.25", "0.5"]  # the mean of 0.2 and 0.3
   assert b.split() == [runs[1], "2", "0.25", "-"]  # a null is no value
-  report = json.loads((tmp_path / "report.json").read_text())
+  report = json.loads(output.read_text())
   assert report["last"] == 2 and report["runs"][0]["metrics"] == {"reward/mean": 0.25, "eval/x/accuracy": 0.5}
 
 
@@ -174,6 +180,14 @@ def test_mistakes_in_a_report(runs, tmp_path, capsys):
   (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"step": \n')
   assert "metrics.jsonl:2: not JSON" in refused(["report", str(tmp_path)], capsys)
   assert "required: RUN" in refused(["report"], capsys)
+  argv = ["report", *runs, "--output", str(tmp_path)]
+  assert f"--output: found {str(tmp_path)!r}, a directory, allowed: a file" in refused(argv, capsys)
+
+
+@pytest.mark.parametrize("line", [b"3", b'{"loss": 1}', b'{"step": 2, "loss": "x"}', b'{"step": 2, "\xff": 1}'])
+def test_a_report_of_what_is_no_line_of_metrics(tmp_path, capsys, line):
+  (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + line + b"\n")
+  assert "metrics.jsonl:2: " in refused(["report", str(tmp_path)], capsys)
 
 
 def test_a_report_of_a_real_run(place, capsys):

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "nrt_jax"
 # place of the modules in x that have none of their own.
 LAYERS = [
   ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "order", "stopping", "compilations", "nrt_jax"],
-  ["sharding", "attention", "ceilings"],
+  ["sharding", "attention", "ceilings", "quantized_moments"],
   ["kernels"],
   ["architecture"],
   ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
@@ -40,7 +40,7 @@ LAYERS = [
   ["planning.*"],
   ["benchmark_phases", "benchmark_report"],
   ["benchmark"],
-  ["commands.flags"],
+  ["commands.flags", "commands.output"],
   ["commands.configs"],
   ["commands.train", "commands.export"],
   ["commands.*"],

@@ -60,7 +60,7 @@ def _run_file(path: pathlib.Path):
     raise UserError(f"{error.filename or path}:{error.lineno or 1}: {error.msg}") from error
   except UserError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise UserError(f"{path}:{_line(error, path)}: {type(error).__name__}: {_first_sentence(error)}") from error
   finally:
     sys.path.remove(str(path.parent.resolve()))

@@ -8,8 +8,7 @@ import jax
 
 from nrt_jax import config, data, evaluation, policy, programs, sharding
 from nrt_jax import workdir as workdirs
-from nrt_jax.commands import configs, export
-from nrt_jax.commands.train import check_writable
+from nrt_jax.commands import configs, export, output
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import json_lines, write_json, write_text
 
@@ -18,9 +17,11 @@ def run(args) -> None:
   stage = choose_stage(config.stages_of(configs.load_config(args.config, args.overrides)), args.stage)
   if stage.evaluation.data is None:
     raise UserError("evaluation.data: found null, allowed: a data set, say --config.evaluation.data.source=FILE")
-  for path in filter(None, (args.output, args.completions)):
-    check_writable(os.path.dirname(os.path.abspath(path)), "--output, --completions")
-  workdir, step = (None, None) if args.model else find_checkpoint(args)
+  output.check_file(args.output, "--output")
+  output.check_file(args.completions, "--completions")
+  if args.model is not None and args.step is not None:
+    raise UserError(f"--step: found {args.step!r} with --model, which holds no checkpoints, allowed: --checkpoint")
+  workdir, step = (None, None) if args.model is not None else find_checkpoint(args)
   stage = with_source(stage, args.model, workdir)
   setup, tokenizer, dataset = prepare(stage)
   with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
@@ -106,6 +107,8 @@ def write(args, report: dict, completions: list) -> None:
   for name, value in report["metrics"].items():
     print(f"{name:<{width}}  {value:.4f}")
   print(f"{report['examples']} examples")
+  for path in filter(None, (args.output, args.completions)):
+    output.make_parent(path)
   if args.output:
     write_json(args.output, report)
   if args.completions:

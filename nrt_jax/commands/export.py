@@ -6,11 +6,13 @@ import jax
 
 from nrt_jax import workdir as workdirs
 from nrt_jax.checkpoint import Checkpoints
+from nrt_jax.commands import output
 from nrt_jax.errors import UserError
 
 
 def run(args) -> None:
   jax.config.update("jax_platforms", "cpu")  # the weights only pass through: no accelerator need hold them
+  output.check_directory(args.output, "--output")
   workdir = find_workdir(args.checkpoint)
   step = find_step(workdir, args.step)
   workdirs.export_checkpoint(workdir, args.output, step, args.dtype)

@@ -69,7 +69,7 @@ def _number(kind: type, least, most=float("inf")) -> Callable:
       value = kind(text)
     except ValueError:
       value = None
-    if value is None or not least <= value <= most:
+    if value is None or not least <= value <= most or value == float("inf"):
       raise argparse.ArgumentTypeError(f"found {text!r}, allowed: {'a whole number, ' * (kind is int)}{allowed}")
     return value
 

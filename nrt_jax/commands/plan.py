@@ -3,13 +3,14 @@
 import sys
 
 from nrt_jax import config
-from nrt_jax.commands import configs
+from nrt_jax.commands import configs, output
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json
 from nrt_jax.planning import report, sweep, topology
 
 
 def run(args) -> None:
+  output.check_file(args.json, "--json")
   slice_ = topology.parse(args.topology)
   topology.prepare()
   runs = config.stages_of(configs.load_config(args.config, args.overrides))
@@ -23,6 +24,7 @@ def run(args) -> None:
     text = report.as_text(data)
   print(text)
   if args.json:
+    output.make_parent(args.json)
     write_json(args.json, data)
 
 

@@ -2,10 +2,9 @@
 
 import fnmatch
 import json
-import os
 import pathlib
 
-from nrt_jax.commands.train import check_writable
+from nrt_jax.commands import output
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json
 
@@ -13,8 +12,7 @@ METRICS = ("reward/mean", "answer/logp_gain", "trace/length_mean", "completion/a
 
 
 def run(args) -> None:
-  if args.output:
-    check_writable(os.path.dirname(os.path.abspath(args.output)), "--output")
+  output.check_file(args.output, "--output")
   patterns = args.metric or METRICS
   runs = [summarise(directory, patterns, args.last) for directory in args.runs]
   for pattern in args.metric or ():
@@ -27,6 +25,7 @@ def run(args) -> None:
   print(table(runs, names))
   if args.output:
     shown = [{key: one[key] for key in ("run", "step", "metrics")} for one in runs]
+    output.make_parent(args.output)
     write_json(args.output, {"last": args.last, "runs": shown})
 
 
@@ -51,15 +50,24 @@ def read_metrics(directory: str) -> list[dict]:
   path = pathlib.Path(directory) / "metrics.jsonl"
   if not path.is_file():
     raise UserError(f"RUN: {directory}: holds no metrics.jsonl, allowed: workdirs of runs")
-  lines = []
-  for number, text in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
-    try:
-      lines.append(json.loads(text))
-    except json.JSONDecodeError as error:
-      raise UserError(f"{path}:{number}: not JSON: {error.msg}, column {error.colno}") from error
+  lines = [read_line(f"{path}:{number}", text) for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1)]
   if not lines:
     raise UserError(f"RUN: {path} has no line yet")
   return lines
+
+
+def read_line(where: str, text: bytes) -> dict:
+  """One line's numbers and nulls by name, its step among them."""
+  try:
+    line = json.loads(text)
+  except json.JSONDecodeError as error:
+    raise UserError(f"{where}: not JSON: {error.msg}, column {error.colno}") from error
+  except UnicodeDecodeError as error:
+    raise UserError(f"{where}: not UTF-8 text") from error
+  fits = isinstance(line, dict) and isinstance(line.get("step"), int)
+  if not fits or not all(value is None or isinstance(value, (int, float)) for value in line.values()):
+    raise UserError(f'{where}: found {text.decode()[:60]!r}, allowed: {{"step": NUMBER, NAME: NUMBER or null, ...}}')
+  return line
 
 
 def table(runs: list[dict], names: list) -> str:

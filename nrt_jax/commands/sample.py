@@ -57,10 +57,30 @@ def read_questions(args) -> list:
   if not args.prompt and not args.file:
     if sys.stdin.isatty():
       raise UserError("--prompt: found none, allowed: --prompt TEXT, --file FILE, or lines on standard input")
-    questions = [line for line in sys.stdin.read().splitlines() if line.strip()]
+    questions = read_standard_input()
   if not questions:
     raise UserError(f"--file: {args.file or 'standard input'} holds no prompt")
+  for number, question in enumerate(questions, 1):
+    texts = [question] if isinstance(question, str) else [message["content"] for message in question]
+    if not all(is_unicode(text) for text in texts):
+      raise UserError(f"prompt {number}: is not valid Unicode text")
   return questions
+
+
+def read_standard_input() -> list[str]:
+  try:
+    return [line for line in sys.stdin.read().splitlines() if line.strip()]
+  except UnicodeDecodeError as error:
+    raise UserError("standard input: not UTF-8 text") from error
+
+
+def is_unicode(text: str) -> bool:
+  """Whether no half of a character is in it: JSON can write these, flags that are no UTF-8 hold them."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 def _question(where: str, row: dict):

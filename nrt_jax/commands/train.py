@@ -5,7 +5,7 @@ import os
 import jax
 
 from nrt_jax import config, training
-from nrt_jax.commands import configs
+from nrt_jax.commands import configs, output
 from nrt_jax.errors import UserError
 
 
@@ -18,7 +18,7 @@ def run(args) -> None:
   values = configs.load_config(args.config, args.overrides)
   runs = config.stages_of(values)
   workdir = os.path.abspath(args.workdir)
-  check_writable(workdir)
+  output.check_directory(workdir, "--workdir")
   if not training.train(runs, workdir, values):
     raise SystemExit(STOPPED)
 
@@ -36,14 +36,3 @@ def join_processes(where: str) -> None:
   except (ValueError, RuntimeError, TypeError) as error:
     reason = str(error).split("\n")[0]
     raise UserError(f"--distributed: {reason} (give HOST:PORT,COUNT,ID where nothing tells them)") from error
-
-
-def check_writable(directory: str, flag: str = "--workdir") -> None:
-  """Raises UserError where the directory can't be made or written to. Makes nothing."""
-  existing = directory
-  while not os.path.lexists(existing):
-    existing = os.path.dirname(existing)
-  if not os.path.isdir(existing):
-    raise UserError(f"{flag}: {existing}: is a file, allowed: a directory")
-  if not os.access(existing, os.W_OK | os.X_OK):
-    raise UserError(f"{flag}: {existing}: no permission to write there")

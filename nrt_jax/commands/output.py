@@ -1,0 +1,30 @@
+"""Where commands write what their flags name: checked before any work is done, and made when it is done."""
+
+import os
+
+from nrt_jax.errors import UserError
+
+
+def check_directory(directory: str, flag: str) -> None:
+  """Raises UserError where the directory can't be made or written to. Makes nothing."""
+  existing = os.path.abspath(directory)
+  while not os.path.lexists(existing):
+    existing = os.path.dirname(existing)
+  if not os.path.isdir(existing):
+    raise UserError(f"{flag}: {existing}: is a file, allowed: a directory")
+  if not os.access(existing, os.W_OK | os.X_OK):
+    raise UserError(f"{flag}: {existing}: no permission to write there")
+
+
+def check_file(path: str | None, flag: str) -> None:
+  """Raises UserError where the file (None: no such flag) can't be written. Makes nothing."""
+  if path is None:
+    return
+  if not path or path.endswith(os.sep) or os.path.isdir(path):
+    raise UserError(f"{flag}: found {path!r}, a directory, allowed: a file")
+  check_directory(os.path.dirname(os.path.abspath(path)), flag)
+
+
+def make_parent(path: str) -> None:
+  """Makes the directories above a file."""
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
