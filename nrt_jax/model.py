@@ -203,7 +203,10 @@ def decoding_params(params, config: ModelConfig, rules: dict | None = None):
 def _remat(config: ModelConfig, layer):
   if config.remat == "none":
     return layer
-  policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if config.remat == "dots" else None
+  policies, policy = jax.checkpoint_policies, None
+  if config.remat == "dots":  # the projections and what attention kernels name, but no scores
+    named = policies.save_only_these_names(kernels.SAVED)
+    policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named)
   return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
 
 
