@@ -20,6 +20,7 @@ from nrt_jax.files import write_json
 
 TRASH = "trash"
 METRICS = "metrics"  # a step's item that Orbax ranks it by: a file of this name in a directory of this name
+RECORD = os.path.join("record", "metadata")  # the file of a step's record
 
 
 @dataclass(frozen=True)
@@ -78,14 +79,17 @@ class Checkpoints:
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(_flat(states)), record=ocp.args.JsonSave(record))
     self._manager.save(step, args=items, metrics=ranked, force=True)
 
-  def rank(self, step: int, metrics: dict) -> None:
-    """Gives a saved step the `keep_best` that was measured too late for `save`. Every host calls this."""
+  def amend(self, step: int, record: dict, metrics: dict) -> None:
+    """Gives a saved step another record, and the `keep_best` that was measured too late for `save`. For every host."""
     self.wait()
     ranked = {name: value for name, value in self._ranked(metrics).items() if not math.isnan(value)}
+    path = os.path.join(self._directory, str(step))
     if ranked and jax.process_index() == 0:
-      write_json(os.path.join(self._directory, str(step), METRICS, METRICS), ranked)
+      write_json(os.path.join(path, METRICS, METRICS), ranked)
+    if jax.process_index() == 0:
+      write_json(os.path.join(path, RECORD), record)  # last: until it is there, the evaluation is still owed
     if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("checkpoint ranked")
+      multihost_utils.sync_global_devices("checkpoint amended")
     self._manager.reload()
 
   def _ranked(self, metrics: dict) -> dict:

@@ -72,7 +72,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
       if states is None or number > progress.stage:
         states, progress = loop.next_stage(states, number), Progress(stage=number)
       states, progress = loop.run_stage(states, progress)
-      if progress.step < runs[number].total_steps:
+      if progress.step < runs[number].total_steps or not progress.evaluated:
         writer.note("stopped by a signal, after saving; the same command resumes")
         return False
 
@@ -231,8 +231,9 @@ class Loop:
       return states, progress
     generate = self._build_generate(stage)
     if not progress.evaluated:  # whoever stopped us left no time for it
-      number = stage.first_step + progress.step
-      self._checkpoints.rank(number, self._evaluate(generate, states, stage, number))
+      number, progress = stage.first_step + progress.step, progress._replace(evaluated=True)
+      measured = self._evaluate(generate, states, stage, number)
+      self._checkpoints.amend(number, progress.record(run.stage), measured)
     if progress.step >= run.total_steps:
       return states, progress
     if progress.step == 0 and stage.first_step == 0:

@@ -174,7 +174,7 @@ def test_a_step_can_be_ranked_after_it_was_saved(tmp_path, late):
   config = CheckpointConfig(keep_last=2, keep_best="eval/acc", async_save=False)
   save_all(tmp_path, config, [(1, 0.5), (2, None)])
   checkpoints = Checkpoints(tmp_path, config)
-  checkpoints.rank(2, {"eval/acc": late, "eval/other": 1.0})
+  checkpoints.amend(2, {"step": 2, "late": True}, {"eval/acc": late, "eval/other": 1.0})
   best = 2 if late == 0.9 else 1
   assert checkpoints.best_step() == best
   for step in (3, 4):
@@ -183,7 +183,7 @@ def test_a_step_can_be_ranked_after_it_was_saved(tmp_path, late):
   checkpoints.close()
   assert Checkpoints(tmp_path, config, read_only=True).best_step() == best
   tree, record = Checkpoints(tmp_path, config, read_only=True).restore(best, {"w": jnp.zeros(3, jnp.int32)})
-  assert (tree["w"] == best).all() and record == {"step": best}
+  assert (tree["w"] == best).all() and record == ({"step": 2, "late": True} if best == 2 else {"step": 1})
 
 
 def test_keeps_only_the_last_without_a_metric(tmp_path):

@@ -139,7 +139,8 @@ def test_the_same_command_again_changes_nothing(uninterrupted, values):
   assert before == {path: path.read_bytes() for path in uninterrupted.glob("*.jsonl")}
 
 
-@pytest.mark.parametrize("stop_at", [1, 2, 4, 6])  # 2: noticed in step 3, which is due an evaluation
+# Noticed one step later: in step 3, which is due an evaluation; at a stage's end; in a stage's first step; at the end.
+@pytest.mark.parametrize("stop_at", [2, 3, 4, 7])
 def test_sigterm_saves_and_the_same_command_resumes(values, uninterrupted, tmp_path, monkeypatch, stop_at):
   write = MetricsWriter.write
 
@@ -154,17 +155,19 @@ def test_sigterm_saves_and_the_same_command_resumes(values, uninterrupted, tmp_p
   done = Checkpoints(str(tmp_path / "checkpoints"), read_only=True).latest_step()
   assert stop_at <= done <= stop_at + 1  # metrics are written one step late
   assert not (tmp_path / "export").exists()
-  rank, ranked = Checkpoints.rank, []
+  amend, ranked = Checkpoints.amend, []
 
-  def noted(self, step, metrics):
+  def noted(self, step, record, metrics):
     ranked.append(step)
-    rank(self, step, metrics)
+    amend(self, step, record, metrics)
     assert self.best_step() is not None and "eval/heldout/accuracy" in metrics
 
   with monkeypatch.context() as patch:
-    patch.setattr(Checkpoints, "rank", noted)
+    patch.setattr(Checkpoints, "amend", noted)
     train(values, tmp_path)
-  assert ranked == {2: [3], 6: [7]}.get(stop_at, [])  # checkpoints that were saved before they were evaluated
+    if stop_at == 7:
+      train(values, tmp_path)  # nothing is owed any more
+  assert ranked == {2: [3], 3: [4], 7: [8]}.get(stop_at, [])  # checkpoints that were saved before they were evaluated
   assert_same_run(values, tmp_path, uninterrupted)
 
 
