@@ -106,7 +106,7 @@ class Setup(NamedTuple):
     shared, choice = self.rows_per_prompt, self.run.parallel.share_prompts
     if choice == "auto":
       pays = 8 * self.run.prompt.max_prompt_length * (shared - 1) >= self._row_columns * shared
-      kernel = kernels.choose(self.model, (1, self._row_columns)) in ("cudnn", "splash")
+      kernel = kernels.choose(self.model, (self.ways, self._row_columns)) in ("cudnn", "splash")  # whole mesh or none
       return shared if pays and not kernel and self._prompts_per_update % self.micro_batches == 0 else 1
     return shared if choice == "on" else 1
 

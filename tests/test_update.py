@@ -60,6 +60,10 @@ def test_kernels_run_rows_that_have_their_own_prompt():
 
   assert [on(platform) for platform in ("cpu", "gpu", "tpu")] == [4, 1, 1]
   assert on("tpu", parallel__share_prompts="on") == 4
+  # Before the mesh is set, where sizes are checked, and while it is, where the step is traced.
+  with jax.set_mesh(setup(parallel__fsdp=2).mesh):
+    over = {"prompts_per_step": 16, "parallel__fsdp": 2}
+    assert [on(platform, **over) for platform in ("cpu", "gpu", "tpu")] == [4, 1, 1]
 
 
 def test_micro_batches_of_a_cpu_are_as_large_as_its_caches():
