@@ -3,8 +3,13 @@
 import os
 import tempfile
 
-# Tests compile much and compute little: this halves the time that LLVM takes.
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
+FLAGS = (
+  # Tests compile much and compute little: this halves the time that LLVM takes.
+  "--xla_backend_optimization_level=0",
+  # XLA:CPU aborts the process where one of eight devices waits a minute for another: on a busy machine one does.
+  "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 # Subprocesses that tests start inherit both: eight devices on one CPU, and one cache of compiled programs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"nrt_jax_tests_{os.getuid()}"))
