@@ -32,7 +32,7 @@ class ModelSource:
   path: str | None = None  # directory in Hugging Face format: config.json, safetensors, tokenizer
   weights: str = "pretrained"  # pretrained: from `path` | random: only the architecture of `path`
   compute_dtype: str = "float32"  # float32 | bfloat16; master parameters stay float32
-  remat: str = "none"  # none | dots | full
+  remat: str = "none"  # none | dots: keeps the projections and what splash attention needs | full: recomputes layers
   layer_loop: str = "auto"  # auto | scan | unroll
   attention: str = "auto"  # auto | xla | cudnn | splash: of whole rows; auto: by the platform of the devices
   attention_block: int = 512  # with xla: queries of a row whose scores exist at the same time

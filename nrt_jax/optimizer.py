@@ -1,15 +1,20 @@
 """From an OptimizerConfig to an optax transformation: clip by global norm, precondition, decoupled decay, schedule."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
+from nrt_jax import quantized_moments as quantized
 from nrt_jax.errors import UserError, require_choice
 
 # Leaves that weight decay leaves out, by name: layers are stacked, so a norm's scale has two axes and ndim can't tell.
 UNDECAYED = ("scale", "bias")
 
+
+MOMENT_DTYPES = ("float32", "bfloat16", "int8")
 
 # What may use the averaged parameters. Sampling, a next stage and `from_checkpoint` go on from the trained ones.
 AVERAGE_USES = ("evaluation", "export")
@@ -28,7 +33,7 @@ class OptimizerConfig:
   beta1: float = 0.9  # decay of the first moment; the momentum of sgd
   beta2: float = 0.95  # decay of the second moment (adamw)
   eps: float = 1e-15  # added to the root of the second moment (adamw)
-  moment_dtype: str = "float32"  # of the stored first moment: float32 | bfloat16; the second one is always float32
+  moment_dtype: str = "float32"  # of stored moments: float32 | bfloat16 (the first only) | int8 (both, in blocks)
   weight_decay: float = 0.01  # decoupled, times the learning rate; norms and biases are left out
   max_grad_norm: float = 1.0  # gradients are scaled down to this global norm; 0 turns it off
   ema_decay: float = 0.0  # per training step, of an average of the trained parameters from the stage's start; 0 = none
@@ -38,7 +43,7 @@ class OptimizerConfig:
   def __post_init__(self):
     require_choice("optimizer.name", self.name, PRECONDITIONERS)
     require_choice("optimizer.schedule", self.schedule, DECAYS)
-    require_choice("optimizer.moment_dtype", self.moment_dtype, ("float32", "bfloat16"))
+    require_choice("optimizer.moment_dtype", self.moment_dtype, MOMENT_DTYPES)
     for key in ("learning_rate", "warmup_steps", "eps", "weight_decay", "max_grad_norm"):
       self._require(key, getattr(self, key) >= 0, "0 or more")
     for key in ("warmup_ratio", "end_ratio"):
@@ -55,8 +60,18 @@ class OptimizerConfig:
       raise UserError(f"optimizer.{key}: found {getattr(self, key)!r}, allowed: {allowed}")
 
 
-def stored_in(dtype: str, inner: optax.GradientTransformation, moment: str) -> optax.GradientTransformation:
-  """`inner`, whose state keeps the field `moment` in `dtype` between updates; it computes in float32.
+def stored_in(dtype: str, inner: optax.GradientTransformation, **moments) -> optax.GradientTransformation:
+  """`inner`, whose state keeps moments in `dtype` between updates; it computes in float32.
+
+  moments: field of the state -> quantized.Code, the first moment first.
+  """
+  if dtype == "int8":
+    return in_eight_bits(inner, moments)
+  return in_two_bytes(dtype, inner, next(iter(moments)))
+
+
+def in_two_bytes(dtype: str, inner: optax.GradientTransformation, moment: str) -> optax.GradientTransformation:
+  """Keeps the field `moment` in `dtype`.
 
   Optax's own mu_dtype multiplies in bfloat16, where a beta1 of 0.9 is 0.8984: the moment would be 1.6 % too small. The
   second moment stays in float32: it moves by 1 - beta2 of itself, and bfloat16 rounds steps below 1/256 away.
@@ -72,12 +87,38 @@ def stored_in(dtype: str, inner: optax.GradientTransformation, moment: str) -> o
   return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
 
 
+class EightBits(NamedTuple):
+  """State of a transformation whose moments are quantized.Coded."""
+
+  updates: jax.Array  # int32 [], made so far: rounding depends on it
+  inner: tuple
+
+
+def in_eight_bits(inner: optax.GradientTransformation, codes: dict) -> optax.GradientTransformation:
+  """Keeps every field of `codes` as quantized.Coded. Norms and biases are few, and stay in float32."""
+
+  def encode(state, updates):
+    moments = {name: getattr(state, name) for name in codes}
+    fields = {name: quantized.encode_tree(codes[name], m, decay_mask(m), updates) for name, m in moments.items()}
+    return EightBits(updates, state._replace(**fields))
+
+  def update(updates, state, params=None):
+    fields = {name: quantized.decode_tree(code, getattr(state.inner, name)) for name, code in codes.items()}
+    updates, after = inner.update(updates, state.inner._replace(**fields), params)
+    return updates, encode(after, state.updates + 1)
+
+  return optax.GradientTransformation(lambda params: encode(inner.init(params), jnp.int32(0)), update)
+
+
 # name -> config -> the transformation that turns gradients into directions
 PRECONDITIONERS = {
   "adamw": lambda config: stored_in(
-    config.moment_dtype, optax.scale_by_adam(config.beta1, config.beta2, config.eps), "mu"
+    config.moment_dtype,
+    optax.scale_by_adam(config.beta1, config.beta2, config.eps),
+    mu=quantized.FIRST,
+    nu=quantized.SECOND,
   ),
-  "sgd": lambda config: stored_in(config.moment_dtype, optax.trace(config.beta1), "trace"),
+  "sgd": lambda config: stored_in(config.moment_dtype, optax.trace(config.beta1), trace=quantized.FIRST),
 }
 
 # schedule -> (config, updates after the warm-up) -> learning rate as a function of the updates after the warm-up

@@ -150,7 +150,7 @@ def state_shardings(setup: Setup):
   states = abstract_states(setup)
   opt_state = optax.tree_map_params(
     make_optimizer(setup.run.optimizer, setup.run.total_steps),
-    lambda _, cut: cut,
+    lambda moment, cut: sharding.where_it_divides(cut, moment.shape),  # scales of blocks are fewer than parameters
     states.policy.opt_state,
     trainable,
     transform_non_params=lambda _: everywhere,

@@ -105,6 +105,14 @@ def shardings_for(mesh, abstract_tree, axes_tree, rules: dict = RULES, where: st
   return jax.tree_util.tree_map_with_path(one, abstract_tree, axes_tree)
 
 
+def where_it_divides(cut: NamedSharding, shape: tuple) -> NamedSharding:
+  """`cut` for an array of this shape, with the axes of the one it was made for, or with none: axes that no longer
+  divide are not cut."""
+  ways = [int(np.prod([cut.mesh.shape[a] for a in np.atleast_1d(entry) if a is not None])) for entry in cut.spec]
+  spec = [entry if size % count == 0 else None for size, entry, count in zip(shape, cut.spec, ways)]
+  return NamedSharding(cut.mesh, PartitionSpec(*spec))
+
+
 def replicated(mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 

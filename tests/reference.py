@@ -442,3 +442,17 @@ def eight_bits(x):
       scale[at] = top / 127
       number[at] = [round(float(v) * 127 / top) for v in x[at]]
   return number, scale
+
+
+def coded_block(x, levels, octaves, never_zero, dither):
+  """(signed levels, scale) of one block of a moment; level k > 0 stands for 2^(octaves (k - levels) / (levels - 1))."""
+  scale, codes = max(abs(v) for v in x), []
+  values = [0.0] + [2 ** (octaves * (k - levels) / (levels - 1)) for k in range(1, levels + 1)]
+  for v, d in zip(np.float64(x), dither):
+    share = abs(v) / scale
+    k = max(i for i in range(levels) if values[i] <= share)  # the level below, at most the last but one
+    up = d < (share - values[k]) / (values[k + 1] - values[k])
+    if never_zero and k == 0:
+      up = share > 0
+    codes.append(int(np.sign(v)) * (k + bool(up)))
+  return np.array(codes), scale
