@@ -7,6 +7,7 @@ import jax
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.kernels import ATTENTION
 
+REMATS = ("none", "dots", "full")  # what the backward pass finds saved: everything | matrix products | layer inputs
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
 LORA = "_lora"  # ending of an adapter's name: "q_lora" adapts "q"
@@ -65,7 +66,7 @@ class ModelConfig:
   def __post_init__(self):
     require_choice("model.family", self.family, FAMILIES)
     require_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
-    require_choice("model.remat", self.remat, ("none", "dots", "full"))
+    require_choice("model.remat", self.remat, REMATS)
     require_choice("model.layer_loop", self.layer_loop, ("auto", "scan", "unroll"))
     require_choice("model.attention", self.attention, ATTENTION)
     if self.attention_block < 1:

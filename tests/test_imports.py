@@ -36,6 +36,7 @@ LAYERS = [
   ["training"],
   ["planning", "planning.hlo", "planning.topology", "planning.program"],
   ["planning.collectives", "planning.roofline"],
+  ["planning.guess"],
   ["planning.report"],
   ["planning.*"],
   ["benchmark_phases", "benchmark_report"],

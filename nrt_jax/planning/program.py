@@ -195,8 +195,11 @@ def largest_allocations(message: str, count: int = 3) -> str:
   return "; ".join(lines)
 
 
-def with_layout(run: RunConfig, data_ways: int, fsdp: int, tensor: int, micro_batches: int, wave: int) -> RunConfig:
-  """The run on another mesh, in other pieces."""
+def with_layout(
+  run: RunConfig, data_ways: int, fsdp: int, tensor: int, micro_batches: int, wave: int, remat: str | None = None
+) -> RunConfig:
+  """The run on another mesh, in other pieces, with another `model.remat` (None: its own)."""
   parallel = dataclasses.replace(run.parallel, data=data_ways, fsdp=fsdp, tensor=tensor, micro_batches=micro_batches)
   sampling = dataclasses.replace(run.sampling, wave_prompts=wave)
-  return dataclasses.replace(run, parallel=parallel, sampling=sampling)
+  model = dataclasses.replace(run.model, remat=remat or run.model.remat)
+  return dataclasses.replace(run, parallel=parallel, sampling=sampling, model=model)

@@ -3,8 +3,10 @@
 import math
 from typing import NamedTuple
 
-from nrt_jax import hardware, programs
-from nrt_jax.planning import collectives, hlo, program, roofline
+import jax
+
+from nrt_jax import hardware, kernels, programs
+from nrt_jax.planning import collectives, guess, hlo, program, roofline
 from nrt_jax.planning.topology import Topology
 
 GIB = hardware.GIB
@@ -51,6 +53,7 @@ def as_data(plan: Plan) -> dict:
     "prompts_per_step": run.prompts_per_step, "samples_per_prompt": setup.samples_per_prompt,
     "wave_prompts": run.sampling.wave_prompts, "minibatches": run.optimizer.minibatches,
     "micro_batches": roofline.pieces_of(run), "remat": setup.model.remat,
+    "attention": attention_of(plan),
     "trained_rows": plan.rows.count, "row_length": plan.rows.length,
     "placeholder_tokenizer": plan.placeholder,
     "fits": all(one.overflow is None for one in plan.compiled), "programs": programs_,
@@ -58,6 +61,14 @@ def as_data(plan: Plan) -> dict:
   if data["fits"]:
     data["roofline"] = _roofline_data(plan, chip)
   return data
+
+
+def attention_of(plan: Plan) -> str:
+  """How the rows of a micro-batch attend: kernels.choose, but for packed rows and shared prompts."""
+  run = plan.setup.run
+  together = plan.rows.count // (run.optimizer.minibatches * roofline.pieces_of(run))
+  with jax.sharding.use_abstract_mesh(plan.setup.mesh.abstract_mesh):
+    return kernels.choose(plan.setup.model, (together, plan.rows.length))
 
 
 def _program_data(plan: Plan, one, chip) -> dict:
@@ -100,7 +111,7 @@ def estimates(plan: Plan) -> list:
     for c in plan.found[one.name]:
       wire[c.phase] = wire.get(c.phase, 0) + c.wire_bytes * c.times
   if all(one.text is None for one in plan.compiled):
-    wire = roofline.wire_guess(plan.setup, plan.rows)
+    wire = guess.wire(plan.setup, plan.rows)
   return roofline.estimate(plan.setup, plan.rows, device_chip(plan), flops, wire)
 
 
@@ -130,10 +141,11 @@ def as_text(data: dict) -> str:
   waves = data["wave_prompts"] or data["prompts_per_step"]
   step = f"{data['prompts_per_step']} prompts x {data['samples_per_prompt']} samples in waves of {waves} prompts"
   pieces = f"{data['minibatches']} x {data['micro_batches']} pieces"
+  how = f"remat {data['remat']}, attention {data['attention']}"
   lines = [
     f"{data['topology']}: {data['chips']} chips, {data['devices']} devices, mesh {mesh}",
     f"stage {data['stage']} ({data['algorithm']}): {step},",
-    f"  {data['trained_rows']} rows of {data['row_length']} tokens in {pieces}, remat {data['remat']}",
+    f"  {data['trained_rows']} rows of {data['row_length']} tokens in {pieces}, {how}",
   ]
   if data["placeholder_tokenizer"]:
     lines.append("no tokenizer at hand: the vocabulary of config.json and the marker")

@@ -6,7 +6,7 @@ step of a small batch, whose collectives move little, takes longer.
 
 from typing import NamedTuple
 
-from nrt_jax import costs, programs, sampler, sharding
+from nrt_jax import costs, programs, sharding
 from nrt_jax.hardware import Chip
 from nrt_jax.planning.program import Rows
 
@@ -89,7 +89,7 @@ def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
   accumulated = 12 * trained / shards if pieces > 1 else 4 * trained / shards
   found = {
     # forward, forward again where it is recomputed, backward: each reads all weights of its tensor share
-    "update": minibatches * pieces * ((2 if model.remat == "none" else 3) * gathered + accumulated),
+    "update": minibatches * pieces * ((3 if model.remat == "full" else 2) * gathered + accumulated),
     "optimizer": minibatches * 28 * trained / shards,  # reads parameter, gradient, moments; writes all but the gradient
   }
   if not setup.algorithm.samples_traces:
@@ -125,54 +125,3 @@ def estimate(setup: programs.Setup, rows: Rows, chip: Chip, compiled_flops: dict
     seconds = (flops / chip.flops, moved / chip.hbm_bandwidth, sent / chip.link_bandwidth)
     found.append(Estimate(phase, flops, moved, sent, *seconds))
   return found
-
-
-def wire_guess(setup: programs.Setup, rows: Rows) -> dict:
-  """Bytes that one device receives, by phase, where no program was compiled: to rank layouts before compiling.
-
-  Two sums over `tensor` per layer and pass, weights gathered over `fsdp` per pass, gradients scattered once.
-  """
-  run, model, mesh = setup.run, setup.model, setup.mesh.shape
-  ways, D, layers = sharding.data_parallel_ways(setup.mesh), model.hidden_size, model.num_hidden_layers
-  ring, others = 2 * (mesh["tensor"] - 1) / mesh["tensor"], (mesh["fsdp"] - 1) / mesh["fsdp"]
-  weights = 2 * costs.parameter_count(model) / mesh["tensor"] * others
-  passes = 2 if model.remat == "none" else 3
-  pieces = run.optimizer.minibatches * pieces_of(run)
-  tokens = rows.count * rows.length / ways
-  gradients = 4 * costs.state_bytes(model)["optimizer"] / 8 / mesh["tensor"]
-  data = 2 * (mesh["data"] - 1) / mesh["data"] / mesh["fsdp"]
-  found = {
-    "update": passes * 2 * layers * tokens * D * 2 * ring
-    + pieces * (passes * weights + gradients * others) + run.optimizer.minibatches * gradients * data,
-  }  # fmt: skip
-  if setup.algorithm.samples_traces:
-    n = lengths_of(setup, rows)
-    sampled = n.prompts * n.samples * n.trace / ways
-    found["rollout_weights"] = weights
-    found["decode"] = 2 * layers * sampled * D * 2 * ring
-    found["score_answer"] = 2 * layers * n.prompts * n.samples * (n.marker + n.answer) / ways * D * 2 * ring
-  return found
-
-
-def memory_guess(setup: programs.Setup, rows: Rows) -> float:
-  """Bytes that one device will need, roughly: state, and the larger of sampling and update. To rank layouts only."""
-  run, model, mesh = setup.run, setup.model, setup.mesh.shape
-  tensor, ways = mesh["tensor"], sharding.data_parallel_ways(setup.mesh)
-  shards = mesh["fsdp"] * tensor
-  state, width = costs.state_bytes(model), {"float32": 4, "bfloat16": 2}[model.compute_dtype]
-  kept = sum(state.values()) / shards
-  pieces = run.optimizer.minibatches * pieces_of(run)
-  together = rows.count / ways / pieces * rows.length  # tokens in one pass of the update
-  saved = model.num_hidden_layers * together * model.hidden_size * width * (1 if model.remat == "full" else 8)
-  inner = together * 4 * (model.intermediate_size / tensor + model.hidden_size) * width
-  scores = 3 * 4 * together * min(rows.length, 2048) * model.num_attention_heads / tensor
-  head = 2 * 4 * min(model.head_chunk, together) * model.vocab_size / tensor
-  update = state["optimizer"] / 2 / shards * (2 if pieces > 1 else 1) + saved + inner + scores + head
-  if not setup.algorithm.samples_traces:
-    return kept + update
-  n, waves = lengths_of(setup, rows), waves_of(setup)
-  prompts = n.prompts / waves / ways
-  slots = sampler.cache_sizes(run.sampling.max_trace_length, run.sampling.cache_stages)[-1]
-  cache = prompts * (n.prompt + n.samples * slots) * costs.cache_bytes_per_token(model, width) / tensor
-  logits = 2 * 4 * prompts * n.samples * n.answer * n.row * model.num_attention_heads / tensor
-  return kept + max(update, width * costs.parameter_count(model) / tensor + 2 * cache + logits)

@@ -1,11 +1,13 @@
 """Layouts of a step on a slice: all that divide are ranked by an estimate, and the best few are compiled."""
 
+import dataclasses
 from typing import NamedTuple
 
 from nrt_jax import programs, sharding
+from nrt_jax.architecture import REMATS
 from nrt_jax.config import RunConfig
 from nrt_jax.errors import UserError
-from nrt_jax.planning import program, report, roofline
+from nrt_jax.planning import guess, program, report, roofline
 from nrt_jax.planning.topology import Topology
 
 
@@ -17,12 +19,14 @@ class Layout(NamedTuple):
   tensor: int
   micro_batches: int
   wave_prompts: int
+  remat: str
   seconds: float  # the roofline of a step
   bytes: float  # that a device needs, roughly
 
   def __str__(self):
     waves = f", sampling.wave_prompts {self.wave_prompts}" if self.wave_prompts else ""
-    return f"data {self.data} x fsdp {self.fsdp} x tensor {self.tensor}, micro_batches {self.micro_batches}{waves}"
+    mesh = f"data {self.data} x fsdp {self.fsdp} x tensor {self.tensor}"
+    return f"{mesh}, remat {self.remat}, micro_batches {self.micro_batches}{waves}"
 
 
 def divisors(n: int) -> list[int]:
@@ -37,16 +41,16 @@ def meshes(devices: int) -> list[tuple[int, int, int]]:
 def layouts(run: RunConfig, topology: Topology, devices: list) -> list[Layout]:
   """The layouts that divide, the likeliest first: those that should fit, by time; then the others, by memory.
 
-  Of each mesh the fewest micro-batches and the largest waves that should fit are taken.
+  Of each mesh and each `model.remat`, the fewest micro-batches and the largest waves that should fit are taken.
   """
   found, rows = [], None
   for mesh in meshes(len(devices)):
     opened = _first_that_divides(run, devices, *mesh)
     if opened is not None:
       rows = rows or program.trained_rows(opened[0])  # the same on every mesh
-      found.append(_of_mesh(*opened, rows, topology))
+      found += [_of_mesh(*opened, rows, topology, remat) for remat in REMATS]
   room = usable(topology)
-  return sorted(found, key=lambda x: (x.bytes > room, x.seconds if x.bytes <= room else x.bytes))
+  return sorted(found, key=lambda x: (x.bytes > room, x.seconds if x.bytes <= room else x.bytes, x.micro_batches))
 
 
 def usable(topology: Topology) -> float:
@@ -66,7 +70,7 @@ def _first_that_divides(run: RunConfig, devices: list, data: int, fsdp: int, ten
   return None
 
 
-def _of_mesh(setup: programs.Setup, pieces: list, rows, topology: Topology) -> Layout:
+def _of_mesh(setup: programs.Setup, pieces: list, rows, topology: Topology, remat: str) -> Layout:
   """The layout with the fewest micro-batches, then the largest waves, that should fit; else the smallest."""
   B, ways = setup.run.prompts_per_step, sharding.data_parallel_ways(setup.mesh)
   waves = [0]
@@ -76,21 +80,20 @@ def _of_mesh(setup: programs.Setup, pieces: list, rows, topology: Topology) -> L
   smallest = None
   for micro_batches in pieces[start:]:
     for wave in waves:
-      layout = _guess(setup, rows, topology, micro_batches, wave)
+      layout = _guess(setup, rows, topology, micro_batches, wave, remat)
       if layout.bytes <= usable(topology):
         return layout
       smallest = layout if smallest is None or layout.bytes < smallest.bytes else smallest
   return smallest
 
 
-def _guess(setup: programs.Setup, rows, topology: Topology, micro_batches: int, wave: int) -> Layout:
-  mesh = setup.mesh.shape
-  run = program.with_layout(setup.run, mesh["data"], mesh["fsdp"], mesh["tensor"], micro_batches, wave)
-  setup = setup._replace(run=run)
-  chip = topology.chip.per_device()
-  phases = roofline.estimate(setup, rows, chip, {}, roofline.wire_guess(setup, rows))
-  seconds, size = sum(p.seconds for p in phases), roofline.memory_guess(setup, rows)
-  return Layout(mesh["data"], mesh["fsdp"], mesh["tensor"], micro_batches, wave, seconds, size)
+def _guess(setup: programs.Setup, rows, topology: Topology, micro_batches: int, wave: int, remat: str) -> Layout:
+  layout = (*(setup.mesh.shape[axis] for axis in sharding.MESH_AXES), micro_batches, wave, remat)
+  run, model = program.with_layout(setup.run, *layout), dataclasses.replace(setup.model, remat=remat)
+  setup = setup._replace(run=run, model=model)
+  flops = {"gradients": guess.update_flops(setup, rows) / setup.mesh.size}
+  phases = roofline.estimate(setup, rows, topology.chip.per_device(), flops, guess.wire(setup, rows))
+  return Layout(*layout, sum(p.seconds for p in phases), guess.memory(setup, rows))
 
 
 def plan(run: RunConfig, topology: Topology, devices: list, say=lambda text: None) -> report.Plan:
@@ -112,7 +115,7 @@ def sweep(run: RunConfig, topology: Topology, devices: list, count: int, say=lam
   plans = []
   for layout in ranked[:count]:
     say(f"compiling {layout}")
-    tried = program.with_layout(run, *layout[:5])
+    tried = program.with_layout(run, *layout[:6])
     plans.append({"layout": layout._asdict(), **report.as_data(plan(tried, topology, devices, say))})
   return sorted(plans, key=lambda p: (not p["fits"], p["roofline"]["step_seconds"] if p["fits"] else 0))
 

@@ -1,0 +1,121 @@
+"""What a step will need on a mesh, guessed without compiling: only good to choose the layouts that are compiled."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from nrt_jax import costs, kernels, lora, programs, sampler, sharding
+from nrt_jax.architecture import ModelConfig
+from nrt_jax.model import forward
+from nrt_jax.planning import roofline
+from nrt_jax.planning.program import Rows
+from nrt_jax.policy import abstract_params
+
+TRACED_LAYERS = 3  # in `saved_bytes`: a leading axis of this size is the layers'
+
+
+@functools.lru_cache
+def saved_bytes(model: ModelConfig, tensor: int, length: int) -> int:
+  """Bytes that one layer keeps of a row of `length` tokens for its backward pass, on one of `tensor` devices.
+
+  Exactly what JAX saves under `remat`; XLA may compute some of it again.
+  """
+  local = dataclasses.replace(
+    model,
+    num_hidden_layers=TRACED_LAYERS,
+    num_attention_heads=model.num_attention_heads // tensor,
+    num_key_value_heads=max(1, model.num_key_value_heads // tensor),
+    intermediate_size=model.intermediate_size // tensor,
+    sliding_layers=None,
+    vocab_size=8,
+    vocab_padding=0,
+    layer_loop="scan",
+  )
+  trainable, frozen = lora.split(abstract_params(local), local)
+
+  def saved(rows: int) -> int:
+    token = jax.ShapeDtypeStruct((rows, length), jnp.int32)
+
+    def backward(trainable, frozen, token, position):
+      return jax.vjp(lambda part: forward(lora.join(part, frozen), local, token, position)[0], trainable)[1]
+
+    leaves = jax.tree.leaves(jax.eval_shape(backward, trainable, frozen, token, token))
+    return sum(x.size * x.dtype.itemsize for x in leaves if x.ndim and x.shape[0] == TRACED_LAYERS)
+
+  return (saved(2) - saved(1)) // TRACED_LAYERS  # without what is kept of the weights
+
+
+def update_bytes(setup: programs.Setup, rows: Rows) -> float:
+  """Bytes of the update on one device besides the state: gradients, what layers save, the widest layer, the head."""
+  run, model, mesh = setup.run, setup.model, setup.mesh.shape
+  tensor, shards, width = mesh["tensor"], mesh["fsdp"] * mesh["tensor"], jnp.dtype(model.compute_dtype).itemsize
+  pieces = roofline.pieces_of(run)
+  together = rows.count / sharding.data_parallel_ways(setup.mesh) / (run.optimizer.minibatches * pieces)
+  saved = together * model.num_hidden_layers * saved_bytes(model, tensor, rows.length)
+  tokens = together * rows.length
+  layer = tokens * 4 * (model.intermediate_size / tensor + model.hidden_size) * width
+  scores = 3 * 4 * tokens * min(rows.length, 2048) * model.num_attention_heads / tensor
+  if kernels.choose(model, (1, rows.length)) in ("cudnn", "splash"):
+    scores = 0
+  head = 2 * 4 * min(model.head_chunk, tokens) * model.vocab_size / tensor
+  gradients = costs.state_bytes(model)["optimizer"] / 2 / shards * (2 if pieces > 1 else 1)
+  return gradients + saved + layer + scores + head
+
+
+def sampling_bytes(setup: programs.Setup, rows: Rows) -> float:
+  """Bytes of a wave on one device besides the state: weights, caches twice, and what scoring answers takes."""
+  run, model, tensor = setup.run, setup.model, setup.mesh.shape["tensor"]
+  n, width = roofline.lengths_of(setup, rows), jnp.dtype(model.compute_dtype).itemsize
+  prompts = n.prompts / roofline.waves_of(setup) / sharding.data_parallel_ways(setup.mesh)
+  slots = sampler.cache_sizes(run.sampling.max_trace_length, run.sampling.cache_stages)[-1]
+  cache = prompts * (n.prompt + n.samples * slots) * costs.cache_bytes_per_token(model, width) / tensor
+  scores = 2 * 4 * prompts * n.samples * n.answer * n.row * model.num_attention_heads / tensor
+  if kernels.choose(model, (1, int(n.answer)), cache_rows=(1, 1)) == "splash":  # which copies a layer's caches
+    scores = prompts * n.samples * n.row * costs.cache_bytes_per_token(model, width) / model.num_hidden_layers / tensor
+  return width * costs.parameter_count(model) / tensor + 2 * cache + scores
+
+
+def memory(setup: programs.Setup, rows: Rows) -> float:
+  """Bytes that one device will need, roughly: the state, and the larger of sampling and update."""
+  mesh = setup.mesh.shape
+  kept = sum(costs.state_bytes(setup.model).values()) / (mesh["fsdp"] * mesh["tensor"])
+  sampling = sampling_bytes(setup, rows) if setup.algorithm.samples_traces else 0
+  return kept + max(update_bytes(setup, rows), sampling)
+
+
+def update_flops(setup: programs.Setup, rows: Rows) -> float:
+  """FLOPs of the update over all devices with what is computed again: the head, and layers under remat="full"."""
+  model = setup.model
+  planned = roofline.model_flops(setup, rows)["update"]
+  head = 2 * costs.head_size(model) * rows.heads * rows.count
+  return planned + head + (planned / 3 - head if model.remat == "full" else 0)
+
+
+def wire(setup: programs.Setup, rows: Rows) -> dict:
+  """Bytes that one device receives, by phase.
+
+  In each layer two sums over `tensor` forward, two back and one again where layers are recomputed; weights gathered
+  over `fsdp` per pass, gradients scattered once.
+  """
+  run, model, mesh = setup.run, setup.model, setup.mesh.shape
+  ways, D, layers = sharding.data_parallel_ways(setup.mesh), model.hidden_size, model.num_hidden_layers
+  ring, others = 2 * (mesh["tensor"] - 1) / mesh["tensor"], (mesh["fsdp"] - 1) / mesh["fsdp"]
+  weights = 2 * costs.parameter_count(model) / mesh["tensor"] * others
+  again = model.remat == "full"
+  pieces = run.optimizer.minibatches * roofline.pieces_of(run)
+  tokens = rows.count * rows.length / ways
+  gradients = 4 * costs.state_bytes(model)["optimizer"] / 8 / mesh["tensor"]
+  data = 2 * (mesh["data"] - 1) / mesh["data"] / mesh["fsdp"]
+  found = {
+    "update": (4 + again) * layers * tokens * D * 2 * ring
+    + pieces * ((2 + again) * weights + gradients * others) + run.optimizer.minibatches * gradients * data,
+  }  # fmt: skip
+  if setup.algorithm.samples_traces:
+    n = roofline.lengths_of(setup, rows)
+    sampled = n.prompts * n.samples * n.trace / ways
+    found["rollout_weights"] = weights
+    found["decode"] = 2 * layers * sampled * D * 2 * ring
+    found["score_answer"] = 2 * layers * n.prompts * n.samples * (n.marker + n.answer) / ways * D * 2 * ring
+  return found
