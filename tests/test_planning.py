@@ -127,6 +127,46 @@ def test_a_weight_gathered_for_each_token_is_found(golden):
   assert not collectives.weight_gathers(found, other, MESH)
 
 
+CHAIN = """
+%cond (p: s32[]) -> pred[] {
+  ROOT %p = s32[] parameter(0)
+}
+
+%fusion_a (x: bf16[8]) -> bf16[16] {
+  %x = bf16[8]{0} parameter(0)
+  ROOT %part.1 = bf16[16]{0} all-gather(%x), channel_id=5, replica_groups={{0,1}}, frontend_attributes={chain_id="3"}
+}
+
+%fusion_b (y: bf16[8]) -> bf16[16] {
+  %y = bf16[8]{0} parameter(0)
+  ROOT %part.2 = bf16[16]{0} all-gather(%y), channel_id=5, replica_groups={{0,1}}, frontend_attributes={chain_id="3"}
+}
+
+%ring (r: bf16[8]) -> bf16[16] {
+  %r = bf16[8]{0} parameter(0)
+  ROOT %in_ring = bf16[16]{0} fusion(%r), kind=kCustom, calls=%fusion_b
+}
+
+%layers (l: bf16[8]) -> bf16[16] {
+  %l = bf16[8]{0} parameter(0)
+  %inner = bf16[16]{0} while(%l), condition=%cond, body=%ring, backend_config={"known_trip_count":{"n":"4"}}
+  ROOT %in_layer = bf16[16]{0} fusion(%l), kind=kCustom, calls=%fusion_a
+}
+
+ENTRY %main (m: bf16[8]) -> bf16[16] {
+  %m = bf16[8]{0} parameter(0)
+  ROOT %outer = bf16[16]{0} while(%m), condition=%cond, body=%layers, backend_config={"known_trip_count":{"n":"32"}}
+}
+"""
+
+
+def test_a_gather_that_runs_beside_an_inner_loop_counts_once_per_layer():
+  """As on v5e, where one gather of a layer's weight lies in the ring loops of its other products, too."""
+  module = hlo.parse(CHAIN)
+  (one,) = collectives.collectives(module, hlo.runs(module), devices=2)
+  assert (one.kind, one.times, one.bytes) == ("all-gather", 32, 32)
+
+
 @pytest.mark.parametrize(
   "attributes,size",
   [

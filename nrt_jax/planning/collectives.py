@@ -28,16 +28,21 @@ class Collective(NamedTuple):
 
 
 def collectives(module: Module, found_runs: list[Run], devices: int) -> list[Collective]:
-  """All collectives with their executions. One that XLA spread over several fusions (same channel) counts once."""
+  """All collectives with their executions.
+
+  One that XLA spread over several fusions (same channel) counts once. Where it calls them a chain, some lie in loops that
+  run meanwhile: then those of the outermost loop count.
+  """
   token_loops = innermost_token_loops(module, found_runs)
   seen, result = {}, []
-  for run in found_runs:
+  for run in sorted(found_runs, key=lambda run: len(run.loops)):
     for instruction in module.computations[run.computation].values():
       kind = instruction.op.removesuffix("-start")
       if kind not in KINDS:
         continue
       channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-      key = (channel[1] if channel else instruction.name, run.loops)
+      chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
+      key = (channel[1] if channel else instruction.name, chain[1] if chain else run.loops)
       if key in seen:
         continue
       seen[key] = True
