@@ -279,15 +279,20 @@ def batch(dataset, position, batch_size: int, seed: int, host_index=0, host_coun
   without weights no example is lost or repeated. Host h holds the h-th part of the rows. Raises UserError for sizes
   that don't fit.
   """
+  require_inside(dataset, position)
   size, start = len(dataset), position[0] * len(dataset) + position[1]
-  if not 0 <= position[1] < size or position[0] < 0:
-    raise errors.UserError(f"data: position {tuple(position)} lies outside of a data set of {size} examples")
   rows = _host_rows(batch_size, host_index, host_count)
   stream = start + rows % draws * (batch_size // draws) + rows // draws
   weights = getattr(dataset, "weights", None)
   orders = {epoch: order.order(size, seed, epoch, weights) for epoch in set((stream // size).tolist())}
   index = np.array([orders[epoch][i] for epoch, i in zip((stream // size).tolist(), stream % size)])
   return dataset.gather(index, stream % STREAM_MODULUS), advance(dataset, position, batch_size)
+
+
+def require_inside(dataset, position) -> None:
+  """Raises UserError where the data set has no such position: it has become smaller since a checkpoint, say."""
+  if not 0 <= position[1] < len(dataset) or position[0] < 0:
+    raise errors.UserError(f"data: position {tuple(position)} lies outside of a data set of {len(dataset)} examples")
 
 
 def advance(dataset, position, count: int) -> Position:

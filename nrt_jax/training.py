@@ -59,6 +59,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     if checkpoints.latest_step() is not None:
       start_step = checkpoints.latest_step()
       progress = workdirs.read_progress(checkpoints, start_step, [run.stage for run in runs])
+      data.require_inside(stages[progress.stage].train_data, progress.position)
       states = workdirs.restore(stages[progress.stage].setup, checkpoints, start_step)
     workdirs.describe(workdir, tokenizer, model, config_values)  # only now: another run's description stays as it is
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)

@@ -250,6 +250,13 @@ def test_mistakes_are_found_before_anything_is_compiled(values, tmp_path, monkey
   assert "\n" not in str(error.value)
 
 
+def test_a_workdir_whose_data_has_become_smaller_is_refused(values, uninterrupted):
+  before = (uninterrupted / "config.json").read_bytes()
+  with pytest.raises(UserError, match=r"position \(1, 24\) lies outside of a data set of 20 examples"):
+    train(broken(values, data__examples=20), uninterrupted)
+  assert (uninterrupted / "config.json").read_bytes() == before
+
+
 def test_a_workdir_of_other_stages_is_refused(values, uninterrupted):
   other = broken(values, stages=[{"name": "something else"}, {"name": "nrt"}])
   other["stages"][1]["name"] = "and this"
