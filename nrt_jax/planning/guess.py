@@ -48,20 +48,24 @@ def saved_bytes(model: ModelConfig, tensor: int, length: int) -> int:
 
 
 def update_bytes(setup: programs.Setup, rows: Rows) -> float:
-  """Bytes of the update on one device besides the state: gradients, what layers save, the widest layer, the head."""
+  """Bytes of the update on one device besides the state: gradients, what layers save, all of one layer, the tables.
+
+  The tables of embedding and head are gathered over `fsdp`, and so are their gradients before they are scattered.
+  """
   run, model, mesh = setup.run, setup.model, setup.mesh.shape
   tensor, shards, width = mesh["tensor"], mesh["fsdp"] * mesh["tensor"], jnp.dtype(model.compute_dtype).itemsize
   pieces = roofline.pieces_of(run)
   together = rows.count / sharding.data_parallel_ways(setup.mesh) / (run.optimizer.minibatches * pieces)
   saved = together * model.num_hidden_layers * saved_bytes(model, tensor, rows.length)
   tokens = together * rows.length
-  layer = tokens * 4 * (model.intermediate_size / tensor + model.hidden_size) * width
+  layer = together * saved_bytes(dataclasses.replace(model, remat="none"), tensor, rows.length)
   scores = 3 * 4 * tokens * min(rows.length, 2048) * model.num_attention_heads / tensor
   if kernels.choose(model, (1, rows.length)) in ("cudnn", "splash"):
     scores = 0
   head = 2 * 4 * min(model.head_chunk, tokens) * model.vocab_size / tensor
+  tables = 2 * (4 + width) * costs.head_size(model) / tensor
   gradients = costs.state_bytes(model)["optimizer"] / 2 / shards * (2 if pieces > 1 else 1)
-  return gradients + saved + layer + scores + head
+  return gradients + saved + layer + scores + head + tables
 
 
 def sampling_bytes(setup: programs.Setup, rows: Rows) -> float:
