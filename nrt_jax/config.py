@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass, field
@@ -171,7 +172,11 @@ def build(cls, values, where: str, fixed: dict | None = None):
     if key not in hints:
       raise UserError(f"{where or 'config'}: unknown key: {choices(key, hints)}")
     arguments[key] = _convert(hints[key], value, name)
-  return cls(**arguments)
+  try:
+    return cls(**arguments)
+  except UserError as error:  # names the key below its own dataclass: "data.limit", of evaluation.data too
+    outer, dot, own = where.rpartition(".")
+    raise UserError(f"{outer}{dot}{error}" if str(error).startswith(f"{own}.") else str(error)) from error
 
 
 def _mapping(values, where: str) -> dict:
@@ -198,11 +203,17 @@ def _convert(hint, value, name: str):
     kind = typing.get_origin(option) or option
     if kind is tuple and (hasattr(value, "items") or isinstance(value, (list, tuple))):
       return _frozen(value)
-    if isinstance(value, float) and value != value:
-      raise UserError(f"{name}: found nan, allowed: numbers")
+    if isinstance(value, float) and not math.isfinite(value):
+      raise UserError(f"{name}: found {value}, allowed: finite numbers")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
       return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
       return value
-  allowed = " or ".join("null" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-  raise UserError(f"{name}: found {value!r}, allowed: {allowed}")
+  raise UserError(f"{name}: found {value!r}, allowed: {' or '.join(map(_name_of_type, options))}")
+
+
+def _name_of_type(hint) -> str:
+  names = {type(None): "null", tuple: "a mapping"}  # a bare tuple holds a mapping's pairs
+  if hint in names:
+    return names[hint]
+  return "a list" if typing.get_origin(hint) is tuple else getattr(hint, "__name__", str(hint))

@@ -41,6 +41,14 @@ class EvaluationConfig:
     return SamplingConfig(max_trace_length=length, temperature=self.temperature)
 
 
+def load_dataset(config: EvaluationConfig, prompt, tokenizer, form):
+  """The TokenDataset to evaluate on. UserErrors of its config name their keys below `evaluation`."""
+  try:
+    return data.load_dataset(config.data, prompt, tokenizer, form)
+  except UserError as error:
+    raise UserError(f"evaluation.{error}" if str(error).startswith("data.") else str(error)) from error
+
+
 @dataclass(frozen=True)
 class Completion:
   """One completion and its grade."""
@@ -105,6 +113,13 @@ def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, for
 
 
 SCORED = ("reference_tokens", "reference_logp", "reference_logp_empty_trace")
+MEANS = ("accuracy", "marker_fraction", "trace_length")
+LIKELIHOODS = ("answer_logp", "answer_logp_empty_trace", "answer_logp_gain")
+
+
+def metric_names(config: EvaluationConfig) -> list[str]:
+  """What an evaluation may measure; no accuracy where nobody can grade, no likelihoods where nothing was scored."""
+  return [] if config.data is None else [f"eval/{config.name}/{key}" for key in (*MEANS, *LIKELIHOODS)]
 
 
 def summarise(name: str, completions: list[Completion]) -> dict:
@@ -113,17 +128,14 @@ def summarise(name: str, completions: list[Completion]) -> dict:
   The log-probabilities are per token of the reference answers, pooled: all that can be said of answers that nobody
   grades, as in verse.
   """
-  means = {
-    "accuracy": [c.correct for c in completions if c.correct is not None],
-    "marker_fraction": [c.answer is not None for c in completions],
-    "trace_length": [c.trace_length for c in completions],
-  }
-  metrics = {key: sum(values) / len(values) for key, values in means.items() if values}
+  correct = [c.correct for c in completions if c.correct is not None]
+  means = (correct, [c.answer is not None for c in completions], [c.trace_length for c in completions])
+  metrics = {key: sum(values) / len(values) for key, values in zip(MEANS, means, strict=True) if values}
   tokens = sum(c.reference_tokens for c in completions)
   if tokens:
-    metrics["answer_logp"] = sum(c.reference_logp for c in completions) / tokens
-    metrics["answer_logp_empty_trace"] = sum(c.reference_logp_empty_trace for c in completions) / tokens
-    metrics["answer_logp_gain"] = metrics["answer_logp"] - metrics["answer_logp_empty_trace"]
+    logp = sum(c.reference_logp for c in completions) / tokens
+    empty = sum(c.reference_logp_empty_trace for c in completions) / tokens
+    metrics |= dict(zip(LIKELIHOODS, (logp, empty, logp - empty), strict=True))
   return {f"eval/{name}/{key}": value for key, value in metrics.items()}
 
 

@@ -20,7 +20,7 @@ from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.config import RunConfig
-from nrt_jax.errors import UserError
+from nrt_jax.errors import UserError, require_choice
 from nrt_jax.metrics import MetricsWriter
 from nrt_jax.state import States
 from nrt_jax.workdir import Progress
@@ -96,6 +96,7 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
   hf.hf_config(model)  # an architecture that could not be exported at the end is refused at the start
   check_start(first, workdir)
   stages, first_step = [], 0
+  check_keep_best(runs)
   for run in runs:
     setup = programs.Setup(run, model, form, mesh)
     check_sizes(setup)
@@ -155,13 +156,24 @@ def check_start(run: RunConfig, workdir: str | None) -> None:
 
 def read_data(run: RunConfig, tokenizer, form):
   """(training set, evaluation set or None) as token ids."""
+def check_keep_best(runs: list[RunConfig]) -> None:
+  """Raises UserError where checkpoints would be ranked by a metric of an evaluation that no stage makes."""
+  metric = runs[0].checkpoint.keep_best
+  if metric is None or not metric.startswith("eval/"):
+    return
+  names = [name for run in runs for name in evaluation.metric_names(run.evaluation)]
+  if not names:
+    raise UserError(f"checkpoint.keep_best: found {metric!r} with evaluation.data null, allowed: null, or data for it")
+  require_choice("checkpoint.keep_best", metric, dict.fromkeys(names))
+
+
   hints = ALGORITHMS[run.algorithm_name].needs_hints
   train_data = data.load_dataset(run.data, run.prompt, tokenizer, form, hints)
   if run.data.packing:
     train_data = packing.pack_dataset(train_data, run.data.packing, form.marker_ids)
   if run.evaluation.data is None:
     return train_data, None
-  return train_data, data.load_dataset(run.evaluation.data, run.prompt, tokenizer, form)
+  return train_data, evaluation.load_dataset(run.evaluation, run.prompt, tokenizer, form)
 
 
 def describe_data(stage: Stage) -> str:

@@ -1,6 +1,6 @@
 """What a run leaves in its directory: config, tokenizer, checkpoints, export; and how it is read again.
 
-    config.json  metrics.jsonl  samples.jsonl  tokenizer/  compiled/  checkpoints/  tensorboard/  export/   compiled/
+    config.json  metrics.jsonl  samples.jsonl  tokenizer/  checkpoints/  tensorboard/  export/   compiled/
 """
 
 import dataclasses

@@ -52,11 +52,14 @@ def test_types_that_fit():
     ("seed", -1, "seed: found -1, allowed: 0 to 4294967295"),
     ("optimizer.learning_rate", "1e-3x", "optimizer.learning_rate: found '1e-3x', allowed: float"),
     ("optimizer.learning_rate", float("nan"), "optimizer.learning_rate: found nan"),
+    ("optimizer.learning_rate", float("inf"), "optimizer.learning_rate: found inf, allowed: finite numbers"),
+    ("optimizer.ema_for", "export", "optimizer.ema_for: found 'export', allowed: a list"),
+    ("evaluation.data.limit", 0, "evaluation.data.limit: found 0, allowed: 1 or more"),
     ("prompt.system", None, "prompt.system: found None, allowed: str"),
     ("model.path", 3, "model.path: found 3, allowed: str or null"),
     ("checkpoint.async_save", 1, "checkpoint.async_save: found 1, allowed: bool"),
     ("data", 3, "data: found 3, allowed: a mapping of keys"),
-    ("data.task_options", 3, "data.task_options: found 3, allowed: tuple"),
+    ("data.task_options", 3, "data.task_options: found 3, allowed: a mapping"),
     ("data.task_options", [1], "data.task_options: found .1,., allowed: a mapping"),
     ("algorithm", "nrt", "algorithm: found 'nrt', allowed: a mapping of keys"),
     ("algorithm.name", "nrtt", "algorithm.name: found 'nrtt', allowed: .*did you mean 'nrt'"),
@@ -70,6 +73,7 @@ def test_types_that_fit():
     ("stages", [{"name": "a", "model": {}}], r"stages\[0\]: unknown key: found 'model'"),
     ("stages", [{"name": "a", "total_steps": "x"}], r"stages\[0\].total_steps: found 'x', allowed: int"),
     ("stages", [{"name": "a", "data": {"sorce": ""}}], r"stages\[0\].data: unknown key: found 'sorce'"),
+    ("stages", [{"name": "a", "data": {"limit": 0}}], r"stages\[0\].data.limit: found 0, allowed: 1 or more"),
   ],
 )
 def test_mistakes_name_their_key(key, value, message):

@@ -240,6 +240,9 @@ def broken(values, **changes):
     ({"parallel__tensor": 4, "parallel__data": 2}, ("kv_heads", "2", "4", "tensor")),
     ({"model__path": "/no/such/model"}, ("/no/such/model",)),
     ({"from_checkpoint": "/no/such/run"}, ("/no/such/run",)),
+    ({"evaluation__data__source": "nothing.jsonl"}, ("evaluation.data.source: nothing.jsonl: no such file",)),
+    ({"checkpoint__keep_best": "eval/heldout/acuracy"}, ("checkpoint.keep_best", "did you mean", "heldout/accuracy")),
+    ({"evaluation__data": None}, ("checkpoint.keep_best", "eval/heldout/accuracy", "evaluation.data")),
   ],
 )
 def test_mistakes_are_found_before_anything_is_compiled(values, tmp_path, monkeypatch, changes, words):

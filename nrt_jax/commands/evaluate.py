@@ -6,7 +6,7 @@ import os
 
 import jax
 
-from nrt_jax import config, data, evaluation, policy, programs, sharding
+from nrt_jax import config, evaluation, policy, programs, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.commands import configs, export, output
 from nrt_jax.errors import UserError, require_choice
@@ -74,7 +74,7 @@ def prepare(stage: config.RunConfig):
     )
   tokenizer, form = policy.open_tokenizer(stage.model, stage.prompt)
   model = policy.read_architecture(stage.model, form, stage.parallel.tensor, mesh)
-  dataset = data.load_dataset(stage.evaluation.data, stage.prompt, tokenizer, form)
+  dataset = evaluation.load_dataset(stage.evaluation, stage.prompt, tokenizer, form)
   return programs.Setup(stage, model, form, mesh), tokenizer, dataset
 
 
