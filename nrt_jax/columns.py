@@ -13,6 +13,14 @@ def column(row, name, where: str):
   raise errors.UserError(f"{where}: no column {name!r}; columns found: {', '.join(map(str, row))}")
 
 
+def missing(row, name) -> bool:
+  """Whether the row has no such column, or nothing in it."""
+  if name in row:
+    return row[name] in (None, "")
+  outer, dot, inner = name.partition(".")
+  return not (dot and isinstance(row.get(outer), dict)) or missing(row[outer], inner)
+
+
 def text(row, name, where: str) -> str:
   """A column that must hold text, or a number; not empty, and valid Unicode. UserError otherwise."""
   value = column(row, name, where)
@@ -64,9 +72,12 @@ def split_messages(messages, where: str):
 
 
 def weight(row, name, where: str) -> float:
-  """A column that must hold a number of 0 or more. UserError otherwise."""
+  """A column that must hold a number of 0 or more, as text in CSV files. UserError otherwise."""
   value = column(row, name, where)
-  number = isinstance(value, (int, float)) and not isinstance(value, bool)
-  if not number or not 0 <= value < float("inf"):
+  try:
+    number = -1.0 if isinstance(value, bool) else float(value)
+  except (TypeError, ValueError):
+    number = -1.0
+  if not 0 <= number < float("inf"):
     raise errors.UserError(f"{where}: column {name!r}: found {value!r}, allowed: a number, 0 or more")
-  return float(value)
+  return number

@@ -137,7 +137,7 @@ def _open_hub(config) -> Source:
 
 def _to_example(config, row, where) -> Example:
   trace = None
-  if config.trace_column and row.get(config.trace_column) not in (None, ""):
+  if config.trace_column and not columns.missing(row, config.trace_column):
     trace = columns.text(row, config.trace_column, where)
   if config.messages_column:
     question, answer = columns.split_messages(columns.column(row, config.messages_column, where), where)

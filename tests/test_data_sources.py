@@ -96,9 +96,12 @@ def test_rows_of_verl_are_read_as_they_are(tmp_path):
   turns = [{"content": "be brief", "role": "system"}, {"content": "6 * 7", "role": "user"}]
   path = tmp_path / "x.jsonl"
   columns = {"question_column": "prompt", "answer_column": "reward_model.ground_truth"}
-  good = {"prompt": turns, "reward_model": {"style": "rule", "ground_truth": "42"}}
+  good = {"prompt": turns, "reward_model": {"style": "rule", "ground_truth": "42"}, "extra": {"why": "so"}}
   write_jsonl(path, [good])
   assert pairs_of(str(path), **columns) == [(tuple(turns), "42", None)]
+  assert pairs_of(str(path), **columns, trace_column="extra.why") == [(tuple(turns), "42", "so")]
+  with pytest.raises(errors.UserError, match="^data.trace_column: no example of .* has a 'extra.x'"):
+    pairs_of(str(path), **columns, trace_column="extra.x")
   bad = {
     "column 'reward_model': no column 'ground_truth'; columns found: style": {
       **good,

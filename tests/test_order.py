@@ -61,13 +61,21 @@ def test_batches_follow_the_weights_from_any_position(tmp_path):
   "weights,text",
   [
     ([1, -1], "rows.jsonl:2: column 'often': found -1, allowed: a number, 0 or more"),
-    ([1, "2"], "rows.jsonl:2: column 'often': found '2', allowed: a number"),
+    ([1, "much"], "rows.jsonl:2: column 'often': found 'much', allowed: a number"),
+    ([1, "nan"], "rows.jsonl:2: column 'often': found 'nan', allowed: a number"),
+    ([1, [2]], r"rows.jsonl:2: column 'often': found \[2\], allowed: a number"),
     ([True, 1], "rows.jsonl:1: column 'often': found True"),
   ],
 )
 def test_weights_are_checked(tmp_path, weights, text):
   with pytest.raises(UserError, match=text):
     data.load_examples(weighted_file(tmp_path, weights))
+
+
+def test_weights_of_a_csv_file(tmp_path):
+  (tmp_path / "rows.csv").write_text("question,answer,often\nq,a,0.5\nr,b,2\n")
+  examples = data.load_examples(DataConfig(source=str(tmp_path / "rows.csv"), weight_column="often"))
+  assert [example.weight for example in examples] == [0.5, 2.0]
 
 
 def test_weights_that_nothing_can_be_drawn_by(tmp_path):
