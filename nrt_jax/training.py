@@ -95,8 +95,8 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
   model = policy.read_architecture(first.model, form, first.parallel.tensor, mesh)
   hf.hf_config(model)  # an architecture that could not be exported at the end is refused at the start
   check_start(first, workdir)
-  stages, first_step = [], 0
   check_keep_best(runs)
+  stages, first_step = [], 0
   for run in runs:
     setup = programs.Setup(run, model, form, mesh)
     check_sizes(setup)
@@ -154,8 +154,6 @@ def check_start(run: RunConfig, workdir: str | None) -> None:
     hf.locate_tensors(run.model.path, hf.read_model_config(run.model.path))
 
 
-def read_data(run: RunConfig, tokenizer, form):
-  """(training set, evaluation set or None) as token ids."""
 def check_keep_best(runs: list[RunConfig]) -> None:
   """Raises UserError where checkpoints would be ranked by a metric of an evaluation that no stage makes."""
   metric = runs[0].checkpoint.keep_best
@@ -167,6 +165,8 @@ def check_keep_best(runs: list[RunConfig]) -> None:
   require_choice("checkpoint.keep_best", metric, dict.fromkeys(names))
 
 
+def read_data(run: RunConfig, tokenizer, form):
+  """(training set, evaluation set or None) as token ids."""
   hints = ALGORITHMS[run.algorithm_name].needs_hints
   train_data = data.load_dataset(run.data, run.prompt, tokenizer, form, hints)
   if run.data.packing:
