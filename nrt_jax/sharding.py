@@ -35,7 +35,7 @@ DECODE_RULES = {**RULES, "embed": None}
 class ParallelConfig:
   """How a step is spread over devices."""
 
-  kind: str = "jit"  # jit: one program over a mesh | pmap: replicated state, gradients summed by lax.psum
+  kind: str = "jit"  # jit: one program over a mesh | pmap: replicated state, gradients summed by lax.psum; one host
   data: int = -1  # devices along the data axis; -1 takes what the other two leave
   fsdp: int = 1  # devices that share parameters, gradients and optimizer state
   tensor: int = 1  # devices that share heads, mlp and vocabulary

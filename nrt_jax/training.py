@@ -90,6 +90,8 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
 def open_stages(runs: list[RunConfig], workdir: str | None = None):
   """(tokenizer, stages) of a run that goes on in `workdir`, if in any: mesh, model and data, read and checked."""
   first = runs[0]  # model, devices and files are the same for all stages
+  if first.parallel.kind == "pmap" and jax.process_count() > 1:
+    raise UserError(f"parallel.kind: found 'pmap' in a run of {jax.process_count()} processes, allowed: jit")
   mesh = None if first.parallel.kind == "pmap" else sharding.make_mesh(first.parallel)
   tokenizer, form = policy.open_tokenizer(first.model, first.prompt)
   model = policy.read_architecture(first.model, form, first.parallel.tensor, mesh)

@@ -253,6 +253,12 @@ def test_mistakes_are_found_before_anything_is_compiled(values, tmp_path, monkey
   assert "\n" not in str(error.value)
 
 
+def test_pmap_is_for_one_host(values, tmp_path, monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(UserError, match="parallel.kind: found 'pmap' in a run of 2 processes, allowed: jit"):
+    train(broken(values, parallel__kind="pmap"), tmp_path)
+
+
 def test_a_workdir_whose_data_has_become_smaller_is_refused(values, uninterrupted):
   before = (uninterrupted / "config.json").read_bytes()
   with pytest.raises(UserError, match=r"position \(1, 24\) lies outside of a data set of 20 examples"):
