@@ -7,8 +7,9 @@ import jax
 import pytest
 
 import toy
-from nrt_jax import __main__, costs, hardware, sharding
+from nrt_jax import __main__, config, costs, hardware, sharding
 from nrt_jax.architecture import REMATS
+from nrt_jax.commands import configs
 from nrt_jax.planning import guess, program, roofline, sweep, topology
 
 MESSAGE = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space \
@@ -99,6 +100,16 @@ def test_recomputing_layers_costs_another_forward_pass():
   assert model < flops[0] == flops[1] < flops[2] == pytest.approx(model * 4 / 3)
 
 
+def test_the_flags_of_a_layout_give_it(tmp_path):
+  (tmp_path / "run.py").write_text(CONFIG.format(path=None))
+  layout = sweep.Layout(2, 4, 8, 16, 32, "dots", seconds=1.0, bytes=1.0)
+  overrides = [flag.removeprefix("--config.") for flag in sweep.as_flags(layout).split()]
+  plain, given = (
+    config.stages_of(configs.load_config(str(tmp_path / "run.py"), over))[0] for over in ([], overrides)
+  )
+  assert given != plain and given == program.with_layout(plain, *layout[:6])
+
+
 def test_where_memory_is_short_layouts_are_cut_smaller(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(ARCHITECTURE | {"vocab_size": 400_000}))
   run = toy.run_config("nrt", prompts_per_step=64, samples_per_prompt=16, model__path=str(tmp_path))
@@ -155,10 +166,10 @@ def test_a_sweep_compiles_the_likeliest_layouts(flags, tmp_path, capsys):
   assert __main__.main([*flags, "--sweep", "2"]) == 0
   ranked = capsys.readouterr().out.split("\n\n")[0].splitlines()
   plans = json.loads((tmp_path / "plan.json").read_text())
-  assert len(plans) == 2 and len(ranked) == 3 and all(plan["fits"] for plan in plans)
+  assert len(plans) == 2 and len(ranked) == 4 and all(plan["fits"] for plan in plans)
   seconds = [plan["roofline"]["step_seconds"] for plan in plans]
   assert seconds == sorted(seconds)
-  for plan, line in zip(plans, ranked[1:]):
+  for plan, line in zip(plans, ranked[1:3]):
     layout = plan["layout"]
     assert plan["mesh"] == {axis: layout[axis] for axis in ("data", "fsdp", "tensor")}
     assert plan["remat"] == layout["remat"] and f"remat {layout['remat']}" in line

@@ -109,7 +109,7 @@ def sweep(run: RunConfig, topology: Topology, devices: list, count: int, say=lam
   ranked = layouts(run, topology, devices)
   if not ranked:
     raise UserError(f"--sweep: no mesh of {len(devices)} devices divides prompts_per_step {run.prompts_per_step}")
-  say(f"{len(ranked)} meshes divide; the likeliest, with guesses of time and memory:")
+  say(f"{len({layout[:3] for layout in ranked})} meshes divide; the likeliest layouts, with guesses of time and memory:")
   for layout in ranked[: 2 * count]:
     say(f"  {layout}: {layout.seconds:.3g} s, {layout.bytes / report.GIB:.1f} GiB")
   plans = []
@@ -117,18 +117,30 @@ def sweep(run: RunConfig, topology: Topology, devices: list, count: int, say=lam
     say(f"compiling {layout}")
     tried = program.with_layout(run, *layout[:6])
     plans.append({"layout": layout._asdict(), **report.as_data(plan(tried, topology, devices, say))})
+    say(outcome(plans[-1]))  # a sweep takes long: nothing is lost if it is stopped
   return sorted(plans, key=lambda p: (not p["fits"], p["roofline"]["step_seconds"] if p["fits"] else 0))
+
+
+def outcome(one: dict) -> str:
+  """A compiled layout in one line."""
+  layout = Layout(**one["layout"])
+  if one["fits"]:
+    total = max(p["memory"]["total"] for p in one["programs"])
+    return f"{layout}: {one['roofline']['step_seconds']:.3g} s, {total / report.GIB:.2f} GiB"
+  over = next(p["overflow"] for p in one["programs"] if not p["fits"])
+  return f"{layout}: does not fit, {over['used'] / report.GIB:.2f} GiB"
+
+
+def as_flags(layout: Layout) -> str:
+  """The overrides that give a run this layout."""
+  keys = [f"parallel.{name}" for name in ("data", "fsdp", "tensor", "micro_batches")]
+  keys += ["sampling.wave_prompts", "model.remat"]
+  return " ".join(f"--config.{key}={value}" for key, value in zip(keys, layout))
 
 
 def as_text(plans: list[dict]) -> str:
   """The ranking, and the best plan in full."""
   lines = ["rank  layout: step at least, HBM per device"]
-  for number, one in enumerate(plans, 1):
-    layout = Layout(**one["layout"])
-    if one["fits"]:
-      total = max(p["memory"]["total"] for p in one["programs"])
-      lines.append(f"{number:>4}  {layout}: {one['roofline']['step_seconds']:.3g} s, {total / report.GIB:.2f} GiB")
-    else:
-      over = next(p["overflow"] for p in one["programs"] if not p["fits"])
-      lines.append(f"{number:>4}  {layout}: does not fit, {over['used'] / report.GIB:.2f} GiB")
+  lines += [f"{number:>4}  {outcome(one)}" for number, one in enumerate(plans, 1)]
+  lines.append(f"best  {as_flags(Layout(**plans[0]['layout']))}")
   return "\n".join([*lines, "", report.as_text(plans[0])])
