@@ -104,10 +104,10 @@ def test_collectives_with_their_bytes(golden):
     ("all-gather", "decode", 16 * 32 * 2, 60, 2, True),  # in two fusions, with one channel
     ("all-reduce", "decode", 8 * 16 * 2, 60, 2, True),
     ("all-gather", "sample_token", 8 * 40 * 4, 20, 2, True),
-    ("all-reduce", "other", 1, 20, 4, False),  # whether all rows have ended
+    ("all-reduce", "collect", 1, 20, 4, False),  # whether all rows have ended
     ("all-reduce", "decode", 8 * 16 * 2, 30, 2, True),
     ("collective-permute", "gradients", 16 * 32 * 2, 4, 2, False),
-    ("reduce-scatter", "other", 4 * 32 * 4, 1, 4, False),
+    ("reduce-scatter", "gradients", 4 * 32 * 4, 1, 4, False),  # without a scope of its own: its fusion's
   ])  # fmt: skip
 
 

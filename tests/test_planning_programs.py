@@ -98,6 +98,13 @@ def test_text_and_data(step):
   assert "HBM per device" in text and "roofline" in text and text.endswith("fits")
 
 
+def test_rows_are_those_of_one_draw():
+  """However often groups may be drawn again; waves divide a draw, not a part of one."""
+  lengths = {"prompt__max_prompt_length": 5, "prompt__max_answer_length": 4, "parallel__fsdp": 2, "parallel__data": 4}
+  setup = toy.setup("rlpr", algorithm__max_draws=4, sampling__wave_prompts=8, prompts_per_step=16, **lengths)
+  assert program.trained_rows(setup).count == 16 * setup.samples_per_prompt
+
+
 def test_xla_counts_the_body_of_a_loop_once():
   """Why the text is read at all."""
   w = jax.ShapeDtypeStruct((6, 16, 16), jnp.float32)

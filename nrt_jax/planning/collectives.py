@@ -56,7 +56,7 @@ def collectives(module: Module, found_runs: list[Run], devices: int) -> list[Col
       group = _group_size(instruction.attributes, devices)
       inside = any(loop in token_loops for loop in run.loops)
       elements = tuple(math.prod(dims) for _, dims in arrays)
-      scope = instruction.scope
+      scope = instruction.scope or run.scope
       result.append(
         Collective(
           kind, phase_of(scope), size, _wire(kind, size, group), run.times, group, inside, elements, scope, run.guessed

@@ -201,6 +201,7 @@ class Run(NamedTuple):
   times: int  # executions in one run of the program
   loops: tuple[str, ...]  # bodies of the while loops it lies in, outermost first
   guessed: bool  # a loop around it has an unknown count, taken as 1
+  scope: str = ""  # of the instruction that runs it: fusions have scopes where what they hold has none
 
 
 def runs(module: Module) -> list[Run]:
@@ -215,8 +216,8 @@ def runs(module: Module) -> list[Run]:
       work[name] = own + sum(weight(callee) for i in computation.values() for callee, _ in _callees(i))
     return work[name]
 
-  def visit(name, times, loops, guessed):
-    found.append(Run(name, times, loops, guessed))
+  def visit(name, times, loops, guessed, scope):
+    found.append(Run(name, times, loops, guessed, scope))
     computation = module.computations[name]
     for instruction in computation.values():
       callees = _callees(instruction)
@@ -227,9 +228,10 @@ def runs(module: Module) -> list[Run]:
         if callee not in module.computations:
           continue
         inside = (*loops, callee) if kind == "body" else loops
-        visit(callee, times * (1 if count is None else count), inside, guessed or count is None)
+        trips_ = 1 if count is None else count
+        visit(callee, times * trips_, inside, guessed or count is None, instruction.scope or scope)
 
-  visit(module.entry, 1, (), False)
+  visit(module.entry, 1, (), False, "")
   return found
 
 
@@ -295,5 +297,6 @@ def flops_by_phase(module: Module, found_runs: list[Run]) -> dict:
     for instruction in computation.values():
       flops = product_flops(computation, instruction)
       if flops:
-        total[instruction.phase] = total.get(instruction.phase, 0) + flops * run.times
+        phase = phase_of(instruction.scope or run.scope)
+        total[phase] = total.get(phase, 0) + flops * run.times
   return total

@@ -104,7 +104,7 @@ def abstract_batch(setup: programs.Setup, draws: int = 1):
 
 def trained_rows(setup: programs.Setup) -> Rows:
   """The shape of the rows that `collect` makes of a step's prompts."""
-  states, batch = programs.abstract_states(setup), abstract_batch(setup, draws=1)
+  states, batch = programs.abstract_states(setup), abstract_batch(setup, setup.max_draws)
   made = tools.make_tools(setup)
   if setup.grades_on_host:
     made = made._replace(host_label_N=np.zeros(setup.run.prompts_per_step * setup.samples_per_prompt, np.float32))
@@ -120,7 +120,7 @@ def trained_rows(setup: programs.Setup) -> Rows:
 
 def lower(setup: programs.Setup) -> dict:
   """The programs of a step by name, traced for the slice but not compiled yet."""
-  states, batch = programs.abstract_states(setup), abstract_batch(setup, draws=getattr(setup, "max_draws", 1))
+  states, batch = programs.abstract_states(setup), abstract_batch(setup, setup.max_draws)
   with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
     lowered = host_grading.lower_programs(setup, states, batch)
   return dict(zip(("complete", "train_step")[-len(lowered) :], lowered))
