@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 import toy
-from test_rlvr import Numbers, setup_of, sharp_params
+from test_host_grading import Numbers, setup_of, sharp_params
 
 from nrt_jax import data, draws, host_grading, programs, sharding
 from nrt_jax.algorithms import rlvr
