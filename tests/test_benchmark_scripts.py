@@ -1,0 +1,53 @@
+"""The scripts in experiments/benchmarks run at toy size. The comparison with other frameworks has test_peers.py."""
+
+import pathlib
+import sys
+
+BENCHMARKS = pathlib.Path(__file__).parent.parent / "experiments" / "benchmarks"
+sys.path.append(str(BENCHMARKS))  # as if started there: the scripts import their neighbour by its bare name
+
+import padding
+import scaling
+import scoring
+import setups
+import slots
+
+TINY = setups.Sizes(
+  hidden=16, layers=1, vocab=32, prompts=8, samples=4, prompt_length=4, trace_length=6, answer_length=3, stops=8
+)
+
+
+def rows_of_table(text: str) -> list[list[str]]:
+  return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+
+
+def test_scoring(monkeypatch, capsys):
+  flags = "--trace 6 --answer 3 --prompt 4 --prompts 8 --samples 2 --hidden 16 --layers 1 --repeats 2"
+  monkeypatch.setattr(sys, "argv", ["scoring.py", *flags.split()])
+  scoring.main()  # stops where both ways differ
+  head, whole, cached, ratio = rows_of_table(capsys.readouterr().out)
+  assert len(head) == len(whole) == len(cached) == len(ratio) == 3
+  assert all(float(cell) > 0 for cell in (*whole[1:], *cached[1:]))
+
+
+def test_slots(capsys):
+  slots.main()
+  head, *rows = rows_of_table(capsys.readouterr().out)
+  assert head[:3] == ["rows", "cap", "slots"] and [row[2] for row in rows if row[0]].count("off") == 3
+  assert all(float(row[4]) >= 1 for row in rows if row[0])  # no token is decoded without a row
+
+
+def test_padded_steps():
+  """Traces end by themselves, and the valid tokens of a row are what padding.py takes them for."""
+  step = setups.Step(TINY, ("parallel.micro_batches=1", "parallel.length_buckets=2"))
+  found = [step() for _ in range(2)]
+  sampled, valid = padding.mean_lengths(found)
+  assert 1 < sampled < TINY.trace_length
+  ends = valid - TINY.prompt_length - TINY.answer_length - 1  # less the prompt, the answer and the marker
+  assert sampled - 1 <= ends <= sampled
+  assert 0 < found[0][1]["update/padded_fraction"] < 1
+
+
+def test_a_cell_is_the_median_and_its_ratio():
+  mine, first = [[4.0, 8.0], [6.0, 9.0], [8.0, 10.0]], [[1.0, 2.0], [1.0, 3.0], [2.0, 2.0]]
+  assert scaling.cell(mine, first, 2) == "6.000 (2.00) | 9.000 (2.00)"
