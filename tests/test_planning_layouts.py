@@ -91,6 +91,16 @@ def test_what_a_layer_saves_follows_remat(tensor):
   assert saved["none"] > 2 * saved["dots"]
 
 
+def test_the_state_holds_a_reference():
+  mesh = {"parallel__fsdp": 2, "parallel__tensor": 2}
+  plain, kept = (
+    guess.state_bytes(toy.setup("nrt", algorithm__reference=reference, **mesh)) for reference in ("none", "frozen")
+  )
+  parameters = 4 * costs.parameter_count(toy.MODEL) / 4
+  assert plain == pytest.approx(3 * parameters, abs=8)  # with both moments; and counters
+  assert kept - plain == parameters
+
+
 def test_recomputing_layers_costs_another_forward_pass():
   lengths = {"prompt__max_prompt_length": 5, "parallel__share_prompts": "off"}
   setups = [toy.setup(model=dataclasses.replace(toy.MODEL, remat=remat), **lengths) for remat in REMATS]

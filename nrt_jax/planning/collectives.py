@@ -30,8 +30,8 @@ class Collective(NamedTuple):
 def collectives(module: Module, found_runs: list[Run], devices: int) -> list[Collective]:
   """All collectives with their executions.
 
-  One that XLA spread over several fusions (same channel) counts once. Where it calls them a chain, some lie in loops that
-  run meanwhile: then those of the outermost loop count.
+  One that XLA spread over several fusions (same channel) counts once. Where it calls them a chain, some lie in loops
+  that run meanwhile: then those of the outermost loop count.
   """
   token_loops = innermost_token_loops(module, found_runs)
   seen, result = {}, []

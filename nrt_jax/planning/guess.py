@@ -81,12 +81,17 @@ def sampling_bytes(setup: programs.Setup, rows: Rows) -> float:
   return width * costs.parameter_count(model) / tensor + 2 * cache + scores
 
 
-def memory(setup: programs.Setup, rows: Rows) -> float:
-  """Bytes that one device will need, roughly: the state, and the larger of sampling and update."""
-  mesh = setup.mesh.shape
-  kept = sum(costs.state_bytes(setup.model).values()) / (mesh["fsdp"] * mesh["tensor"])
+def state_bytes(setup: programs.Setup) -> float:
+  """Bytes of the training state on one device: parameters, optimizer, and copies such as a reference's."""
+  leaves = jax.tree.leaves(programs.abstract_states(setup))
+  total = sum(x.size * x.dtype.itemsize for x in leaves if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
+  return total / (setup.mesh.shape["fsdp"] * setup.mesh.shape["tensor"])
+
+
+def working_bytes(setup: programs.Setup, rows: Rows) -> float:
+  """Bytes that one device will need besides the state: the larger of sampling and update."""
   sampling = sampling_bytes(setup, rows) if setup.algorithm.samples_traces else 0
-  return kept + max(update_bytes(setup, rows), sampling)
+  return max(update_bytes(setup, rows), sampling)
 
 
 def update_flops(setup: programs.Setup, rows: Rows) -> float:

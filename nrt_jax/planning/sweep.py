@@ -76,24 +76,24 @@ def _of_mesh(setup: programs.Setup, pieces: list, rows, topology: Topology, rema
   waves = [0]
   if setup.algorithm.samples_traces:
     waves += [w for w in reversed(divisors(B)) if w % ways == 0 and w < B]
-  start = pieces.index(setup.run.parallel.micro_batches)
+  start, state = pieces.index(setup.run.parallel.micro_batches), guess.state_bytes(setup)
   smallest = None
   for micro_batches in pieces[start:]:
     for wave in waves:
-      layout = _guess(setup, rows, topology, micro_batches, wave, remat)
+      layout = _guess(setup, rows, topology, state, micro_batches, wave, remat)
       if layout.bytes <= usable(topology):
         return layout
       smallest = layout if smallest is None or layout.bytes < smallest.bytes else smallest
   return smallest
 
 
-def _guess(setup: programs.Setup, rows, topology: Topology, micro_batches: int, wave: int, remat: str) -> Layout:
+def _guess(setup, rows, topology: Topology, state: float, micro_batches: int, wave: int, remat: str) -> Layout:
   layout = (*(setup.mesh.shape[axis] for axis in sharding.MESH_AXES), micro_batches, wave, remat)
   run, model = program.with_layout(setup.run, *layout), dataclasses.replace(setup.model, remat=remat)
   setup = setup._replace(run=run, model=model)
   flops = {"gradients": guess.update_flops(setup, rows) / setup.mesh.size}
   phases = roofline.estimate(setup, rows, topology.chip.per_device(), flops, guess.wire(setup, rows))
-  return Layout(*layout, sum(p.seconds for p in phases), guess.memory(setup, rows))
+  return Layout(*layout, sum(p.seconds for p in phases), state + guess.working_bytes(setup, rows))
 
 
 def plan(run: RunConfig, topology: Topology, devices: list, say=lambda text: None) -> report.Plan:
@@ -109,7 +109,8 @@ def sweep(run: RunConfig, topology: Topology, devices: list, count: int, say=lam
   ranked = layouts(run, topology, devices)
   if not ranked:
     raise UserError(f"--sweep: no mesh of {len(devices)} devices divides prompts_per_step {run.prompts_per_step}")
-  say(f"{len({layout[:3] for layout in ranked})} meshes divide; the likeliest layouts, with guesses of time and memory:")
+  divide = len({layout[:3] for layout in ranked})
+  say(f"{divide} meshes divide; the likeliest layouts, with guesses of time and memory:")
   for layout in ranked[: 2 * count]:
     say(f"  {layout}: {layout.seconds:.3g} s, {layout.bytes / report.GIB:.1f} GiB")
   plans = []
