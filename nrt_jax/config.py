@@ -85,12 +85,9 @@ class RunConfig:
         raise UserError(f"evaluation.data.{key}: found {found!r}, allowed: {0 if key == 'packing' else 'null'}")
 
   def _check_sampling(self):
-    center, scale = (getattr(self.algorithm, key, None) for key in ("center", "scale"))
-    if self.samples_per_prompt == 1 and (scale == "std" or center == "leave_one_out"):
-      raise UserError(
-        f"samples_per_prompt: found 1, allowed: 2 or more, since algorithm.center {center!r} with algorithm.scale "
-        f"{scale!r} compares samples"
-      )
+    compares = getattr(self.algorithm, "compares_samples", None)
+    if self.samples_per_prompt == 1 and compares:
+      raise UserError(f"samples_per_prompt: found 1, allowed: 2 or more, since {compares} compares samples")
     if getattr(self.algorithm, "verifier", None) == "token_match" and self.prompt.answer_in == "completion":
       raise UserError(
         "algorithm.verifier: found 'token_match', which looks behind the marker, with prompt.answer_in 'completion', "

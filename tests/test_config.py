@@ -98,6 +98,23 @@ def test_a_verifier_that_needs_the_marker_is_no_grader_of_whole_completions():
   )
 
 
+@pytest.mark.parametrize(
+  "name,over,setting",
+  [
+    ("nrt", {}, "algorithm.center 'mean' with algorithm.scale 'std'"),
+    ("jepo_multi", {"scale": "none"}, "algorithm.center 'multi_sample'"),
+    ("jepo", {"center": "mean"}, "algorithm.scale 'advantage_std'"),
+    ("nft", {}, "algorithm.filter_flat_groups"),
+    ("dpo", {}, "algorithm.chosen 'best'"),
+  ],
+)
+def test_one_sample_is_compared_with_nothing(name, over, setting):
+  values = {"algorithm": {"name": name, **over}, "samples_per_prompt": 1}
+  with pytest.raises(UserError, match=f"samples_per_prompt: found 1, allowed: 2 or more, since .*{setting}.*compares"):
+    config.stages_of(values)
+  config.stages_of({"algorithm": {"name": "nrt", "center": "none", "scale": "none"}, "samples_per_prompt": 1})
+
+
 def test_stages_override_the_top_level():
   pretrain, nrt = config.stages_of(with_stages(PRETRAIN, NRT, samples_per_prompt=2))
   assert (pretrain.stage, pretrain.algorithm_name, pretrain.total_steps) == ("pretrain", "sft", 20)

@@ -303,9 +303,3 @@ def test_pairs_must_divide_into_micro_batches():
 def test_config_errors(over, text):
   with pytest.raises(UserError, match=text):
     dpo.DpoConfig(**over)
-
-
-def test_one_sample_makes_no_pair():
-  setup = toy.setup("dpo", samples_per_prompt=1)
-  with pytest.raises(UserError, match="samples_per_prompt: found 1 with algorithm.chosen 'best', allowed: 2 or more"):
-    dpo.collect(programs.make_tools(setup), dpo.DpoConfig(), States(TrainState(0, 0, {}, (), None)), PROMPTS, None)

@@ -59,14 +59,16 @@ class DpoConfig:
       raise UserError(f"algorithm.verifier: found {self.verifier!r} with chosen {self.chosen!r}, allowed: {allowed}")
 
   @property
+  def compares_samples(self) -> str | None:
+    return "algorithm.chosen 'best'" if self.chosen == "best" else None
+
+  @property
   def grades_on_host(self) -> bool:
     return self.verifier not in ("token_match", "likelihood", "none")
 
 
 def collect(tools: Tools, config: DpoConfig, states, prompts, key) -> Collected:
   G, policy = tools.samples_per_prompt, states.policy.params
-  if config.chosen == "best" and G < 2:
-    raise UserError("samples_per_prompt: found 1 with algorithm.chosen 'best', allowed: 2 or more")
   prompts_N = repeat_rows(prompts, G)
   rank = rank_traces if config.verifier == "likelihood" else rank_completions
   batch, rollouts, reward_N, sums = rank(tools, config, policy, prompts, prompts_N, key)

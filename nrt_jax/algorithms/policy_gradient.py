@@ -47,6 +47,11 @@ class UpdateConfig:
     if self.kl_coef and self.reference == "none":
       raise UserError("algorithm.kl_coef: above 0 with reference 'none', allowed: reference frozen or moving_average")
 
+  @property
+  def compares_samples(self) -> str | None:
+    """The setting that makes no sense with one sample per prompt."""
+    return "algorithm.filter_flat_groups" if self.filter_flat_groups else None
+
 
 @dataclass(frozen=True)
 class PolicyGradientConfig(UpdateConfig):
@@ -76,6 +81,12 @@ class PolicyGradientConfig(UpdateConfig):
     for key in ("advantage_clip", "long_penalty", "long_buffer", "short_penalty", "short_target"):
       if getattr(self, key) < 0:
         raise UserError(f"algorithm.{key}: found {getattr(self, key)}, allowed: 0 (off) or more")
+
+  @property
+  def compares_samples(self) -> str | None:
+    if self.scale == "none" and self.center in ("none", "mean"):
+      return super().compares_samples
+    return f"algorithm.center {self.center!r} with algorithm.scale {self.scale!r}"
 
 
 def require_range(config, key: str, low: float, high: float) -> None:
