@@ -129,12 +129,22 @@ def visible(position_NT, position_MS, window: int | None, example_NT=None):
   return seen if window is None else seen & (query - slot < window)
 
 
-def attend(query_NTHh, segments):
+def _scores(query_MKqh, key_MKSh, target: str | None):
+  """Products of queries and keys, float32 `[M, K, q, S]`."""
+  product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+  if target == "cpu" and query_MKqh.shape[2] == 2:
+    # XLA:CPU transposes a matrix of keys before it multiplies, but for one query it reads them as they lie.
+    return jnp.stack([product("mkh,mksh->mks", query_MKqh[:, :, i], key_MKSh) for i in range(2)], 2)
+  return product("mkqh,mksh->mkqs", query_MKqh, key_MKSh)
+
+
+def attend(query_NTHh, segments, target: str | None = None):
   """Softmax attention over several key/value segments at once, `[N, T, H, h]`.
 
   Each segment is (key_MKSh, value_MKSh, seen_MrTS). A segment with fewer rows than the queries is read once for the
   N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models. Keys and values
-  may be Int8: their scales multiply the scores and the weights, so that no wide copy of them is needed.
+  may be Int8: their scales multiply the scores and the weights, so that no wide copy of them is needed. target: the
+  platform, see architecture.ModelConfig.
   """
   N, T, H, h = query_NTHh.shape
   K = jax.tree.leaves(segments[0][0])[0].shape[1]
@@ -159,8 +169,7 @@ def attend(query_NTHh, segments):
   for key_MKSh, _, seen in segments:
     M, r, _, S = seen.shape
     key, scale = split(key_MKSh)
-    score = jnp.einsum("mkqh,mksh->mkqs", from_rows(query, M), key, preferred_element_type=jnp.float32)
-    score = score * (scale * h**-0.5)
+    score = _scores(from_rows(query, M), key, target) * (scale * h**-0.5)
     seen = jnp.broadcast_to(seen[:, None, :, :, None], (M, 1, r, T, group, S)).reshape(M, 1, -1, S)
     logits.append(jnp.where(seen, score, MASKED))
   top = functools.reduce(jnp.maximum, [to_rows(score.max(-1)) for score in logits])

@@ -25,7 +25,7 @@ from nrt_jax.arrays import AnswerScores, Prompts, Rollouts
 from nrt_jax.attention import KVCache, empty_cache, put_slots
 from nrt_jax.model import forward, logits
 from nrt_jax.sampler import Context, SamplingConfig, cache_dtype, cache_sizes, choose, constrain_cache, prefill
-from nrt_jax.sampler import row_keys
+from nrt_jax.sampler import row_keys, uniforms
 from nrt_jax.sharding import lockstep_axes
 
 FEWEST = 8  # rows: a token loop of fewer is no faster
@@ -165,7 +165,7 @@ def _going(slots: Slots):
 def _one_token(job: Job, keys_S, prompt_length_S, prompt_cache, step, slots: Slots, ring: Ring):
   with jax.named_scope("sample_token"):
     scores = logits(job.params, job.config, slots.hidden_SD)
-    token, logp = choose(scores, keys_S, slots.length_S, job.sampling)
+    token, logp = choose(scores, uniforms(keys_S, slots.length_S), job.sampling)
   alive = ~slots.ended_S
   stop = alive & (token[:, None] == jnp.asarray(job.stop_ids, jnp.int32)[None]).any(-1)
   grows, column = alive & ~stop, step % job.columns

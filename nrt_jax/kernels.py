@@ -94,7 +94,7 @@ def attend_by(config, query_NTHh, segments, seen):
   What it returns at pads is finite and means nothing.
   """
   if not isinstance(seen, Rows):
-    return attend(query_NTHh, [(*key_value, mask) for key_value, mask in zip(segments, seen)])
+    return attend(query_NTHh, [(*key_value, mask) for key_value, mask in zip(segments, seen)], config.target)
   run = functools.partial(KINDS[seen.kind], config, query_NTHh, segments, seen)
   window = config.sliding_window
   if seen.slide is not None:

@@ -81,6 +81,22 @@ class Block(nn.Module):
     adapter = Adapter(c.lora_rank, c.lora_alpha, outputs, inputs, dtype, name=name + LORA)
     return lambda x: flat(x) + adapter(x)
 
+  def _query_key_value(self, y_NTD):
+    c = self.config
+    H, K, h = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+    if not self.has_variable("params", "qkv"):
+      return [self._dense(name, (heads, h), c.qkv_bias)(y_NTD) for name, heads in (("q", H), ("k", K), ("v", K))]
+    all_NTKgh = self._dense("qkv", (K, H // K + 2, h), c.qkv_bias)(y_NTD)
+    q_NTKgh, k_NTK1h, v_NTK1h = jnp.split(all_NTKgh, (H // K, H // K + 1), axis=-2)
+    return q_NTKgh.reshape(*y_NTD.shape[:-1], H, h), k_NTK1h.squeeze(-2), v_NTK1h.squeeze(-2)
+
+  def _gate_up(self, y_NTD):
+    c = self.config
+    if not self.has_variable("params", "gate_up"):
+      return [self._dense(name, c.intermediate_size, c.mlp_bias)(y_NTD) for name in ("gate", "up")]
+    both_NT2F = self._dense("gate_up", (2, c.intermediate_size), c.mlp_bias)(y_NTD)
+    return both_NT2F[..., 0, :], both_NT2F[..., 1, :]
+
   @nn.compact
   def __call__(self, x_NTD, angles, caches, seen, slot=None):
     """`caches`: (key, value) of each cache segment for this layer; `seen`: see kernels.sight.
@@ -89,9 +105,7 @@ class Block(nn.Module):
     """
     c = self.config
     y = RMSNorm(c.rms_norm_eps, name="attention_norm")(x_NTD)
-    q_NTHh = self._dense("q", (c.num_attention_heads, c.head_dim), c.qkv_bias)(y)
-    k_NTKh = self._dense("k", (c.num_key_value_heads, c.head_dim), c.qkv_bias)(y)
-    v_NTKh = self._dense("v", (c.num_key_value_heads, c.head_dim), c.qkv_bias)(y)
+    q_NTHh, k_NTKh, v_NTKh = self._query_key_value(y)
     if c.qk_norm:
       q_NTHh = RMSNorm(c.rms_norm_eps, name="q_norm")(q_NTHh)
       k_NTKh = RMSNorm(c.rms_norm_eps, name="k_norm")(k_NTKh)
@@ -105,8 +119,7 @@ class Block(nn.Module):
       mixed_NTHh = kernels.attend_by(c, rotate(q_NTHh, angles), segments, seen)
     x_NTD = x_NTD + self._dense("o", c.hidden_size, c.output_bias, axis=(-2, -1))(mixed_NTHh)
     y = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x_NTD)
-    gate = self._dense("gate", c.intermediate_size, c.mlp_bias)(y)
-    up = self._dense("up", c.intermediate_size, c.mlp_bias)(y)
+    gate, up = self._gate_up(y)
     between = gated(gate, up) if c.target == "cpu" else nn.silu(gate) * up
     x_NTD = x_NTD + self._dense("down", c.hidden_size, c.mlp_bias)(between)
     return constrain(x_NTD, "batch", None, None), (key, value)
@@ -185,8 +198,26 @@ def _unstack(tree, count: int) -> list:
   return [jax.tree.map(lambda p, i=i: p[i], pieces, is_leaf=lambda p: isinstance(p, list)) for i in range(count)]
 
 
+def fuse_projections(layers, config: ModelConfig) -> dict:
+  """Layers, stacked or one, with query, key and value as one matrix, gate and up as another: larger and fewer products.
+
+  Kernels `[..., D, K, H / K + 2, h]` and `[..., D, 2, F]`: what a mesh cuts, heads and F, stay axes of their own.
+  """
+  layers = dict(layers)
+
+  def joined(names, shape):
+    parts = [layers.pop(name) for name in names]
+    return jax.tree.map(lambda *xs: jnp.concatenate([x.reshape(*shape(x)) for x in xs], -2), *parts)
+
+  K, h = config.num_key_value_heads, config.head_dim
+  qkv = joined("qkv", lambda x: (*x.shape[:-2], K, -1, h))
+  gate_up = joined(("gate", "up"), lambda x: (*x.shape[:-1], 1, -1))
+  return {**layers, "qkv": qkv, "gate_up": gate_up}
+
+
 def decoding_params(params, config: ModelConfig, rules: dict | None = None):
-  """The copy of the policy that a rollout reads: cast to the compute dtype once, cut by `rules` (None: as it is).
+  """The copy of the policy that a rollout reads: cast to the compute dtype once, cut by `rules` (None: as it is), its
+  projections fused.
 
   Unrolled layers are taken apart here, so that the decoding loop holds no slice of a stacked weight.
   """
@@ -197,7 +228,10 @@ def decoding_params(params, config: ModelConfig, rules: dict | None = None):
   params = jax.tree_util.tree_map_with_path(cast, params)
   if rules is not None:
     params = jax.tree.map(lambda p, axes: constrain(p, *axes, rules=rules), params, logical_axes(params))
-  return params if config.scan_layers else {**params, "layers": _unstack(params["layers"], config.num_hidden_layers)}
+  layers = params["layers"]
+  if config.scan_layers:
+    return {**params, "layers": fuse_projections(layers, config)}
+  return {**params, "layers": [fuse_projections(layer, config) for layer in _unstack(layers, config.num_hidden_layers)]}
 
 
 def _remat(config: ModelConfig, layer):
@@ -238,6 +272,10 @@ def forward(
   seen_in = kernels.sight(config, kind, position_NT, positions, example_NT)
   slides = config.sliding_layers or (config.sliding_window is not None,) * config.num_hidden_layers
   angles = rotation(config, position_NT)
+  if config.target == "cpu":
+    # XLA:CPU would fuse cosines, and all that the positions came from, into every use in every layer; barriers are gone
+    # by then. It fuses nothing into a product.
+    angles = tuple(part @ jnp.eye(part.shape[-1]) for part in angles)
 
   def layer(x_NTD, inputs):
     layer_params, layer_caches, slide = inputs

@@ -124,19 +124,20 @@ def draw(logits_NV, uniform_N):
   return (block * BLOCK + column).astype(jnp.int32)
 
 
-def choose(logits_NV, keys_N, step, sampling: SamplingConfig):
-  """The next token of each row and its log-probability at the sampling temperature (before top-k and top-p).
+def uniforms(keys_N, step):
+  """The uniform number `[N]` that draws each row's next token; step: int32 [] or [N], tokens the row has sampled."""
+  fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0 if jnp.ndim(step) else None))
+  return jax.vmap(jax.random.uniform)(fold(keys_N, step))
 
-  step: int32 [] or [N], how many tokens a row has sampled.
-  """
+
+def choose(logits_NV, uniform_N, sampling: SamplingConfig):
+  """The next token of each row and its log-probability at the sampling temperature (before top-k and top-p)."""
   greedy = sampling.temperature == 0
   scaled = logits_NV if greedy else logits_NV / sampling.temperature
   if greedy:
     token = jnp.argmax(scaled, -1).astype(jnp.int32)
   else:
-    fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0 if jnp.ndim(step) else None))
-    uniform = jax.vmap(jax.random.uniform)(fold(keys_N, step))
-    token = draw(filter_logits(scaled, sampling.top_k, sampling.top_p), uniform)
+    token = draw(filter_logits(scaled, sampling.top_k, sampling.top_p), uniform_N)
   logp = jnp.take_along_axis(scaled, token[:, None], -1)[:, 0] - jax.nn.logsumexp(scaled, -1)
   return token, logp
 
@@ -182,7 +183,8 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
     prompt_hidden_BD, prompt_cache = prefill(params, config, prompts, dtype)
   prompt_length_N = repeat_rows(prompts.prompt_length_B, samples)
   N = prompt_length_N.shape[0]
-  keys_N = row_keys(key, prompts.example_B, samples)
+  # Of all steps at once: the few numbers of one step take long to start and no time to compute.
+  uniform_RN = jax.vmap(uniforms, (None, 0))(row_keys(key, prompts.example_B, samples), jnp.arange(R))
   stops = jnp.asarray(stop_ids, jnp.int32)
 
   def keep_going(slots):
@@ -190,7 +192,7 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
 
   def one_token(state: LoopState) -> LoopState:
     with jax.named_scope("sample_token"):
-      token, logp = choose(logits(params, config, state.hidden_ND), keys_N, state.step, sampling)
+      token, logp = choose(logits(params, config, state.hidden_ND), uniform_RN[state.step], sampling)
     alive = ~state.ended_N
     stop = alive & (token[:, None] == stops[None]).any(-1)
     grows = alive & ~stop

@@ -45,6 +45,19 @@ def test_new_tokens_are_stored_as_the_cache_is():
   np.testing.assert_allclose(got.scale, scale, rtol=1e-6)
 
 
+@pytest.mark.parametrize("eight_bits", [False, True])
+def test_two_queries_of_a_key_are_multiplied_one_by_one_on_a_cpu(eight_bits):
+  """Decoding's products in the order that suits XLA:CPU are those of any platform."""
+  rng = np.random.default_rng(3)
+  query = jnp.asarray(rng.normal(size=(N, 1, 4, 8)), jnp.float32)
+  key, value = (jnp.asarray(rng.normal(size=(N, 2, 7, 8)), jnp.float32) for _ in range(2))
+  seen = jnp.asarray(rng.random((N, 1, 1, 7)) < 0.8).at[..., 0].set(True)
+  segment = (*(store(x, jnp.int8) if eight_bits else x for x in (key, value)), seen)
+  here, text = attend(query, [segment], "cpu"), str(jax.make_jaxpr(lambda q: attend(q, [segment], "cpu"))(query))
+  np.testing.assert_allclose(here, attend(query, [segment], "tpu"), atol=1e-6)
+  assert text.count("dot_general") == 3 and str(jax.make_jaxpr(attend)(query, [segment])).count("dot_general") == 2
+
+
 def test_attention_over_eight_bits_is_that_over_their_values():
   """Scales folded into scores and weights: the same as over number * scale, to rounding, for shared segments too."""
   rng = np.random.default_rng(2)

@@ -79,9 +79,9 @@ def test_turns_are_those_counted_by_hand(monkeypatch):
   """Which shapes the token loop takes, and for how many tokens: the program against the arithmetic of its benchmark."""
   decoded = []
 
-  def watched(logits_NV, keys_N, step, config):
-    jax.debug.callback(lambda t: decoded.append(t.size), step)
-    return choose(logits_NV, keys_N, step, config)
+  def watched(logits_NV, uniform_N, config):
+    jax.debug.callback(lambda u: decoded.append(u.size), uniform_N)
+    return choose(logits_NV, uniform_N, config)
 
   monkeypatch.setattr(continuous, "choose", watched)
   _, function = lowered(16, sampling__temperature=1.0 + 1e-6)  # its own entry in the cache of programs

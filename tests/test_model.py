@@ -178,10 +178,16 @@ def test_remat(params, token_NT, loop):
 
 
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
-def test_decoding_params_are_the_same_function(params, token_NT, loop):
-  model = toy_model(layer_loop=loop)
-  inputs = (model, token_NT, positions(token_NT))
-  np.testing.assert_allclose(run(decoding_params(params, model), *inputs), run(params, *inputs), atol=2e-5)
+def test_decoding_params_are_the_same_function(token_NT, loop):
+  """With biases, and with two queries for each key: the heads of the one fused matrix are dealt out as they were."""
+  model = toy_model(layer_loop=loop, qkv_bias=True, mlp_bias=True)
+  params = jax.tree_util.tree_map_with_path(
+    lambda path, p: jnp.linspace(-1, 1, p.size).reshape(p.shape) if path[-1].key == "bias" else p, toy.params(model)
+  )
+  weights, inputs = decoding_params(params, model), (model, token_NT, positions(token_NT))
+  layer = weights["layers"] if loop == "scan" else weights["layers"][0]
+  assert {"qkv", "gate_up"} < set(layer) and not {"q", "k", "v", "gate", "up"} & set(layer)
+  np.testing.assert_allclose(run(weights, *inputs), run(params, *inputs), atol=2e-5)
 
 
 def test_bfloat16_compute(params, token_NT):
