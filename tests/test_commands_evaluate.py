@@ -99,6 +99,19 @@ def test_an_export_is_evaluated_like_its_checkpoint(place, tmp_path):
   assert reports[1]["model"] == str(place / "run" / "export") and "step" not in reports[1]
 
 
+def test_another_mesh_than_the_runs(place, tmp_path):
+  """A run over two tensor ways pads its 15 words to 16 rows; evaluated on one, and the other way round."""
+  two = ["--config.parallel.tensor=2"]
+  argv = ["train", "--config", str(place / "config.py"), "--workdir", str(tmp_path / "run"), *two]
+  assert __main__.main([*argv, "--config.total_steps=1", "--config.stages=[]", "--config.evaluation.data=null"]) == 0
+  reports = []
+  for flags in ([], two):
+    argv = evaluate(place, "--checkpoint", tmp_path / "run", "--output", tmp_path / "x.json", *flags)
+    assert __main__.main(argv) == 0
+    reports.append(json.loads((tmp_path / "x.json").read_text())["metrics"])
+  assert reports[0] == pytest.approx(reports[1], abs=1e-5)
+
+
 def test_overrides_choose_other_data_and_grader(place, tmp_path):
   other = ("--config.evaluation.data.examples=8", "--config.evaluation.name=few", "--config.evaluation.grader=none")
   argv = evaluate(place, "--model", place / "run" / "export", "--stage", "one", "--output", tmp_path / "x.json", *other)
