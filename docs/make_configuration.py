@@ -53,10 +53,10 @@ def comments(cls) -> dict:
   return found
 
 
-def shown(value) -> str:
-  """A default as one writes it in a config file or in JSON."""
+def shown(value, kind) -> str:
+  """A default of that type as one writes it in a config file or in JSON."""
   if isinstance(value, tuple) and not value:
-    return "`{}`"
+    return "`[]`" if kind == tuple[str, ...] else "`{}`"
   names = {None: "null", True: "true", False: "false"}
   return f"`{names[value]}`" if value is None or isinstance(value, bool) else f"`{value!r}`".replace("'", '"')
 
@@ -69,7 +69,7 @@ def table(cls, prefix: str, skip=()) -> str:
     if field.name in skip or field.default is dataclasses.MISSING:
       continue
     meaning = said.get(field.name, "").replace("|", "/").replace("<", "&lt;")
-    rows.append(f"| `{prefix}{field.name}` | {shown(field.default)} | {meaning} |")
+    rows.append(f"| `{prefix}{field.name}` | {shown(field.default, field.type)} | {meaning} |")
   return "\n".join(rows)
 
 

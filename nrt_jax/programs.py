@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nrt_jax import draws, lora, sampler, sharding
+from nrt_jax import draws, lora, offload, sampler, sharding
 from nrt_jax.algorithms import rlvr
 from nrt_jax.algorithms.interface import Collected, Tools
 from nrt_jax.arrays import Prompts
@@ -47,7 +47,7 @@ def train_step(setup: Setup, states: States, prompts: Prompts, graded=None):
   trainable, _ = lora.split(policy.params, setup.model)
   reference, average = follow(setup, states.reference, trainable), states.average
   if average is not None:
-    average = blend(setup.run.optimizer.ema_decay, average, trainable)
+    average = blended(setup, "average", setup.run.optimizer.ema_decay, average, trainable)
   return States(policy, reference, states.memory if memory is None else memory, average), metrics, samples
 
 
@@ -68,7 +68,10 @@ def step_tools(setup: Setup, graded=None) -> Tools:
 def collect(setup: Setup, tools: Tools, states: States, prompts: Prompts) -> Collected:
   """The step up to the update: rollouts, rewards and advantages, as the rows to train on."""
   _, frozen = lora.split(states.policy.params, setup.model)
-  whole = states if states.reference is None else states.replace(reference=lora.join(states.reference, frozen))
+  whole = states
+  if states.reference is not None:
+    reference = offload.fetch(setup, "reference", states.reference)
+    whole = states.replace(reference=lora.join(reference, frozen))
   with jax.named_scope("collect"):
     return setup.algorithm.collect(tools, setup.run.algorithm, whole, prompts, step_key(states))
 
@@ -87,7 +90,12 @@ def follow(setup: Setup, reference, params):
   """The reference after a step: as it was, or a moving average that follows the policy."""
   if reference_kind(setup) != "moving_average":
     return reference
-  return blend(setup.run.algorithm.reference_decay, reference, params)
+  return blended(setup, "reference", setup.run.algorithm.reference_decay, reference, params)
+
+
+def blended(setup: Setup, part: str, decay: float, old, new):
+  """`blend` of a part of the state that may wait in the host's memory, and does so again afterwards."""
+  return offload.store(setup, part, blend(decay, offload.fetch(setup, part, old), new))
 
 
 def blend(decay: float, old, new):
@@ -99,7 +107,10 @@ def params_for(setup: Setup, states: States, use: str):
   """The policy's parameters for one of optimizer.AVERAGE_USES: averaged where the config says so, else as trained."""
   if not averages(setup.run, use):
     return states.policy.params
-  return lora.join(states.average, lora.split(states.policy.params, setup.model)[1])
+  average = states.average
+  if setup.mesh is not None:
+    average = jax.device_put(average, lora.split(param_shardings(setup.model, setup.mesh), setup.model)[0])
+  return lora.join(average, lora.split(states.policy.params, setup.model)[1])
 
 
 def averages(run: RunConfig, use: str) -> bool:
@@ -157,7 +168,12 @@ def state_shardings(setup: Setup):
   )
   policy = TrainState(everywhere, everywhere, params, opt_state, everywhere)
   memory = jax.tree.map(lambda _: everywhere, states.memory)
-  reference, average = (None if tree is None else trainable for tree in (states.reference, states.average))
+  placed = functools.partial(offload.shardings, setup)
+  policy = policy.replace(opt_state=placed("optimizer", states.policy.opt_state, opt_state))
+  reference, average = (
+    None if tree is None else placed(part, tree, trainable)
+    for part, tree in (("reference", states.reference), ("average", states.average))
+  )
   return States(policy, reference, memory, average)
 
 

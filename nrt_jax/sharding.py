@@ -13,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from nrt_jax.errors import UserError, require_choice
 
 MESH_AXES = ("data", "fsdp", "tensor")
+OFFLOADABLE = ("reference", "optimizer", "average")  # parts of the state that may wait in the host's memory
 
 # logical axis -> mesh axis. `batch` is the rows of activations; the others are axes of parameters and caches.
 RULES = {
@@ -43,8 +44,10 @@ class ParallelConfig:
   micro_batches: int = 0  # pieces of a minibatch, to bound the memory of the update; 0 = auto: 1, on CPUs more
   length_buckets: int = 1  # static widths of these pieces: rows go into pieces by length, each as wide as it needs
   share_prompts: str = "auto"  # on: the update runs a prompt once for all its samples | off | auto: where it pays
+  offload: tuple[str, ...] = ()  # what waits in the host's memory until it is used: reference, optimizer, average
 
   def __post_init__(self):
+    object.__setattr__(self, "offload", tuple(self.offload))
     require_choice("parallel.kind", self.kind, ("jit", "pmap"))
     require_choice("parallel.rollout_weights", self.rollout_weights, ("gathered", "sharded"))
     require_choice("parallel.share_prompts", self.share_prompts, ("auto", "on", "off"))
@@ -55,6 +58,10 @@ class ParallelConfig:
       raise UserError(f"parallel.micro_batches: found {self.micro_batches}, allowed: 0 (chosen for you) or more")
     if self.data < 1 and self.data != -1:
       raise UserError(f"parallel.data: found {self.data}, allowed: 1 or more, or -1 for all remaining devices")
+    for part in self.offload:
+      require_choice("parallel.offload", part, OFFLOADABLE)
+    if self.kind == "pmap" and self.offload:
+      raise UserError(f"parallel.offload: found {self.offload!r} with parallel.kind 'pmap', allowed: (), or kind 'jit'")
     if self.kind == "pmap" and (self.fsdp, self.tensor) != (1, 1):
       raise UserError(
         f"parallel.kind='pmap' replicates the state: found fsdp={self.fsdp}, tensor={self.tensor}, allowed: 1 and 1"

@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import jax
 
-from nrt_jax import data, draws, evaluation, hf, host_grading, packing, policy, programs, sharding, stopping, throughput
+from nrt_jax import data, draws, evaluation, hf, host_grading, offload, packing, policy, programs, sharding, stopping
+from nrt_jax import throughput
 from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.checkpoint import Checkpoints
@@ -110,8 +111,9 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
 
 def check_sizes(setup: programs.Setup) -> None:
   """Raises UserError where parameters do not divide over the mesh, or a step's prompts not into the pieces wanted."""
-  programs.state_shardings(setup)
   run, mesh = setup.run, setup.mesh
+  offload.check(run.parallel, jax.devices() if mesh is None else list(mesh.devices.flat))
+  programs.state_shardings(setup)
   ways = jax.device_count() if mesh is None else sharding.data_parallel_ways(mesh)
   pieces = ways * run.optimizer.minibatches
   if run.prompts_per_step % pieces:

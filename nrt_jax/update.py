@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nrt_jax import lora, rows
+from nrt_jax import lora, offload, rows
 from nrt_jax.algorithms.interface import Tools
 from nrt_jax.optimizer import learning_rate, make_optimizer
 from nrt_jax.sharding import batch_ways
@@ -25,19 +25,20 @@ def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainS
   trainable, frozen = lora.split(state.params, setup.model)
 
   def one_update(carry, minibatch):
-    trainable, opt_state, done = carry
+    trainable, waiting, done = carry
     with jax.named_scope("gradients"):
       grads, sums = gradients(setup, tools, trainable, frozen, minibatch)
     grads = tools.all_sum(grads)
     with jax.named_scope("optimizer"):
+      opt_state = offload.fetch(setup, "optimizer", waiting)
       changes, opt_state = optimizer.update(grads, opt_state, trainable)
-      trainable = optax.apply_updates(trainable, changes)
+      trainable, waiting = optax.apply_updates(trainable, changes), offload.store(setup, "optimizer", opt_state)
     sums = gather_sums(setup, sums)
     sums["optimizer/grad_norm"] = (optax.tree.norm(grads), 1.0)
     sums["optimizer/lr"] = (jnp.float32(learning_rate(run.optimizer, run.total_steps)(done)), 1.0)
-    return (trainable, opt_state, done + 1), sums
+    return (trainable, waiting, done + 1), sums
 
-  carry = (trainable, state.opt_state, state.updates)
+  carry = (trainable, offload.store(setup, "optimizer", state.opt_state), state.updates)
   if run.optimizer.minibatches == 1:
     carry, sums = one_update(carry, batch)
   else:

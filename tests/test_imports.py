@@ -13,7 +13,7 @@ PACKAGE = ROOT / "nrt_jax"
 LAYERS = [
   ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "order", "stopping", "compilations", "nrt_jax"],
   ["sharding", "attention", "ceilings", "quantized_moments"],
-  ["kernels"],
+  ["kernels", "offload"],
   ["architecture"],
   ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
   ["columns", "tasks.grading", "tasks.splits", "tasks.expressions", "tasks.symbolic"],
