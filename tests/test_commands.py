@@ -211,6 +211,15 @@ def test_mistakes_in_a_config_leave_nothing_behind(place, tmp_path, capsys, over
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("name,made", [("checkpoints", "a file"), ("metrics.jsonl", "a directory")])
+def test_what_is_in_the_way_of_a_run(place, tmp_path, capsys, name, made):
+  (tmp_path / name).mkdir() if made == "a directory" else (tmp_path / name).touch()
+  argv = ["train", "--config", str(place / "config.py"), "--workdir", str(tmp_path)]
+  assert f"--workdir: {tmp_path}/{name}: is {made}, allowed: a" in refused(argv, capsys)
+  assert [path.name for path in tmp_path.iterdir()] == [name]
+  assert "--workdir: found '', allowed: a directory" in refused([*argv[:-1], ""], capsys)
+
+
 @pytest.mark.parametrize(
   "argv,message",
   [

@@ -4,9 +4,14 @@ import os
 
 from nrt_jax.errors import UserError
 
+FOLDERS = ("checkpoints", "compiled", "export", "tensorboard", "tokenizer")  # of a workdir
+FILES = ("config.json", "metrics.jsonl", "samples.jsonl")
+
 
 def check_directory(directory: str, flag: str) -> None:
   """Raises UserError where the directory can't be made or written to. Makes nothing."""
+  if not directory:
+    raise UserError(f"{flag}: found '', allowed: a directory")
   existing = os.path.abspath(directory)
   while not os.path.lexists(existing):
     existing = os.path.dirname(existing)
@@ -14,6 +19,16 @@ def check_directory(directory: str, flag: str) -> None:
     raise UserError(f"{flag}: {existing}: is a file, allowed: a directory")
   if not os.access(existing, os.W_OK | os.X_OK):
     raise UserError(f"{flag}: {existing}: no permission to write there")
+
+
+def check_workdir(directory: str) -> None:
+  """Raises UserError where a run can't write its files into the directory. Makes nothing."""
+  check_directory(directory, "--workdir")
+  for name in FOLDERS + FILES:
+    path = os.path.join(directory, name)
+    if os.path.lexists(path) and os.path.isdir(path) != (name in FOLDERS):
+      found, wanted = ("a file", "a directory") if name in FOLDERS else ("a directory", "a file")
+      raise UserError(f"--workdir: {path}: is {found}, allowed: {wanted} of this name")
 
 
 def check_file(path: str | None, flag: str) -> None:

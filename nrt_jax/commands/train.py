@@ -17,9 +17,8 @@ def run(args) -> None:
     join_processes(args.distributed)
   values = configs.load_config(args.config, args.overrides)
   runs = config.stages_of(values)
-  workdir = os.path.abspath(args.workdir)
-  output.check_directory(workdir, "--workdir")
-  if not training.train(runs, workdir, values):
+  output.check_workdir(args.workdir)
+  if not training.train(runs, os.path.abspath(args.workdir), values):
     raise SystemExit(STOPPED)
 
 
