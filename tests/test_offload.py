@@ -16,6 +16,7 @@ import toy
 from nrt_jax import offload, programs, workdir
 from nrt_jax.checkpoint import CheckpointConfig, Checkpoints
 from nrt_jax.errors import UserError
+from nrt_jax.planning import program
 from nrt_jax.sharding import OFFLOADABLE, ParallelConfig
 
 # A reference that moves, an average, and two updates of each rollout: whatever the state may hold is used and changed.
@@ -130,6 +131,10 @@ def test_devices_without_such_memory_are_refused():
   with pytest.raises(UserError, match="parallel.offload: found .*, allowed: .* on cat devices, whose memories are dev"):
     offload.check(ParallelConfig(offload=("optimizer",)), [Device])
   offload.check(ParallelConfig(offload=("optimizer",)), jax.devices())
+
+
+def test_a_plan_counts_the_host_apart():
+  assert program.Memory(1, 20, 300, 4000, host=50000).total == 4321
 
 
 # ---- Compiled for a TPU --------------------------------------------------------------------------------------------

@@ -16,16 +16,18 @@ from nrt_jax.errors import UserError
 
 
 class Memory(NamedTuple):
-  """Bytes on one device."""
+  """Bytes for one device."""
 
   arguments: int  # state and prompts; the state that is returned takes their place
   outputs: int  # that do not
   temporaries: int
   code: int
+  host: int = 0  # of the state, in the host's memory (parallel.offload)
 
   @property
   def total(self) -> int:
-    return sum(self)
+    """Of the device's own memory."""
+    return sum(self) - self.host
 
 
 class Overflow(NamedTuple):
@@ -162,6 +164,7 @@ def read_memory(stats) -> Memory:
     outputs=max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0),
     temporaries=stats.temp_size_in_bytes,
     code=stats.generated_code_size_in_bytes,
+    host=stats.host_argument_size_in_bytes,
   )
 
 

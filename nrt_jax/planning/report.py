@@ -166,6 +166,8 @@ def _memory_lines(one: dict) -> list:
     f"  HBM per device  {_gib(memory['total'])} of {_gib(memory['hbm'])}: {parts}",
     f"  margin          {_gib(margin)} ({margin / memory['hbm']:.0%})",
   ]
+  if memory["host"]:
+    lines.append(f"  on its host     {_gib(memory['host'])} of the state")
   if not one["readable"]:
     return [*lines, "  the program's text can't be read back (libtpu newer than jaxlib): no collectives"]
   lines.append(f"  FLOPs           {one['flops']:.3g} of matrix products, loops counted")
