@@ -69,16 +69,20 @@ def update_bytes(setup: programs.Setup, rows: Rows) -> float:
 
 
 def sampling_bytes(setup: programs.Setup, rows: Rows) -> float:
-  """Bytes of a wave on one device besides the state: weights, caches twice, and what scoring answers takes."""
+  """Bytes of a wave on one device besides the state: weights, caches twice, and what a pass over whole rows takes.
+
+  That is the scoring of the answers or the prefill: four arrays of hidden states, and what their attention needs.
+  """
   run, model, tensor = setup.run, setup.model, setup.mesh.shape["tensor"]
   n, width = roofline.lengths_of(setup, rows), jnp.dtype(model.compute_dtype).itemsize
   prompts = n.prompts / roofline.waves_of(setup) / sharding.data_parallel_ways(setup.mesh)
   slots = sampler.cache_sizes(run.sampling.max_trace_length, run.sampling.cache_stages)[-1]
   cache = prompts * (n.prompt + n.samples * slots) * costs.cache_bytes_per_token(model, width) / tensor
+  hidden = 4 * prompts * max(n.prompt, n.samples * (n.marker + n.answer)) * model.hidden_size * width
   scores = 2 * 4 * prompts * n.samples * n.answer * n.row * model.num_attention_heads / tensor
   if kernels.choose(model, (1, int(n.answer)), cache_rows=(1, 1)) == "splash":  # which copies a layer's caches
     scores = prompts * n.samples * n.row * costs.cache_bytes_per_token(model, width) / model.num_hidden_layers / tensor
-  return width * costs.parameter_count(model) / tensor + 2 * cache + scores
+  return width * costs.parameter_count(model) / tensor + 2 * cache + hidden + scores
 
 
 def state_bytes(setup: programs.Setup) -> float:
