@@ -1,12 +1,12 @@
 """The benchmark as users type it, the figures that it is made of, and that training compiles nothing after its start."""
 
 import json
-import os
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 import toy
 
@@ -18,48 +18,21 @@ from nrt_jax import (
   config,
   costs,
   hardware,
-  hf,
   programs,
   throughput,
   training,
 )
 from nrt_jax.algorithms import ALGORITHMS, sft
-from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import Rollouts
 from nrt_jax.compilations import Compilations
 from nrt_jax.metrics import MetricsWriter
-from nrt_jax.prompts import word_tokenizer
-from nrt_jax.tasks.running_sum import RunningSum
-
-CONFIG = """\
-from nrt_jax.commands.configs import base_config
-
-def get_config():
-  config = base_config("nrt")
-  config.model.path = {model!r}
-  config.model.weights = "random"
-  config.model.layer_loop = "scan"
-  config.prompt.max_prompt_length = 11
-  config.prompt.max_answer_length = 8
-  config.sampling.max_trace_length = 4
-  config.data.examples = 40
-  config.prompts_per_step = 16
-  config.samples_per_prompt = 2
-  return config
-"""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
   """A directory with a model directory and a config file."""
   path = tmp_path_factory.mktemp("benchmark")
-  os.makedirs(path / "model")
-  tokenizer = word_tokenizer(RunningSum().words, str(path / "model"))
-  sizes = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
-  model = ModelConfig(vocab_size=len(tokenizer), head_dim=4, max_position_embeddings=64, **sizes)
-  hf.write_config(model, path / "model")
-  (path / "config.py").write_text(CONFIG.format(model=str(path / "model")))
-  return path
+  return places.make(path, model__layer_loop="scan", prompts_per_step=16, samples_per_prompt=2)
 
 
 @pytest.fixture(autouse=True)

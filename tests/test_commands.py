@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import pathlib
 import socket
 import subprocess
@@ -10,54 +9,27 @@ import sys
 
 import jax
 import numpy as np
+import places
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from nrt_jax import __main__, hf, workdir
-from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands import flags
-from nrt_jax.prompts import word_tokenizer
-from nrt_jax.tasks.running_sum import RunningSum
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUESTION = "add 0 0 0 0 4 2 3 1 modulo 5"
-CONFIG = """\
-from nrt_jax.commands.configs import base_config
-
-def get_config():
-  config = base_config("nrt")
-  config.model.path = {model!r}
-  config.model.weights = "random"
-  config.prompt.max_prompt_length = 11
-  config.prompt.max_answer_length = 8
-  config.sampling.max_trace_length = 4
-  config.data.examples = 40
-  config.prompts_per_step = 8
-  config.samples_per_prompt = 2
-  config.logging.samples_every_steps = 1
-  config.total_steps = 2
-  return config
-"""
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
   """A directory with a model directory, a config file, an empty data file and a finished run."""
-  path = tmp_path_factory.mktemp("commands")
-  os.makedirs(path / "model")
-  tokenizer = word_tokenizer(RunningSum().words, str(path / "model"))
-  model = ModelConfig(
-    vocab_size=len(tokenizer),
-    hidden_size=8,
-    intermediate_size=16,
-    num_hidden_layers=1,
-    num_attention_heads=2,
-    num_key_value_heads=2,
-    head_dim=4,
-    max_position_embeddings=64,
+  path = places.make(
+    tmp_path_factory.mktemp("commands"),
+    prompts_per_step=8,
+    samples_per_prompt=2,
+    logging__samples_every_steps=1,
+    total_steps=2,
   )
-  hf.write_config(model, path / "model")
-  (path / "config.py").write_text(CONFIG.format(model=str(path / "model")))
   (path / "leaves.py").write_text("import sys\nsys.exit(3)\n")
   (path / "empty.jsonl").write_text("")
   (path / "broken.jsonl").write_text('{"question": "add 1", "answer": "1"}\n{"question": \n')

@@ -1,53 +1,31 @@
 """`nrt-jax evaluate` and `nrt-jax report` as users type them, on one tiny run that evaluates itself."""
 
 import json
-import os
 
+import places
 import pytest
 
-from nrt_jax import __main__, hf
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.prompts import word_tokenizer
-from nrt_jax.tasks.running_sum import RunningSum
-
-CONFIG = """\
-from nrt_jax.commands.configs import base_config
-
-def get_config():
-  config = base_config("sft")
-  config.model.path = {model!r}
-  config.model.weights = "random"
-  config.prompt.max_prompt_length = 11
-  config.prompt.max_answer_length = 8
-  config.sampling.max_trace_length = 4
-  config.data.examples = 40
-  config.data.task_options = {{"trace_share": 0.0}}
-  config.prompts_per_step = 8
-  config.optimizer.learning_rate = 0.1
-  config.optimizer.eps = 1e-8
-  config.optimizer.ema_decay = 0.5
-  config.evaluation.data = {{"source": "task:running_sum", "split": "test", "examples": 12}}
-  config.evaluation.batch_prompts = 8
-  config.evaluation.every_steps = 0
-  config.logging.progress = False
-  config.total_steps = 3
-  config.stages = [{{"name": "one", "total_steps": 3}}, {{"name": "two", "total_steps": 2}}]
-  return config
-"""
+from nrt_jax import __main__
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
   """A directory with a model directory, a config file, and a finished run with its export."""
-  path = tmp_path_factory.mktemp("evaluate")
-  os.makedirs(path / "model")
-  tokenizer = word_tokenizer(RunningSum().words, str(path / "model"))
-  model = ModelConfig(
-    vocab_size=len(tokenizer), hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-    num_key_value_heads=2, head_dim=4, max_position_embeddings=64,
-  )  # fmt: skip
-  hf.write_config(model, path / "model")
-  (path / "config.py").write_text(CONFIG.format(model=str(path / "model")))
+  path = places.make(
+    tmp_path_factory.mktemp("evaluate"),
+    "sft",
+    data__task_options={"trace_share": 0.0},
+    prompts_per_step=8,
+    optimizer__learning_rate=0.1,
+    optimizer__eps=1e-8,
+    optimizer__ema_decay=0.5,
+    evaluation__data={"source": "task:running_sum", "split": "test", "examples": 12},
+    evaluation__batch_prompts=8,
+    evaluation__every_steps=0,
+    logging__progress=False,
+    total_steps=3,
+    stages=[{"name": "one", "total_steps": 3}, {"name": "two", "total_steps": 2}],
+  )
   assert __main__.main(["train", "--config", str(path / "config.py"), "--workdir", str(path / "run")]) == 0
   return path
 
