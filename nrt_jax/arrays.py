@@ -88,6 +88,7 @@ class TrainBatch:
   prompt_NP: jax.Array | None = None  # int32, padded on the left: the prompt, where the rows of a group have the same
   prompt_length_N: jax.Array | None = None  # int32
   extra: dict = struct.field(default_factory=dict)  # name -> array [N, ...]: what one method's loss needs besides
+  packed: int = struct.field(pytree_node=False, default=0)  # columns of all that follows a shared prompt; 0: as it is
 
 
 @struct.dataclass

@@ -50,7 +50,8 @@ def choose(config, shape, packed: bool = False, cache_rows: tuple = (), writes: 
   """What attends in `shape` = (rows, columns) new tokens: dense (attention.attend) | blocks | cudnn | splash.
 
   A kernel runs rows that divide over the mesh, cuDNN only rows of one example that attend to themselves alone. Splash
-  attention takes caches of `cache_rows` rows each, but cannot tell how far back their tokens are: then no windows.
+  attention takes caches of `cache_rows` rows each, but cannot tell how far back their tokens are: then no windows, nor
+  that several examples of a row all see them: then no packed rows.
   Tokens that are written into a cache (`writes`) are decoded: dense.
   """
   check(config)
@@ -66,7 +67,7 @@ def choose(config, shape, packed: bool = False, cache_rows: tuple = (), writes: 
       kind = "cudnn"
   # Where each device runs rows of its own (sharding.on_own_rows), the mesh is half cut by hand: XLA goes on from there.
   divides = all(n % batch_ways() == 0 for n in (rows, *cache_rows)) and not jax.sharding.get_abstract_mesh().manual_axes
-  behind = not cache_rows or (config.sliding_window is None and columns >= SHORTEST_SPLASH)
+  behind = not cache_rows or (config.sliding_window is None and columns >= SHORTEST_SPLASH and not packed)
   if divides and (kind == "splash" and behind or kind == "cudnn" and not packed and not cache_rows):
     return kind
   return "blocks" if columns > config.attention_block else "dense"
@@ -82,7 +83,8 @@ def sight(config, kind: str, position_NT, positions, example_NT=None):
     rows = Rows(kind, tuple(positions), example_NT)
     return (lambda slide: rows.replace(slide=slide)) if len(slides) == 2 else (lambda slide: rows)
   windows = [config.sliding_window if slide else None for slide in sorted(slides)]
-  masks = [tuple(visible(position_NT, p, window, example_NT) for p in positions) for window in windows]
+  own = [None] * (len(positions) - 1) + [example_NT]  # what all examples of a row may see has no example
+  masks = [tuple(visible(position_NT, p, window, e) for p, e in zip(positions, own)) for window in windows]
   if len(masks) == 1:
     return lambda slide: masks[0]
   return lambda slide: jax.tree.map(lambda full, cut: jnp.where(slide, cut, full), *masks)

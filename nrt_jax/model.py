@@ -251,7 +251,7 @@ def forward(
 
   Args: token_NT, position_NT int32 (position -1 = pad); caches: segments that the tokens may attend to, by position;
   slot: where the new tokens go in the last cache, the same slot in all rows (None: no cache is written); example_NT:
-  int32, where a row holds several examples, which one a token belongs to: it sees no other (None: one; no caches then).
+  int32, where a row holds several examples, which one a token belongs to: it sees no other, and all see the caches.
   Returns: hidden_NTD after the final norm, in the compute dtype, and the last cache with the new tokens in it, or
   without `slot` a KVCache of the new tokens alone (T slots).
   """

@@ -137,6 +137,27 @@ def cut_by_length(tree, needed_N, pieces: int, rows_together: int, ways: int):
   return jax.tree.map(cut, tree)
 
 
+def pack(valid_NT, together: int, columns: int):
+  """How the valid slots of each `together` adjacent rows lie one behind the other in one row of `columns` slots.
+
+  Returns: bring(x_NT, fill) -> `[N / together, columns]`, put_back(x_BC) -> `[N, T]`, 0 where not valid; and of each
+  packed slot which of its rows it comes from, int32. The columns must hold all valid slots of every group.
+  """
+  N, T = valid_NT.shape
+  valid_BS = valid_NT.reshape(N // together, together * T)
+  source_BC = jnp.argsort(~valid_BS, axis=1, stable=True)[:, :columns]
+  filled_BC = jnp.arange(columns)[None] < valid_BS.sum(axis=1)[:, None]
+  place_BS = jnp.maximum(jnp.cumsum(valid_BS, axis=1) - 1, 0)
+
+  def bring(x_NT, fill):
+    return jnp.where(filled_BC, jnp.take_along_axis(x_NT.reshape(valid_BS.shape), source_BC, axis=1), fill)
+
+  def put_back(x_BC):
+    return jnp.where(valid_NT, jnp.take_along_axis(x_BC, place_BS, axis=1).reshape(N, T), 0)
+
+  return bring, put_back, (source_BC // T).astype(jnp.int32)
+
+
 def last_columns(batch, width: int):
   """The rows without their first columns: each `[N, L]` array of a TrainBatch cut to its last `width` columns."""
   L = batch.token_NL.shape[1]

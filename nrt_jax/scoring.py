@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from nrt_jax import rows
 from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import AnswerScores
 from nrt_jax.model import forward, logits
@@ -70,7 +71,8 @@ def row_log_probs(
 def shared_log_probs(params, config: ModelConfig, batch, shared: int, scale_NL=None, entropy_gradient=False):
   """`row_log_probs` of a TrainBatch of which each `shared` adjacent rows have the same prompt, which is run once.
 
-  What follows the prompt must lie in the columns from P on. Returns: logp_NL, entropy_NL, 0 in the first P columns.
+  What follows the prompt must lie in the columns from P on. With batch.packed it is run in one row for each prompt, of
+  so many columns. Returns: logp_NL, entropy_NL, 0 in the first P columns.
   """
   P, own_NL = batch.prompt_NP.shape[1], batch.position_NL >= batch.prompt_length_N[:, None]
   prompt_BP, length_B = (x.reshape(-1, shared, *x.shape[1:])[:, 0] for x in (batch.prompt_NP, batch.prompt_length_N))
@@ -79,14 +81,19 @@ def shared_log_probs(params, config: ModelConfig, batch, shared: int, scale_NL=N
 
   valid = own_NL[:, P:]
   token, position = batch.token_NL[:, P:], jnp.where(valid, batch.position_NL[:, P:], -1)
-  hidden, _ = forward(params, config, token, position, (cache,))
+  scale, example = None if scale_NL is None else scale_NL[:, P:], None
+  if batch.packed:
+    bring, put_back, example = rows.pack(valid, shared, batch.packed)
+    token, position, scale = bring(token, 0), bring(position, -1), None if scale is None else bring(scale, 1.0)
+  hidden, _ = forward(params, config, token, position, (cache,), example_NT=example)
   # The first own token is predicted from the prompt's last, which lies in no column of the row.
   before = jnp.pad(hidden[:, :-1], ((0, 0), (1, 0), (0, 0)))
-  is_first = position == batch.prompt_length_N[:, None]
-  before = jnp.where(is_first[..., None], prompt_hidden_BPD[:, -1].repeat(shared, axis=0)[:, None], before)
-  scale = None if scale_NL is None else scale_NL[:, P:]
-  logp, entropy = token_log_probs(params, config, before, token, scale, entropy_gradient)
-  return tuple(jnp.pad(jnp.where(valid, x, 0.0), ((0, 0), (P, 0))) for x in (logp, entropy))
+  prompt_hidden_BD, each = prompt_hidden_BPD[:, -1], len(token) // len(length_B)
+  is_first = position == length_B.repeat(each)[:, None]
+  before = jnp.where(is_first[..., None], prompt_hidden_BD.repeat(each, axis=0)[:, None], before)
+  found = token_log_probs(params, config, before, token, scale, entropy_gradient)
+  found = (put_back(x) for x in found) if batch.packed else (jnp.where(valid, x, 0.0) for x in found)
+  return tuple(jnp.pad(x, ((0, 0), (P, 0))) for x in found)
 
 
 def score_answers(params, config: ModelConfig, marker_ids, answer_NA, answer_length_N, start_N, hidden_ND, caches):

@@ -43,17 +43,19 @@ class ParallelConfig:
   rollout_weights: str = "gathered"  # gathered: over fsdp, once per step | sharded: per generated token
   micro_batches: int = 0  # pieces of a minibatch, to bound the memory of the update; 0 = auto: 1, on CPUs more
   length_buckets: int = 1  # static widths of these pieces: rows go into pieces by length, each as wide as it needs
-  share_prompts: str = "auto"  # on: the update runs a prompt once for all its samples | off | auto: where it pays
+  share_prompts: str = "auto"  # on: a prompt is trained once for its samples | packed: and they in one row | off | auto
   offload: tuple[str, ...] = ()  # what waits in the host's memory until it is used: reference, optimizer, average
 
   def __post_init__(self):
     object.__setattr__(self, "offload", tuple(self.offload))
     require_choice("parallel.kind", self.kind, ("jit", "pmap"))
     require_choice("parallel.rollout_weights", self.rollout_weights, ("gathered", "sharded"))
-    require_choice("parallel.share_prompts", self.share_prompts, ("auto", "on", "off"))
+    require_choice("parallel.share_prompts", self.share_prompts, ("auto", "on", "packed", "off"))
     for name in ("fsdp", "tensor", "length_buckets"):
       if getattr(self, name) < 1:
         raise UserError(f"parallel.{name}: found {getattr(self, name)}, allowed: 1 or more")
+    if self.share_prompts == "packed" and self.length_buckets == 1:
+      raise UserError("parallel.share_prompts='packed': found parallel.length_buckets 1, allowed: 2 or more")
     if self.micro_batches < 0:
       raise UserError(f"parallel.micro_batches: found {self.micro_batches}, allowed: 0 (chosen for you) or more")
     if self.data < 1 and self.data != -1:

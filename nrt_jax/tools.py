@@ -108,7 +108,7 @@ class Setup(NamedTuple):
       pays = 8 * self.run.prompt.max_prompt_length * (shared - 1) >= self._row_columns * shared
       kernel = kernels.choose(self.model, (self.ways, self._row_columns)) in ("cudnn", "splash")  # whole mesh or none
       return shared if pays and not kernel and self._prompts_per_update % self.micro_batches == 0 else 1
-    return shared if choice == "on" else 1
+    return 1 if choice == "off" else shared
 
 
 def rollout(setup: Setup, params, prompts: Prompts, key):
@@ -229,6 +229,11 @@ def shares_prompts(setup: Setup, batch) -> bool:
   return setup.shared_rows > 1 and batch.prompt_NP is not None
 
 
+def packs(setup: Setup, batch) -> bool:
+  """Whether what follows a shared prompt is packed into one row for all its samples."""
+  return setup.run.parallel.share_prompts == "packed" and shares_prompts(setup, batch)
+
+
 def log_probs(setup: Setup, params, batch, entropy_gradient: bool = False):
   """Log-probability and entropy of each token of a TrainBatch: sampled tokens at the sampling temperature."""
   temperature = setup.run.sampling.temperature
@@ -246,8 +251,13 @@ def own_tokens(setup: Setup, batch):
 
 
 def needed_columns(setup: Setup, batch):
-  """How many of its last columns each row needs, and the whole width of a prompt that is shared: int32 `[N]`."""
+  """How many of its last columns each row needs, and the whole width of a prompt that is shared: int32 `[N]`.
+
+  Where rows are packed: the columns of the one row that holds the own tokens of all that share the prompt.
+  """
   own_NL, L = own_tokens(setup, batch), batch.token_NL.shape[1]
+  if packs(setup, batch):
+    return jnp.sum(own_NL, axis=1).reshape(-1, setup.shared_rows).sum(axis=1).repeat(setup.shared_rows)
   P = batch.prompt_NP.shape[1] if shares_prompts(setup, batch) else 0
   return jnp.where(own_NL.any(axis=1), P + L - jnp.argmax(own_NL, axis=1), 0)
 
@@ -258,7 +268,8 @@ def slots_run(setup: Setup, batch):
   slots, valid = N * L, jnp.sum(own_tokens(setup, batch))
   if shares_prompts(setup, batch):
     P, prompts = batch.prompt_NP.shape[1], N // setup.shared_rows
-    slots, valid = N * (L - P) + prompts * P, valid + jnp.sum(batch.prompt_length_N[:: setup.shared_rows])
+    own = prompts * batch.packed or N * (L - P)
+    slots, valid = own + prompts * P, valid + jnp.sum(batch.prompt_length_N[:: setup.shared_rows])
   return slots, valid
 
 

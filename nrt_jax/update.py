@@ -2,9 +2,11 @@
 
 Rows may go into micro-batches by length. Each is then run at one of a few static widths, the narrowest that holds its
 rows, so that short traces don't pay for the longest one; one `lax.switch` inside of the accumulating scan picks it.
+Rows that share a prompt may besides be packed, one behind the other: then the width is what they need together.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,9 @@ from nrt_jax.algorithms.interface import Tools
 from nrt_jax.optimizer import learning_rate, make_optimizer
 from nrt_jax.sharding import batch_ways
 from nrt_jax.state import TrainState
-from nrt_jax.tools import Setup, needed_columns, shares_prompts, slots_run
+from nrt_jax.tools import Setup, needed_columns, packs, shares_prompts, slots_run
+
+PACKED_RATIO = 0.8  # of one static width of packed rows to the next: sums of lengths lie far below the widest
 
 
 def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainState, dict]:
@@ -62,13 +66,16 @@ def gradients(setup: Setup, tools: Tools, trainable, frozen, minibatch):
   grad = functools.partial(jax.grad(loss, has_aux=True), trainable)
   pieces, widths = setup.micro_batches, bucket_widths(setup, minibatch)
 
+  def at_width(piece, width):
+    return piece.replace(packed=width) if packs(setup, piece) else rows.last_columns(piece, width)
+
   def narrow(piece):
     """`grad` at the narrowest width that holds every row."""
     if len(widths) == 1:
       return grad(piece)
     needed = jnp.max(needed_columns(setup, piece))
     index = jnp.searchsorted(jnp.asarray(widths), needed)
-    return jax.lax.switch(index, [lambda piece, w=w: grad(rows.last_columns(piece, w)) for w in widths], piece)
+    return jax.lax.switch(index, [lambda piece, w=w: grad(at_width(piece, w)) for w in widths], piece)
 
   if pieces == 1:
     return narrow(minibatch)
@@ -88,11 +95,16 @@ def gradients(setup: Setup, tools: Tools, trainable, frozen, minibatch):
 
 
 def bucket_widths(setup: Setup, batch) -> list[int]:
-  """Static widths of micro-batches, rising in equal parts to that of whole rows; a shared prompt is not cut."""
+  """Static widths of micro-batches, rising in equal parts to that of whole rows; a shared prompt is not cut.
+
+  Those of packed rows rise by a constant ratio to that of all rows that share a prompt, without the prompt.
+  """
   L, count = batch.token_NL.shape[1], setup.run.parallel.length_buckets
   if count == 1 or batch.example_NL is not None:  # packed rows are full
     return [L]
   P = batch.prompt_NP.shape[1] if shares_prompts(setup, batch) else 0
+  if packs(setup, batch):
+    return sorted({math.ceil(setup.shared_rows * (L - P) * PACKED_RATIO**i) for i in range(count)})
   return sorted({P + -(-(L - P) * i // count) for i in range(1, count + 1)})
 
 

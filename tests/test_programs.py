@@ -93,6 +93,13 @@ VARIANTS = {
     "parallel__data": 2, "parallel__fsdp": 2, "parallel__tensor": 2, "parallel__micro_batches": 2,
     "parallel__length_buckets": 2, "parallel__share_prompts": "on",
   },
+  "packed_rows_micro_8": {
+    "parallel__share_prompts": "packed", "parallel__micro_batches": 8, "parallel__length_buckets": 4,
+  },
+  "mesh_2_2_2_packed_rows": {
+    "parallel__data": 2, "parallel__fsdp": 2, "parallel__tensor": 2, "parallel__micro_batches": 2,
+    "parallel__length_buckets": 4, "parallel__share_prompts": "packed",
+  },
   "micro_4_waves_4_scan_remat": {
     "parallel__micro_batches": 4, "sampling__wave_prompts": 4,
     "model": dataclasses.replace(toy.MODEL, layer_loop="scan", remat="full", head_chunk=64),

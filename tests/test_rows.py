@@ -116,6 +116,18 @@ def test_cutting_by_length():
   np.testing.assert_array_equal(pieces["a"], np.asarray(tree["a"])[np.asarray(pieces["b"])])
 
 
+def test_packing():
+  """Two groups of two rows: what is valid lies one behind the other, knows its row, and finds its way back."""
+  valid = jnp.asarray([[0, 1, 1], [1, 0, 0], [1, 1, 1], [0, 1, 0]], bool)
+  x = jnp.arange(12).reshape(4, 3)
+  bring, put_back, row = rows.pack(valid, 2, 5)
+  np.testing.assert_array_equal(bring(x, -1), [[1, 2, 3, -1, -1], [6, 7, 8, 10, -1]])
+  np.testing.assert_array_equal(row[:, :3], [[0, 0, 1], [0, 0, 0]])
+  assert row[1, 3] == 1
+  np.testing.assert_array_equal(put_back(bring(x, -1)), np.where(valid, x, 0))
+  np.testing.assert_array_equal(rows.pack(valid, 2, 4)[0](x, -1)[1], [6, 7, 8, 10])  # just enough columns
+
+
 def test_last_columns():
   """Of the docstring's row nothing but its first three pads goes; what has no columns stays whole."""
   spliced = splice([[10, 11]], [[20]], (30,), [[40, 41]], P=2, R=4, A=3)

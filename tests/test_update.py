@@ -76,7 +76,7 @@ def test_micro_batches_of_a_cpu_are_as_large_as_its_caches():
 
 
 def test_a_shared_prompt_must_not_be_cut():
-  given = setup(parallel__kind="pmap", parallel__micro_batches=2, parallel__share_prompts="on")  # a prompt on each device
+  given = setup(parallel__kind="pmap", parallel__micro_batches=2, parallel__share_prompts="on")  # a prompt a device
   with pytest.raises(UserError, match="micro_batches: found 2, allowed: a divisor of 1, the groups of rows that share"):
     training.check_sizes(given)
 
@@ -88,6 +88,21 @@ def test_widths(nrt):
     for buckets in (1, 3) for share in ("on", "off")
   }
   assert widths == {(1, "on"): [16], (1, "off"): [16], (3, "off"): [6, 11, 16], (3, "on"): [9, 13, 16]}
+  packed = setup(parallel__length_buckets=3, parallel__share_prompts="packed")
+  assert bucket_widths(packed, batch) == [29, 36, 44]  # 4 rows of 11 columns behind the prompt, times 0.8 and 0.64
+  with pytest.raises(UserError, match="share_prompts='packed': found parallel.length_buckets 1, allowed: 2 or more"):
+    setup(parallel__share_prompts="packed")
+
+
+def test_what_packed_rows_need_and_run(nrt):
+  """No column but the own tokens of all rows of a prompt."""
+  batch, prompts = nrt
+  given = setup(parallel__length_buckets=2, parallel__share_prompts="packed")
+  tokens_N = (np.asarray(batch.position_NL) >= 0).sum(1)
+  own_B = (tokens_N - np.repeat(prompts.prompt_length_B, 4)).reshape(8, 4).sum(1)
+  np.testing.assert_array_equal(needed_columns(given, batch), np.repeat(own_B, 4))
+  slots, valid = slots_run(given, batch.replace(packed=36))
+  assert (slots, valid) == (8 * (P + 36), own_B.sum() + prompts.prompt_length_B.sum())
 
 
 @pytest.mark.parametrize("share", ["on", "off"])
@@ -110,11 +125,15 @@ def test_what_rows_need_and_run(nrt, share):
     assert (slots, valid) == (32 * (P + R + 1 + A), tokens_N.sum())
 
 
-@pytest.mark.parametrize("name", ["nrt", "grpo", "dpo"])
-def test_shared_prompts_give_the_same_log_probabilities(name):
+@pytest.mark.parametrize("name, packed", [("nrt", 0), ("nrt", 44), ("grpo", 0), ("dpo", 0), ("dpo", 22)])
+def test_shared_prompts_give_the_same_log_probabilities(name, packed):
   """Of groups and of pairs, behind prompts of 1 to 5 tokens; only what follows the prompt is scored."""
   shared, own = (setup(name, parallel__share_prompts=share) for share in ("on", "off"))
   batch, _ = collected(own)
+  batch = batch.replace(packed=packed)
+  if packed:
+    packing = setup(name, parallel__share_prompts="packed", parallel__length_buckets=2)
+    assert np.max(needed_columns(packing, batch)) <= packed
   assert shared.shared_rows == (2 if name == "dpo" else 4) and own.shared_rows == 1
   follows_NL = np.asarray(batch.position_NL) >= np.asarray(batch.prompt_length_N)[:, None]
   assert len(set(np.asarray(batch.prompt_length_N).tolist())) > 2
