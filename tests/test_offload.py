@@ -150,22 +150,18 @@ devices = topology.devices(topology.parse("v5e:2x2"))
 sizes = {"vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
 model = dataclasses.replace(toy.MODEL, **sizes, layer_loop="scan", platform="tpu")
 
-def on_a_device(tree, cut):
-  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(cut), strict=True)
-  sizes = [(math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize, s.memory_kind) for a, s in pairs]
-  return sum(size for size, _ in sizes), sum(size for size, kind in sizes if kind == "pinned_host")
-
-found = []
-for parts in ((), sharding.OFFLOADABLE):
-  run = toy.run_config(**json.loads(sys.argv[1]), parallel__fsdp=4, parallel__offload=parts)
-  setup = programs.Setup(run, model, toy.form(), sharding.make_mesh(run.parallel, devices))
-  (lowered,) = program.lower(setup).values()
-  stats = lowered.compile().memory_analysis()
-  found.append({name: getattr(stats, name) for name in dir(stats) if name.endswith("_in_bytes")})
-  shapes, cut = programs.abstract_states(setup), programs.state_shardings(setup)
-  of = {"reference": lambda s: s.reference, "average": lambda s: s.average, "optimizer": lambda s: s.policy.opt_state}
-  sizes = [on_a_device(read(shapes), read(cut)) for read in of.values()]
-  found[-1] |= {"parts": sum(size for size, _ in sizes), "waits": sum(size for _, size in sizes)}
+run = toy.run_config(
+  **json.loads(sys.argv[1]), sampling__cache_stages=1, parallel__fsdp=4, parallel__offload=sharding.OFFLOADABLE
+)
+setup = programs.Setup(run, model, toy.form(), sharding.make_mesh(run.parallel, devices))
+(lowered,) = program.lower(setup).values()
+stats = lowered.compile().memory_analysis()
+found = {name: getattr(stats, name) for name in dir(stats) if name.endswith("_in_bytes")}
+states = programs.abstract_states(setup)
+for leaf, cut in zip(jax.tree.leaves(states), jax.tree.leaves(programs.state_shardings(setup)), strict=True):
+  if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    size = math.prod(cut.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    found[cut.memory_kind] = found.get(cut.memory_kind, 0) + size
 print(json.dumps(found))
 """
 
@@ -179,9 +175,8 @@ def test_on_a_tpu_it_takes_the_memory_of_the_host():
   command = [sys.executable, "-c", FOR_A_TPU, json.dumps(over)]
   done = subprocess.run(command, check=False, cwd=root, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
-  plain, waiting = json.loads(done.stdout.splitlines()[-1])
-  assert waiting["waits"] > 0.99 * waiting["parts"] > 2**22
-  assert plain["waits"] == plain["host_argument_size_in_bytes"] == 0
-  assert waiting["host_argument_size_in_bytes"] >= waiting["waits"]
-  assert waiting["host_alias_size_in_bytes"] == waiting["host_argument_size_in_bytes"]
-  assert plain["argument_size_in_bytes"] - waiting["argument_size_in_bytes"] >= 0.99 * waiting["waits"]
+  found = json.loads(done.stdout.splitlines()[-1])
+  assert found["pinned_host"] > 0.79 * (found["pinned_host"] + found["device"]) > 2**22  # four trees of five
+  assert found["host_argument_size_in_bytes"] >= found["pinned_host"]
+  assert found["host_alias_size_in_bytes"] == found["host_argument_size_in_bytes"]
+  assert 0 < found["argument_size_in_bytes"] - found["device"] < 0.02 * found["pinned_host"]  # prompts, and rounding up
