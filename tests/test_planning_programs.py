@@ -58,7 +58,7 @@ def test_products_of_a_forward_pass_are_those_of_costs():
   compiled = jax.jit(run).lower(toy.params(config)).compile()
   module = hlo.parse(compiled.as_text())
   masked = 4 * 3 * config.num_attention_heads * config.head_dim * (T * T - costs.seen_tokens(config, 0, T))
-  angles = 2 * 2 * T * (config.head_dim // 2) ** 2  # cosines and sines, which the forward pass on CPUs multiplies by one
+  angles = 2 * 2 * T * (config.head_dim // 2) ** 2  # which the forward pass on CPUs multiplies by one
   expected = N * (costs.forward_flops(config, 0, T, T) + masked + angles)
   assert hlo.flops_by_phase(module, hlo.runs(module)) == {"other": expected}
 
