@@ -27,10 +27,8 @@ from nrt_jax.files import write_json
 from nrt_jax.hf_config import hf_config, read_json, read_model_config, write_config
 from nrt_jax.model import init_params
 
-__all__ = (
-  "copy_tokenizer", "hf_config", "load_params", "locate_tensors", "read_model_config", "resize_vocabulary",
-  "save_params", "tensor_entries", "write_config",
-)  # fmt: skip
+__all__ = ("copy_tokenizer", "hf_config", "load_params", "locate_tensors", "read_model_config", "resize_vocabulary",
+           "save_params", "tensor_entries", "write_config")  # fmt: skip
 
 # How a tensor lies in its file: as ours, with its axes merged into one, or as a matrix [output, input] of which the
 # input is made of our leading IN_1 or IN_2 axes.
