@@ -112,7 +112,8 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
 def check_sizes(setup: programs.Setup) -> None:
   """Raises UserError where parameters do not divide over the mesh, or a step's prompts not into the pieces wanted."""
   run, mesh = setup.run, setup.mesh
-  offload.check(run.parallel, jax.devices() if mesh is None else list(mesh.devices.flat))
+  if run.parallel.offload:
+    offload.check(run.parallel, jax.devices() if mesh is None else list(mesh.devices.flat))
   programs.state_shardings(setup)
   ways = jax.device_count() if mesh is None else sharding.data_parallel_ways(mesh)
   pieces = ways * run.optimizer.minibatches

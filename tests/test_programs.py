@@ -93,9 +93,6 @@ VARIANTS = {
     "parallel__data": 2, "parallel__fsdp": 2, "parallel__tensor": 2, "parallel__micro_batches": 2,
     "parallel__length_buckets": 2, "parallel__share_prompts": "on",
   },
-  "packed_rows_micro_8": {
-    "parallel__share_prompts": "packed", "parallel__micro_batches": 8, "parallel__length_buckets": 4,
-  },
   "mesh_2_2_2_packed_rows": {
     "parallel__data": 2, "parallel__fsdp": 2, "parallel__tensor": 2, "parallel__micro_batches": 2,
     "parallel__length_buckets": 4, "parallel__share_prompts": "packed",

@@ -114,8 +114,10 @@ def test_choose_is_fair_over_rows(temperature, top_k, top_p):
   logits_V = np.random.default_rng(2).normal(0, 2, toy.VOCAB).astype(np.float32)
   keys_N = sampler.row_keys(jax.random.key(0), jnp.arange(N // 4), 4)
   config = SamplingConfig(temperature=temperature, top_k=top_k, top_p=top_p)
+  # Not as a constant of the program: XLA would sort it while it compiles, for minutes.
   logits_NV = jnp.broadcast_to(jnp.asarray(logits_V), (N, toy.VOCAB))
-  both = jax.jit(lambda step: choose(logits_NV, uniforms(keys_N, step), config))
+  run = jax.jit(lambda logits_NV, step: choose(logits_NV, uniforms(keys_N, step), config))
+  both = functools.partial(run, logits_NV)
   token_N, logp_N = both(3)
   scaled = logits_V / temperature
   kept = reference.kept_tokens(scaled, top_k, top_p)
