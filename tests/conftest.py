@@ -12,7 +12,7 @@ FLAGS = (
   "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 if jaxlib.__version__.startswith("0.10."):  # others may not know these flags, and XLA refuses what it does not know
-  # The old way to compile loops takes two thirds of the time; code is not compiled in parts, for two tests run at a time.
+  # The old way to compile loops takes two thirds of the time; code is not cut into parts, for two tests run at a time.
   FLAGS += ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 # Subprocesses that tests start inherit both: eight devices on one CPU, and one cache of compiled programs.
