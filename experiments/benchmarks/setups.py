@@ -77,7 +77,8 @@ def make_prompts(setup: programs.Setup, sizes: Sizes, seed: int = 0):
   rows = data.pack(list(prompts), list(answers), [[]] * B, np.arange(B), widths, END)
   if setup.mesh is not None:
     return sharding.place_rows(setup.mesh, rows)
-  return jax.tree.map(lambda a: a.reshape(jax.device_count(), -1, *a.shape[1:]), rows)
+  ways = jax.device_count()
+  return jax.tree.map(lambda a: a.reshape(ways, len(a) // ways, *a.shape[1:]), rows)
 
 
 def make_states(setup: programs.Setup):
