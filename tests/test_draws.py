@@ -122,12 +122,7 @@ def answerable():
   setup = drawing("token_match", "jit", 1)._replace(mesh=None)
   prompts, key = toy.prompts(MAX_DRAWS * B), jax.random.fold_in(jax.random.key(0), 0)
   rollouts = jax.device_get(jax.jit(programs.make_tools(setup).complete)(sharp_params(), prompts, key)[0])
-  answer_BA, length_B = prompts.answer_BA.copy(), prompts.answer_length_B.copy()
-  for n in np.flatnonzero(rollouts.marker_N & rollouts.ended_N):
-    text = rollouts.token_NR[n, : rollouts.length_N[n]].tolist()
-    own = text[text.index(toy.MARKER) + 1 :]
-    if len(own) <= answer_BA.shape[1] and toy.MARKER not in own:
-      answer_BA[n // 4, : len(own)], length_B[n // 4] = own, len(own)
+  answer_BA, length_B = toy.own_answers(prompts, rollouts, 4)
   answer_BA[length_B == 1], length_B[length_B == 1] = NOBODYS, 4
   prompts = prompts.replace(answer_BA=answer_BA, answer_length_B=length_B)
   repeated = jax.tree.map(lambda a: a.repeat(4, axis=0), prompts)

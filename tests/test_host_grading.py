@@ -61,12 +61,7 @@ def answerable_prompts():
   setup = setup_of("token_match", "jit")._replace(mesh=None)
   prompts, key = toy.prompts(16), jax.random.fold_in(jax.random.key(0), 0)
   rollouts = jax.device_get(jax.jit(programs.make_tools(setup).complete)(sharp_params(), prompts, key)[0])
-  answer_BA, length_B = prompts.answer_BA.copy(), prompts.answer_length_B.copy()
-  for n in np.flatnonzero(rollouts.marker_N & rollouts.ended_N):
-    text = rollouts.token_NR[n, : rollouts.length_N[n]].tolist()
-    own = text[text.index(toy.MARKER) + 1 :]
-    if len(own) <= answer_BA.shape[1] and toy.MARKER not in own:
-      answer_BA[n // 4, : len(own)], length_B[n // 4] = own, len(own)
+  answer_BA, length_B = toy.own_answers(prompts, rollouts, 4)
   return prompts.replace(answer_BA=answer_BA, answer_length_B=length_B)
 
 

@@ -91,3 +91,14 @@ def largest_difference(left, right) -> float:
 
 def largest(tree) -> float:
   return max(float(np.abs(a).max()) for a in jax.tree.leaves(tree))
+
+
+def own_answers(prompts, rollouts, samples: int):
+  """(answer_BA, answer_length_B): what one of a prompt's completions answers, where one has an answer that fits."""
+  answer_BA, length_B = prompts.answer_BA.copy(), prompts.answer_length_B.copy()
+  for n in np.flatnonzero(rollouts.marker_N & rollouts.ended_N):
+    text = rollouts.token_NR[n, : rollouts.length_N[n]].tolist()
+    own = text[text.index(MARKER) + 1 :]
+    if len(own) <= answer_BA.shape[1] and MARKER not in own:
+      answer_BA[n // samples, : len(own)], length_B[n // samples] = own, len(own)
+  return answer_BA, length_B
