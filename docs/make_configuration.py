@@ -16,9 +16,9 @@ PAGE = pathlib.Path(__file__).resolve().parent / "configuration.md"
 if __name__ == "__main__":
   sys.path.insert(0, str(PAGE.parent.parent))
 
-from nrt_jax import tasks  # noqa: E402  (the path comes first)
-from nrt_jax.algorithms import ALGORITHMS  # noqa: E402
+from nrt_jax.algorithms.table import ALGORITHMS  # noqa: E402  (the path comes first)
 from nrt_jax.config import STAGE_KEYS, RunConfig  # noqa: E402
+from nrt_jax.tasks import table as tasks  # noqa: E402
 
 HEAD = """\
 # Configuration

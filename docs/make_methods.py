@@ -2,7 +2,7 @@
 
     python docs/make_methods.py
 
-tests/test_methods.py fails where the page is behind, and where a row says something that a batch of it does not do.
+tests/algorithms/test_table.py fails if the page is out of date, or if a row claims what its batch does not do.
 """
 
 import pathlib
@@ -13,8 +13,9 @@ PAGE = pathlib.Path(__file__).resolve().parent / "methods.md"
 if __name__ == "__main__":
   sys.path.insert(0, str(PAGE.parent.parent))
 
-from nrt_jax.algorithms import ALGORITHMS, completions, dpo, nft, rationalization, rlvr, sft  # noqa: E402
+from nrt_jax.algorithms import completions, dpo, nft, rationalization, rlvr, sft  # noqa: E402
 from nrt_jax.algorithms import verifier_free  # noqa: E402
+from nrt_jax.algorithms.table import ALGORITHMS  # noqa: E402
 
 HEAD = """\
 # Methods

@@ -26,11 +26,13 @@ import os
 import pathlib
 import sys
 
-from nrt_jax import config, hf, prompts, training
-from nrt_jax.architecture import ModelConfig
+from nrt_jax import config, training
 from nrt_jax.commands.configs import base_config, override, plain
+from nrt_jax.data import prompts
+from nrt_jax.data.readers import read_jsonl
 from nrt_jax.errors import UserError
-from nrt_jax.readers import read_jsonl
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
@@ -121,7 +123,7 @@ def make_model(data: str, directory: str) -> None:
     max_position_embeddings=512,
     tie_word_embeddings=True,
   )
-  hf.write_config(architecture, directory)
+  hf_weights.write_config(architecture, directory)
 
 
 def print_table(workdir: str, first_step: int, every: int = 10) -> None:

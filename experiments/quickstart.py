@@ -19,13 +19,14 @@ import json
 import os
 import sys
 
-from nrt_jax import hf, training
+from nrt_jax import training
 from nrt_jax.__main__ import main as nrt_jax_command
-from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands.configs import base_config, plain
 from nrt_jax.config import stages_of
+from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError
-from nrt_jax.prompts import word_tokenizer
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.tasks.running_sum import RunningSum
 
 TRACE_LENGTH = 24  # tokens; a full running sum takes 8
@@ -45,7 +46,7 @@ def make_model_directory(path: str) -> None:
     head_dim=32,
     max_position_embeddings=64,
   )
-  hf.write_config(config, path)
+  hf_weights.write_config(config, path)
 
 
 def get_config(algorithm: str, model_path: str, steps: int):

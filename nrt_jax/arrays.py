@@ -35,7 +35,7 @@ class Prompts:
 
 @struct.dataclass
 class PackedPrompts:
-  """One step's rows that hold several whole examples each, one behind the other (see packing.py)."""
+  """One step's rows that hold several whole examples each, one behind the other (see data/packing.py)."""
 
   token_BL: jax.Array  # int32, padded on the right
   position_BL: jax.Array  # int32, from 0 in each example, -1 on pads

@@ -8,16 +8,16 @@ import types
 import typing
 from dataclasses import dataclass, field
 
-from nrt_jax.algorithms import ALGORITHMS
-from nrt_jax.architecture import ADAPTABLE
-from nrt_jax.checkpoint import CheckpointConfig
-from nrt_jax.data import DataConfig
+from nrt_jax.algorithms.table import ALGORITHMS
+from nrt_jax.data.batches import DataConfig
+from nrt_jax.data.prompts import PromptConfig
 from nrt_jax.errors import UserError, choices, require_choice
-from nrt_jax.evaluation import EvaluationConfig
-from nrt_jax.metrics import LoggingConfig
-from nrt_jax.optimizer import OptimizerConfig
-from nrt_jax.prompts import PromptConfig
-from nrt_jax.sampler import SamplingConfig
+from nrt_jax.evaluation.held_out import EvaluationConfig
+from nrt_jax.model.architecture import ADAPTABLE
+from nrt_jax.optimizers.update_rule import OptimizerConfig
+from nrt_jax.records.checkpoint import CheckpointConfig
+from nrt_jax.records.metrics import LoggingConfig
+from nrt_jax.rollout.sampler import SamplingConfig
 from nrt_jax.sharding import ParallelConfig
 
 # What a stage may set for itself. The rest (model, devices, files) belongs to the whole run.

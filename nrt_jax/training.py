@@ -15,15 +15,20 @@ from typing import NamedTuple
 
 import jax
 
-from nrt_jax import data, draws, evaluation, hf, host_grading, offload, packing, policy, programs, sharding, stopping
-from nrt_jax import throughput
+from nrt_jax import sharding
 from nrt_jax import workdir as workdirs
-from nrt_jax.algorithms import ALGORITHMS
-from nrt_jax.checkpoint import Checkpoints
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.config import RunConfig
+from nrt_jax.data import batches, packing
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.metrics import MetricsWriter
-from nrt_jax.state import States
+from nrt_jax.evaluation import held_out
+from nrt_jax.model import hf_weights
+from nrt_jax.records import stopping
+from nrt_jax.records.checkpoint import Checkpoints
+from nrt_jax.records.metrics import MetricsWriter
+from nrt_jax.rollout import draws
+from nrt_jax.step import host_grading, offload, policy, programs, throughput
+from nrt_jax.step.state import States
 from nrt_jax.workdir import Progress
 
 
@@ -31,8 +36,8 @@ class Stage(NamedTuple):
   """A stage with its data read and checked."""
 
   setup: programs.Setup
-  train_data: data.TokenDataset | packing.PackedDataset
-  eval_data: data.TokenDataset | None
+  train_data: batches.TokenDataset | packing.PackedDataset
+  eval_data: batches.TokenDataset | None
   first_step: int  # training steps of the stages before it
 
 
@@ -60,7 +65,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     if checkpoints.latest_step() is not None:
       start_step = checkpoints.latest_step()
       progress = workdirs.read_progress(checkpoints, start_step, [run.stage for run in runs])
-      data.require_inside(stages[progress.stage].train_data, progress.position)
+      batches.require_inside(stages[progress.stage].train_data, progress.position)
       states = workdirs.restore(stages[progress.stage].setup, checkpoints, start_step)
     workdirs.describe(workdir, tokenizer, model, config_values)  # only now: another run's description stays as it is
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
@@ -96,7 +101,7 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
   mesh = None if first.parallel.kind == "pmap" else sharding.make_mesh(first.parallel)
   tokenizer, form = policy.open_tokenizer(first.model, first.prompt)
   model = policy.read_architecture(first.model, form, first.parallel.tensor, mesh)
-  hf.hf_config(model)  # an architecture that could not be exported at the end is refused at the start
+  hf_weights.hf_config(model)  # an architecture that could not be exported at the end is refused at the start
   check_start(first, workdir)
   check_keep_best(runs)
   stages, first_step = [], 0
@@ -156,7 +161,7 @@ def check_start(run: RunConfig, workdir: str | None) -> None:
     if not os.path.isdir(os.path.join(run.from_checkpoint, "checkpoints")):
       raise UserError(f"from_checkpoint: found {run.from_checkpoint!r}, allowed: a workdir that holds checkpoints")
   elif run.model.weights == "pretrained":
-    hf.locate_tensors(run.model.path, hf.read_model_config(run.model.path))
+    hf_weights.locate_tensors(run.model.path, hf_weights.read_model_config(run.model.path))
 
 
 def check_keep_best(runs: list[RunConfig]) -> None:
@@ -164,7 +169,7 @@ def check_keep_best(runs: list[RunConfig]) -> None:
   metric = runs[0].checkpoint.keep_best
   if metric is None or not metric.startswith("eval/"):
     return
-  names = [name for run in runs for name in evaluation.metric_names(run.evaluation)]
+  names = [name for run in runs for name in held_out.metric_names(run.evaluation)]
   if not names:
     raise UserError(f"checkpoint.keep_best: found {metric!r} with evaluation.data null, allowed: null, or data for it")
   require_choice("checkpoint.keep_best", metric, dict.fromkeys(names))
@@ -173,12 +178,12 @@ def check_keep_best(runs: list[RunConfig]) -> None:
 def read_data(run: RunConfig, tokenizer, form):
   """(training set, evaluation set or None) as token ids."""
   hints = ALGORITHMS[run.algorithm_name].needs_hints
-  train_data = data.load_dataset(run.data, run.prompt, tokenizer, form, hints)
+  train_data = batches.load_dataset(run.data, run.prompt, tokenizer, form, hints)
   if run.data.packing:
     train_data = packing.pack_dataset(train_data, run.data.packing, form.marker_ids)
   if run.evaluation.data is None:
     return train_data, None
-  return train_data, evaluation.load_dataset(run.evaluation, run.prompt, tokenizer, form)
+  return train_data, held_out.load_dataset(run.evaluation, run.prompt, tokenizer, form)
 
 
 def describe_data(stage: Stage) -> str:
@@ -198,11 +203,11 @@ def fresh_states(stage: Stage, params, key) -> States:
   return programs.replicate(fresh) if setup.axis_name else fresh
 
 
-def read_batch(stage: Stage, position: data.Position):
+def read_batch(stage: Stage, position: batches.Position):
   """The batch at `position` on the devices: prompts for as many draws as a step may make. Each host reads its own."""
   run, mesh, count = stage.setup.run, stage.setup.mesh, stage.setup.max_draws
   hosts = (jax.process_index(), jax.process_count()) if mesh is None else sharding.host_share(mesh)
-  rows, _ = data.batch(stage.train_data, position, count * run.prompts_per_step, run.seed, *hosts, count)
+  rows, _ = batches.batch(stage.train_data, position, count * run.prompts_per_step, run.seed, *hosts, count)
   if mesh is not None:
     return sharding.place_host_rows(mesh, rows)
   devices = jax.local_device_count()
@@ -267,7 +272,7 @@ class Loop:
       self._fetch(stage)
       self._pending = (number, metrics, samples)
       drawn = run.prompts_per_step * draws.made(metrics, stage.setup.max_draws)
-      progress = Progress(progress.stage, step, data.advance(stage.train_data, progress.position, drawn))
+      progress = Progress(progress.stage, step, batches.advance(stage.train_data, progress.position, drawn))
       if step < run.total_steps:
         batch = read_batch(stage, progress.position)
 
@@ -311,7 +316,7 @@ class Loop:
     if self._writer.due(number):
       self._writer.write(number, values)
     if self._writer.samples_due(number):
-      self._writer.write_samples(number, evaluation.readable_samples(self._tokenizer, jax.device_get(samples)))
+      self._writer.write_samples(number, held_out.readable_samples(self._tokenizer, jax.device_get(samples)))
     return values
 
   def _build_generate(self, stage: Stage):
@@ -332,7 +337,7 @@ class Loop:
     run, start = stage.setup.run, time.monotonic()
     params = programs.params_for(stage.setup, single_copy(stage.setup, states), "evaluation")
     key = jax.random.key(run.seed)
-    metrics, _ = evaluation.evaluate(
+    metrics, _ = held_out.evaluate(
       generate, params, stage.eval_data, run.evaluation, self._tokenizer, stage.setup.form, key
     )
     self._writer.write(number, {**metrics, "time/evaluation": time.monotonic() - start})

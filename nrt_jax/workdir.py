@@ -11,15 +11,16 @@ from typing import NamedTuple
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from nrt_jax import hf, lora, policy, programs
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.config import RunConfig, stages_of
-from nrt_jax.data import Position
+from nrt_jax.data.batches import Position
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json
-from nrt_jax.hf_config import read_json
-from nrt_jax.state import States
+from nrt_jax.model import hf_weights, lora
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.hf_config import read_json
+from nrt_jax.records.checkpoint import Checkpoints
+from nrt_jax.step import policy, programs
+from nrt_jax.step.state import States
 
 
 class Progress(NamedTuple):
@@ -52,7 +53,7 @@ def describe(workdir: str, tokenizer, config: ModelConfig, values: dict | None) 
     partial = f"{directory}.partial"
     tokenizer.save_pretrained(partial)
     rows = config.vocab_size - config.vocab_padding
-    hf.write_config(dataclasses.replace(config, vocab_size=rows, vocab_padding=0), partial)
+    hf_weights.write_config(dataclasses.replace(config, vocab_size=rows, vocab_padding=0), partial)
     os.replace(partial, directory)
 
 
@@ -122,7 +123,7 @@ def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, dire
   settings = {"prompt": dataclasses.asdict(run.prompt), "max_trace_length": run.sampling.max_trace_length}
   settings["prompt"]["tokenizer"] = None  # it lies beside the settings
   params, config = policy.without_padding(params, config)
-  hf.save_params(
+  hf_weights.save_params(
     params,
     config,
     directory,

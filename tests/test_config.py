@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from nrt_jax import config
-from nrt_jax.algorithms import ALGORITHMS
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.commands import configs
 from nrt_jax.errors import UserError
 

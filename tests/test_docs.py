@@ -9,16 +9,17 @@ import contextlib
 import importlib.util
 import io
 import json
-import pathlib
 import re
 import sys
 import types
 
 import pytest
+from paths import ROOT
 
-from nrt_jax import algorithms, config, rewards
+from nrt_jax import config
+from nrt_jax.algorithms.table import ALGORITHMS
+from nrt_jax.objectives import rewards
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
 NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
@@ -49,7 +50,7 @@ def require_alike(printed: str, shown: str) -> None:
 @pytest.fixture
 def tables():
   """The tables that add_a_method.md adds rows to, as they were afterwards."""
-  saved = [(table, dict(table)) for table in (algorithms.ALGORITHMS, rewards.AGGREGATIONS)]
+  saved = [(table, dict(table)) for table in (ALGORITHMS, rewards.AGGREGATIONS)]
   yield
   for table, rows in saved:
     table.clear()
@@ -128,7 +129,7 @@ def test_every_metric_of_a_step_is_explained(one_step):
 
 def test_add_a_method_runs(tables):
   run_blocks((DOCS / "add_a_method.md").read_text(), "docs_add_a_method")
-  assert "best_trace" in algorithms.ALGORITHMS
+  assert "best_trace" in ALGORITHMS
 
 
 def test_config_listings_of_the_equations_are_valid():

@@ -1,68 +1,44 @@
-"""The layers of the house: which module may import which, and where each third party may be imported."""
+"""The order of the house: which folder may import which, and where each third party may be imported."""
 
 import ast
-import pathlib
 
 import pytest
+from paths import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "nrt_jax"
 
-# From the ground up. A module imports only from layers before its own; a new module needs a place here. "x.*" is the
-# place of the modules in x that have none of their own.
-LAYERS = [
-  ["arrays", "errors", "masked", "files", "chat_templates", "hardware", "order", "stopping", "compilations", "nrt_jax"],
-  ["sharding", "attention", "ceilings", "quantized_moments"],
-  ["kernels", "offload"],
-  ["architecture"],
-  ["model", "rewards", "advantages", "losses", "rows", "prompts", "readers", "optimizer", "state", "metrics"],
-  ["columns", "tasks.grading", "tasks.splits", "tasks.expressions", "tasks.symbolic"],
-  ["tasks.*"],
-  ["tasks"],
-  ["hf_config", "sampler", "scoring", "data", "checkpoint", "lora", "costs"],
-  ["hf", "packing", "draws", "continuous"],
-  ["algorithms.interface"],
-  ["algorithms.policy_gradient"],
-  ["algorithms.rlvr", "algorithms.sft", "algorithms.verifier_free"],
-  ["algorithms.*"],
+# From the ground up: a folder, or a module at the top, imports only from lines before its own. Inside a folder, modules
+# import one another freely as long as there is no circle.
+ORDER = [
+  ["nrt_jax", "arrays", "errors", "files", "rows"],
+  ["objectives", "optimizers", "records", "sharding", "tasks"],
+  ["data", "model"],
+  ["rollout"],
   ["algorithms"],
   ["evaluation"],
   ["config"],
-  ["policy", "tools"],
-  ["throughput", "update"],
-  ["programs"],
-  ["host_grading"],
+  ["step"],
   ["workdir"],
   ["training"],
-  ["planning", "planning.hlo", "planning.topology", "planning.program"],
-  ["planning.collectives", "planning.roofline"],
-  ["planning.guess"],
-  ["planning.report"],
-  ["planning.*"],
-  ["benchmark_phases", "benchmark_report"],
-  ["benchmark"],
-  ["commands.flags", "commands.output"],
-  ["commands.configs"],
-  ["commands.train", "commands.export"],
-  ["commands.*"],
+  ["performance"],
   ["commands"],
   ["__main__"],
 ]
 
-# Third party -> the only modules that may import it. Those not named here may be imported anywhere.
+# Third party -> the only modules or folders that may import it. Those not named here may be imported anywhere.
 CONFINED = {
-  "orbax": ("checkpoint",),
-  "safetensors": ("hf",),
-  "transformers": ("hf", "prompts"),
-  "tokenizers": ("prompts",),
-  "datasets": ("data", "tasks.*"),
-  "pyarrow": ("readers",),
+  "orbax": ("records.checkpoint",),
+  "safetensors": ("model.hf_weights",),
+  "transformers": ("model.hf_weights", "data.prompts"),
+  "tokenizers": ("data.prompts",),
+  "datasets": ("data.batches", "tasks"),
+  "pyarrow": ("data.readers",),
   "math_verify": ("tasks.symbolic",),
-  "ml_collections": ("commands", "commands.*"),
-  "absl": ("commands", "commands.*"),
-  "tensorboardX": ("metrics",),
-  "flax.linen": ("model",),
-  "optax": ("optimizer", "programs", "update"),
+  "ml_collections": ("commands",),
+  "absl": ("commands",),
+  "tensorboardX": ("records.metrics",),
+  "flax.linen": ("model.decoder",),
+  "optax": ("optimizers", "step.programs", "step.update"),
   "torch": (),
   "chex": (),
 }
@@ -70,7 +46,7 @@ OURS_BUT_ABOVE = ("experiments", "tests", "tpu_launch")
 
 
 def modules():
-  """Name below nrt_jax -> file; a package has the name of its folder, the root is "nrt_jax"."""
+  """Name below nrt_jax -> file; a folder's __init__ has the folder's name, the root is "nrt_jax"."""
   found = {}
   for path in sorted(PACKAGE.rglob("*.py")):
     parts = path.relative_to(PACKAGE).with_suffix("").parts
@@ -79,16 +55,9 @@ def modules():
   return found
 
 
-def matches(name, pattern):
-  return name == pattern or (pattern.endswith(".*") and name.startswith(pattern[:-1]))
-
-
-def layer_of(name):
-  """The number of its layer, or None."""
-  for pattern in (name, name.rpartition(".")[0] + ".*"):
-    for i, layer in enumerate(LAYERS):
-      if pattern in layer:
-        return i
+def place_of(name):
+  """The line of ORDER that a module's folder stands on, or None."""
+  return next((i for i, line in enumerate(ORDER) if name.split(".")[0] in line), None)
 
 
 def imports(path):
@@ -115,55 +84,84 @@ def own(name, known):
 
 def offences(files):
   """Every import that breaks a rule, as text."""
-  wrong = []
+  wrong, inside = [], {}
   for name, path in files.items():
-    if layer_of(name) is None:
-      wrong.append(f"{name} has no place of its own in LAYERS of {pathlib.Path(__file__).name}")
+    if place_of(name) is None:
+      wrong.append(f"{name} has no place in ORDER of tests/test_imports.py")
       continue
     for imported in imports(path):
       target = own(imported, files)
-      if target is not None and (layer_of(target) is None or layer_of(target) >= layer_of(name)):
-        wrong.append(f"{name} imports {target}, which is not in a lower layer")
+      if target is not None and target.split(".")[0] == name.split(".")[0]:
+        inside.setdefault(name, set()).add(target)
+      elif target is not None and (place_of(target) is None or place_of(target) >= place_of(name)):
+        wrong.append(f"{name} imports {target}, which is not below it")
       if imported.split(".")[0] in OURS_BUT_ABOVE:
         wrong.append(f"{name} imports {imported}")
       for party, allowed in CONFINED.items():
-        inside = imported == party or imported.startswith(party + ".")
-        if inside and not any(matches(name, pattern) for pattern in allowed):
+        if f"{imported}.".startswith(f"{party}.") and not any(f"{name}.".startswith(f"{place}.") for place in allowed):
           wrong.append(f"{name} imports {imported}, allowed in: {', '.join(allowed) or 'nothing'}")
+  return wrong + circles(inside)
+
+
+def circles(inside):
+  """The modules of which one arrives at themselves by following imports inside their folder."""
+  wrong = []
+  for name in inside:
+    seen, ahead = set(), set(inside[name])
+    while ahead:
+      at = ahead.pop()
+      seen.add(at)
+      ahead |= inside.get(at, set()) - seen
+    if name in seen:
+      wrong.append(f"{name} imports itself, in a circle inside its folder")
   return wrong
 
 
-def test_layers_and_third_parties():
+def test_folders_and_third_parties():
   files = modules()
-  assert len(files) > 20
+  assert len(files) > 60
   assert not offences(files)
 
 
 @pytest.mark.parametrize(
   "module,line",
   [
-    ("masked", "from nrt_jax.model import forward"),
-    ("rewards", "from nrt_jax import losses"),  # the same layer
-    ("programs", "def late():\n  import nrt_jax.training"),
-    ("sampler", "import flax.linen as nn"),
-    ("sampler", "from flax import linen"),
-    ("metrics", "import orbax.checkpoint"),
+    ("objectives.masked", "from nrt_jax.model.decoder import forward"),
+    ("objectives.masked", "from nrt_jax.optimizers import update_rule"),  # the same line of ORDER
+    ("objectives.masked", "import nrt_jax.objectives.masked"),  # itself: the smallest circle
+    ("step.programs", "def late():\n  import nrt_jax.training"),
+    ("rollout.sampler", "import flax.linen as nn"),
+    ("rollout.sampler", "from flax import linen"),
+    ("records.metrics", "import orbax.checkpoint"),
     ("training", "from transformers import AutoTokenizer"),
     ("training", "import experiments.quickstart"),
-    ("hf", "import torch"),
+    ("model.hf_weights", "import torch"),
   ],
 )
 def test_each_rule_can_fail(tmp_path, module, line):
   bad = tmp_path / "bad.py"
   bad.write_text(line)
-  files = {name: path for name, path in modules().items() if layer_of(name) is not None}
-  others = {name: path for name, path in files.items() if name != module}
-  assert len(offences({**files, module: bad})) == len(offences(others)) + 1
+  found = offences({**modules(), module: bad})
+  assert found and all(fault.startswith(f"{module} ") for fault in found)
 
 
-def test_new_module_needs_a_layer(tmp_path):
-  (tmp_path / "new.py").write_text("import nrt_jax.model")
-  assert "LAYERS" in offences({"new": tmp_path / "new.py"})[0]
+def test_a_circle_inside_a_folder_is_found(tmp_path):
+  first, second = tmp_path / "first.py", tmp_path / "second.py"
+  first.write_text("from nrt_jax.model import second")
+  second.write_text("from nrt_jax.model import first")
+  found = offences({"model.first": first, "model.second": second})
+  assert len(found) == 2 and all("circle" in fault for fault in found)
+
+
+def test_a_new_folder_needs_a_place(tmp_path):
+  (tmp_path / "new.py").write_text("import nrt_jax.training")
+  assert "ORDER" in offences({"new.thing": tmp_path / "new.py"})[0]
+
+
+def test_a_folder_is_introduced_by_one_docstring():
+  for folder in {path.parent for path in PACKAGE.rglob("*.py")} - {PACKAGE}:
+    (only,) = ast.parse((folder / "__init__.py").read_text()).body
+    assert isinstance(only.value.value, str), folder
 
 
 def test_no_machine_paths():

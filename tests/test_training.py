@@ -2,25 +2,26 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
+from paths import ROOT
 
-import jax
-from nrt_jax import config, hf, policy, training, workdir
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.checkpoint import Checkpoints
+from nrt_jax import config, training, workdir
+from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError
-from nrt_jax.metrics import MetricsWriter
-from nrt_jax.prompts import word_tokenizer
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.records.checkpoint import Checkpoints
+from nrt_jax.records.metrics import MetricsWriter
+from nrt_jax.step import policy
 from nrt_jax.tasks.running_sum import RunningSum
 
-ROOT = pathlib.Path(__file__).parent.parent
 DRIVER = """
 import json, sys
 from nrt_jax import config, training
@@ -36,7 +37,7 @@ def values(tmp_path_factory):
   model = tmp_path_factory.mktemp("model")
   tokenizer = word_tokenizer(RunningSum().words, model)
   sizes = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
-  hf.write_config(ModelConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes), model)
+  hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes), model)
   values = config.defaults("nrt")
   values.update(total_steps=4, prompts_per_step=16, samples_per_prompt=2)
   values["model"].update(path=str(model), weights="random", layer_loop="scan")
@@ -124,11 +125,11 @@ def test_the_state_goes_through_all_stages(uninterrupted, values):
 
 def test_the_export_is_the_final_policy(uninterrupted, values, tmp_path):
   """Its average, where there is one; whether it is written by the run or from its checkpoint."""
-  model = hf.read_model_config(uninterrupted / "export")
+  model = hf_weights.read_model_config(uninterrupted / "export")
   workdir.export_checkpoint(str(uninterrupted), str(tmp_path))
   average, trained = (workdir.read_policy(str(uninterrupted), model, averaged=a) for a in (True, False))
   for directory in (uninterrupted / "export", tmp_path):
-    exported = hf.load_params(directory, model)
+    exported = hf_weights.load_params(directory, model)
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), exported, average)))
   assert not all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), average, trained)))
 
@@ -201,7 +202,7 @@ def test_another_run_can_start_from_its_policy(values, uninterrupted, tmp_path):
   fresh = json.loads(json.dumps({**values, "from_checkpoint": str(uninterrupted), "stages": [], "total_steps": 1}))
   fresh["optimizer"]["learning_rate"] = 0.0
   train(fresh, tmp_path)
-  model = hf.read_model_config(uninterrupted / "export")
+  model = hf_weights.read_model_config(uninterrupted / "export")
   left, right = workdir.read_policy(str(tmp_path), model), workdir.read_policy(str(uninterrupted), model)
   assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), left, right)))
   assert any(np.abs(np.asarray(a)).max() > 0 for a in jax.tree.leaves(left))

@@ -14,8 +14,10 @@ import jax
 import numpy as np
 import setups
 
-from nrt_jax import programs, rows, scoring, tools
+from nrt_jax import rows
 from nrt_jax.arrays import repeat_rows
+from nrt_jax.rollout import scoring
+from nrt_jax.step import programs, tools
 
 
 def whole_sequences(setup, weights, prompts, rollouts):

@@ -11,11 +11,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nrt_jax import config, data, programs, sharding
-from nrt_jax.architecture import ModelConfig
+from nrt_jax import config, sharding
 from nrt_jax.commands.configs import override
-from nrt_jax.model import init_params
-from nrt_jax.prompts import PromptFormat
+from nrt_jax.data import batches
+from nrt_jax.data.prompts import PromptFormat
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import init_params
+from nrt_jax.step import programs
 
 MARKER, END = 0, 1  # ids that close a trace and an answer; all others are words
 
@@ -74,7 +76,7 @@ def make_prompts(setup: programs.Setup, sizes: Sizes, seed: int = 0):
   prompts, answers = words[:, : sizes.prompt_length], words[:, sizes.prompt_length :].copy()
   answers[:, -1] = END
   widths = (sizes.prompt_length, sizes.answer_length, 0)
-  rows = data.pack(list(prompts), list(answers), [[]] * B, np.arange(B), widths, END)
+  rows = batches.pack(list(prompts), list(answers), [[]] * B, np.arange(B), widths, END)
   if setup.mesh is not None:
     return sharding.place_rows(setup.mesh, rows)
   ways = jax.device_count()

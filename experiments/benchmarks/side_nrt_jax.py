@@ -11,13 +11,17 @@ import jax
 import jax.numpy as jnp
 import workload
 
-from nrt_jax import config, data, hf, programs, sharding
-from nrt_jax.algorithms import ALGORITHMS, rlvr
-from nrt_jax.architecture import ModelConfig
+from nrt_jax import config, sharding
+from nrt_jax.algorithms import rlvr
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.commands.configs import override
-from nrt_jax.model import forward, init_params, logits
-from nrt_jax.policy import param_shardings
-from nrt_jax.prompts import PromptFormat
+from nrt_jax.data import batches
+from nrt_jax.data.prompts import PromptFormat
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import forward, init_params, logits
+from nrt_jax.step import programs
+from nrt_jax.step.policy import param_shardings
 
 ROW = "grpo_even_words"
 
@@ -81,7 +85,7 @@ def model_config(sizes: workload.Sizes, run: config.RunConfig) -> ModelConfig:
 def save_model(sizes: workload.Sizes, path: str) -> None:
   """Random weights in Hugging Face format, for all sides to start from."""
   model = model_config(sizes, run_config("grpo", sizes, 1))
-  hf.save_params(jax.jit(init_params, static_argnums=0)(model, jax.random.key(0)), model, path)
+  hf_weights.save_params(jax.jit(init_params, static_argnums=0)(model, jax.random.key(0)), model, path)
 
 
 def make_setup(name: str, sizes: workload.Sizes, steps: int, overrides=()) -> programs.Setup:
@@ -95,16 +99,16 @@ def make_batches(setup: programs.Setup, sizes: workload.Sizes, steps: int) -> li
   """The prompts and answers of each step."""
   prompts, answers = workload.prompt_ids(sizes, steps), workload.answer_ids(sizes, steps)
   widths, B = (sizes.prompt_length, sizes.answer_length, 0), sizes.prompts
-  batches = []
+  made = []
   for start in range(0, B * steps, B):
     rows = slice(start, start + B)
-    packed = data.pack(prompts[rows], answers[rows], [[]] * B, range(start, start + B), widths, pad_id=0)
-    batches.append(sharding.place_rows(setup.mesh, packed))
-  return batches
+    packed = batches.pack(prompts[rows], answers[rows], [[]] * B, range(start, start + B), widths, pad_id=0)
+    made.append(sharding.place_rows(setup.mesh, packed))
+  return made
 
 
 def start_states(setup: programs.Setup, path: str):
-  params = hf.load_params(path, setup.model, param_shardings(setup.model, setup.mesh))
+  params = hf_weights.load_params(path, setup.model, param_shardings(setup.model, setup.mesh))
   init = jax.jit(lambda p, k: programs.init_states(setup, p, k), out_shardings=programs.state_shardings(setup))
   return init(params, jax.random.key(setup.run.seed))
 
@@ -120,9 +124,9 @@ def train(setup: programs.Setup, path: str, sizes: workload.Sizes, steps: int, c
   """Runs `steps` steps as training.py does, without its files; returns tokens and mean rewards of each."""
   tokens, rewards = [], []
   with jax.set_mesh(setup.mesh):
-    states, batches = start_states(setup, path), make_batches(setup, sizes, steps)
+    states, given = start_states(setup, path), make_batches(setup, sizes, steps)
     train_step = programs.build_train_step(setup)
-    for batch in batches:
+    for batch in given:
       states, metrics, _ = train_step(states, batch)
       metrics = jax.device_get(metrics)  # waits for the step
       clock.step_ended()
@@ -136,7 +140,7 @@ def main(argv=None) -> None:
   sizes, steps = workload.sizes_of(args), args.steps + 1
   setup, clock = make_setup(args.workload, sizes, steps, args.set), workload.Clock()
   with jax.set_mesh(setup.mesh):
-    reference = first_logits(setup, hf.load_params(args.model, setup.model), sizes)
+    reference = first_logits(setup, hf_weights.load_params(args.model, setup.model), sizes)
   workload.save_logits(args, "nrt_jax", jax.device_get(reference))
   tokens, rewards = train(setup, args.model, sizes, steps, clock)
   versions = {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax")}

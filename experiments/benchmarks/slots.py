@@ -2,16 +2,16 @@
 
     python experiments/benchmarks/slots.py
 
-Follows the turns of nrt_jax/continuous.py over given trace lengths and counts rows decoded and cache columns read;
-tests/test_continuous.py compares its count with the program's. Lengths: three quarters of the rows are geometric with a
-mean of a tenth of the cap, one quarter with a mean of 1.2 caps, so about one row in ten is cut at the cap and the mean
-is about a quarter of it. Times are measured by padding.py, `--set sampling.slots=...`.
+Follows the turns of nrt_jax/rollout/continuous.py over given trace lengths and counts rows decoded and cache columns
+read; tests/rollout/test_continuous.py compares its count with the program's. Lengths: three quarters of the rows are
+geometric with a mean of a tenth of the cap, one quarter with a mean of 1.2 caps, so about one row in ten is cut at the
+cap and the mean is about a quarter of it. Times are measured by padding.py, `--set sampling.slots=...`.
 """
 
 import numpy as np
 
-from nrt_jax.continuous import shapes
-from nrt_jax.sampler import cache_sizes
+from nrt_jax.rollout.continuous import shapes
+from nrt_jax.rollout.sampler import cache_sizes
 
 
 def heavy_tail(rows: int, cap: int, seed: int = 0):

@@ -1,6 +1,6 @@
 r"""DAPO on Qwen2.5-32B with DAPO-Math-17k, as published (arXiv 2503.14476).
 
-  command    nrt-jax train --config experiments/dapo_qwen25_32b.py --workdir DIR --config.model.path=QWEN
+  command    nrt-jax train --config experiments/full_size/dapo_qwen25_32b.py --workdir DIR --config.model.path=QWEN
              QWEN: a copy of Qwen/Qwen2.5-32B; the data set is fetched from the hub because data.source names it.
              Trying it small: as in nft_qwen25_math_7b.py.
   cost       unknown: not run here. The authors used 128 H20 GPUs (project page). The mesh below is for 256 TPU v5p
@@ -18,7 +18,7 @@ Known departures:
   - The verifier compares normalised texts; here it is the grader "math".
 """
 
-import full_size
+import shared_settings as shared
 
 from nrt_jax.commands.configs import base_config
 
@@ -32,8 +32,8 @@ def get_config():
   config.prompts_per_step = 512  # [CODE] train_prompt_bsz
   config.samples_per_prompt = 16  # [CODE] n_resp_per_prompt
 
-  full_size.on_a_slice(config, fsdp=32, tensor=8, micro_batches=16)  # [ours] one row at a time in each device group
-  full_size.dapo_math(config)  # [CODE] the set; how it is read is [ours]
+  shared.on_a_slice(config, fsdp=32, tensor=8, micro_batches=16)  # [ours] one row at a time in each device group
+  shared.dapo_math(config)  # [CODE] the set; how it is read is [ours]
   prompt = config.prompt
   prompt.template = PROMPT  # [ours] plain text for a base model; [CODE] wraps the question in its own instruction
   prompt.max_prompt_length = 2048  # [CODE]
@@ -61,7 +61,7 @@ def get_config():
   algorithm.kl_coef = 0.0  # [CODE]; [PAPER] section 2.3
   algorithm.entropy_coef = 0.0  # [CODE]
 
-  full_size.verl_adamw(config, learning_rate=1e-6)  # [CODE]
+  shared.verl_adamw(config, learning_rate=1e-6)  # [CODE]
   config.optimizer.warmup_steps = 10  # [CODE] lr_warmup_steps
   config.optimizer.weight_decay = 0.1  # [CODE]
   config.optimizer.max_grad_norm = 1.0  # [CODE] grad_clip

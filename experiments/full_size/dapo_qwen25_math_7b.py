@@ -1,6 +1,6 @@
 """DAPO on Qwen2.5-Math-7B with DAPO-Math-17k: a baseline of the NFT paper (arXiv 2505.18116), in its setting.
 
-  command    nrt-jax train --config experiments/dapo_qwen25_math_7b.py --workdir DIR --config.model.path=QWEN
+  command    nrt-jax train --config experiments/full_size/dapo_qwen25_math_7b.py --workdir DIR --config.model.path=QWEN
              QWEN: a copy of Qwen/Qwen2.5-Math-7B. Trying it small: as in nft_qwen25_math_7b.py.
   cost       as nft_qwen25_math_7b.py: unknown, not run here. Tested: both programs trace and lower.
   expected   not reproduced here. NFT's main table, as an image in NVlabs/NFT: AIME24 33.1, MATH500 81.6, AIME25 18.7,

@@ -1,6 +1,6 @@
 """JEPO, its multi-sample bound, on Llama-3-8B with MATH: short answers (arXiv 2503.19618).
 
-  command    nrt-jax train --config experiments/jepo_llama3_8b_math.py --workdir DIR --config.model.path=LLAMA
+  command    nrt-jax train --config experiments/full_size/jepo_llama3_8b_math.py --workdir DIR --config.model.path=LLAMA
                --config.data.source=math.jsonl [--config.from_checkpoint=SFT]
              LLAMA: a copy of meta-llama/Meta-Llama-3-8B. math.jsonl: MATH's 7,500 training problems, each a line with
              question and answer, the text in the solution's box. SFT: the workdir of a run with algorithm.name sft on
@@ -22,7 +22,7 @@ Known departures:
   - Over which samples std(A) is taken is unknown; here over those of the prompt.
 """
 
-import full_size
+import shared_settings as shared
 
 from nrt_jax.commands.configs import base_config
 
@@ -34,7 +34,7 @@ def get_config():
   config.prompts_per_step = 64  # [PAPER] B
   config.samples_per_prompt = 4  # [PAPER] n
 
-  full_size.on_a_slice(config, fsdp=16, tensor=4, micro_batches=4)  # [ours] four rows at a time in each device group
+  shared.on_a_slice(config, fsdp=16, tensor=4, micro_batches=4)  # [ours] four rows at a time in each device group
 
   config.data.source = "math.jsonl"  # given by the user; [PAPER] MATH, 7,500 problems
 
@@ -69,7 +69,7 @@ def get_config():
   algorithm.normalisation = "constant"  # unknown; keeps the equation's weights
   algorithm.normalisation_constant = 1.0  # unknown
 
-  full_size.verl_adamw(config, learning_rate=1e-6)  # unknown, all of the optimizer: verl's values are [ours]
+  shared.verl_adamw(config, learning_rate=1e-6)  # unknown, all of the optimizer: verl's values are [ours]
   config.optimizer.minibatches = 1  # unknown
 
   config.checkpoint.every_steps = 50  # [ours]

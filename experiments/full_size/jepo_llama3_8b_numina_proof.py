@@ -1,6 +1,6 @@
 """JEPO on Llama-3-8B with Numina-proof: long answers that no verifier can check (arXiv 2503.19618).
 
-  command    nrt-jax train --config experiments/jepo_llama3_8b_numina_proof.py --workdir DIR
+  command    nrt-jax train --config experiments/full_size/jepo_llama3_8b_numina_proof.py --workdir DIR
                --config.model.path=LLAMA --config.data.source=numina_proof.jsonl
              LLAMA: a copy of meta-llama/Meta-Llama-3-8B. numina_proof.jsonl: the 58,088 problems of NuminaMath that ask
              for a proof, each a line with question and answer, the proof.

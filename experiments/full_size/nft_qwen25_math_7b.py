@@ -1,6 +1,6 @@
 r"""NFT on Qwen2.5-Math-7B with DAPO-Math-17k (arXiv 2505.18116).
 
-  command    nrt-jax train --config experiments/nft_qwen25_math_7b.py --workdir DIR --config.model.path=QWEN
+  command    nrt-jax train --config experiments/full_size/nft_qwen25_math_7b.py --workdir DIR --config.model.path=QWEN
              QWEN: a copy of Qwen/Qwen2.5-Math-7B; the data set is fetched from the hub because data.source names it.
              The grader wants math-verify (extra [eval]). To try the pipeline: a smaller QWEN, --config.total_steps=3,
              --config.parallel.fsdp=1 --config.parallel.tensor=1, and smaller prompts_per_step and sampling lengths.
@@ -23,7 +23,7 @@ Known departures:
   - Validation there has top-p 0.7 and six sets, AIME and AMC with 32 samples each; here MATH500 alone, without top-p.
 """
 
-import full_size
+import shared_settings as shared
 
 from nrt_jax.commands.configs import base_config
 
@@ -38,8 +38,8 @@ def setting(algorithm: str):
   config.prompts_per_step = 512  # [CODE] train_prompt_bsz
   config.samples_per_prompt = 16  # [CODE] n_resp_per_prompt
 
-  full_size.on_a_slice(config, fsdp=16, tensor=4, micro_batches=16)  # [ours] two rows at a time in each device group
-  full_size.dapo_math(config)  # [CODE] the set; how it is read is [ours]
+  shared.on_a_slice(config, fsdp=16, tensor=4, micro_batches=16)  # [ours] two rows at a time in each device group
+  shared.dapo_math(config)  # [CODE] the set; how it is read is [ours]
 
   prompt = config.prompt
   prompt.template = "chatml"  # [ours] the model's own chat format; [CODE] has rewritten prompts that ask for a box
@@ -57,7 +57,7 @@ def setting(algorithm: str):
   config.algorithm.mask_unended = False  # [NOTES] cut completions count as wrong
   config.algorithm.filter_flat_groups = True  # [CODE] filter_groups, metric acc
 
-  full_size.verl_adamw(config, learning_rate=1e-6)  # [CODE]
+  shared.verl_adamw(config, learning_rate=1e-6)  # [CODE]
   config.optimizer.warmup_steps = 10  # [CODE]
   config.optimizer.weight_decay = 0.1  # [CODE]
   config.optimizer.max_grad_norm = 1.0  # [CODE]

@@ -1,6 +1,7 @@
 """NRT-WS(-log p) on Llama-3.1-8B with the Tülu 3 mixture, as the released code trains it (arXiv 2602.11549).
 
-  command    nrt-jax train --config experiments/nrt_llama31_8b_tulu3.py --workdir DIR --config.model.path=LLAMA
+  command    nrt-jax train --config experiments/full_size/nrt_llama31_8b_tulu3.py --workdir DIR
+             --config.model.path=LLAMA
              LLAMA: a copy of meta-llama/Llama-3.1-8B (config.json, safetensors, tokenizer); the data set is fetched
              from the hub because data.source names it. To try the pipeline: a smaller LLAMA, --config.total_steps=3,
              --config.parallel.fsdp=1 --config.parallel.tensor=1, and data.source=rows.jsonl with a messages column.
@@ -17,7 +18,7 @@ Where values come from:
 The paper's own form of the method is in nrt_paper_llama31_8b_tulu3.py.
 """
 
-import full_size
+import shared_settings as shared
 
 from nrt_jax.commands.configs import base_config
 
@@ -30,7 +31,7 @@ def get_config():
   config.samples_per_prompt = 8  # [CODE] rollout.n (the example's name holds an unexplained "-K1")
 
   # [ours] 64 chips; one row of 8,192 tokens per device group at a time
-  full_size.on_a_slice(config, fsdp=16, tensor=4, micro_batches=32)
+  shared.on_a_slice(config, fsdp=16, tensor=4, micro_batches=32)
 
   data = config.data
   data.source = "hub:allenai/tulu-3-sft-mixture"  # [CODE][PN]

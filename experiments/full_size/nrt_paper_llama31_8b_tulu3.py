@@ -1,6 +1,7 @@
 """NRT-WS(-log p) on Llama-3.1-8B with the Tülu 3 mixture, in the paper's form of the method (arXiv 2602.11549).
 
-  command    nrt-jax train --config experiments/nrt_paper_llama31_8b_tulu3.py --workdir DIR --config.model.path=LLAMA
+  command    nrt-jax train --config experiments/full_size/nrt_paper_llama31_8b_tulu3.py --workdir DIR
+             --config.model.path=LLAMA
   cost       as nrt_llama31_8b_tulu3.py: unknown, not run here. Tested: the program traces and lowers.
   expected   not reproduced here. Reported, an average over nine benchmarks: 56.2, against 46.0 for SFT and 50.8 for the
              authors' RLPR (papernotes.org's table; the paper's was not seen).

@@ -1,6 +1,6 @@
 """RLPR on Qwen2.5-7B with its training set of general questions (arXiv 2506.18254).
 
-  command    nrt-jax train --config experiments/rlpr_qwen25_7b.py --workdir DIR --config.model.path=QWEN
+  command    nrt-jax train --config experiments/full_size/rlpr_qwen25_7b.py --workdir DIR --config.model.path=QWEN
              QWEN: a copy of Qwen/Qwen2.5-7B; the data set is fetched from the hub because data.source names it. To try
              the pipeline: a smaller QWEN, --config.total_steps=3, --config.parallel.fsdp=1 --config.parallel.tensor=1,
              and smaller prompts_per_step and sampling lengths.
@@ -23,7 +23,7 @@ Known departures:
   - [CODE] rounds r to bfloat16; and splices the reference behind badly formatted completions, without use.
 """
 
-import full_size
+import shared_settings as shared
 
 from nrt_jax.commands.configs import base_config
 
@@ -35,7 +35,7 @@ def get_config():
   config.prompts_per_step = 768  # [CODE] batch
   config.samples_per_prompt = 8  # [CODE] K
 
-  full_size.on_a_slice(config, fsdp=16, tensor=4, micro_batches=48)  # [ours] two rows at a time in each device group
+  shared.on_a_slice(config, fsdp=16, tensor=4, micro_batches=48)  # [ours] two rows at a time in each device group
 
   data = config.data
   data.source = "hub:openbmb/RLPR-Train-Dataset"  # [CODE]
@@ -80,7 +80,7 @@ def get_config():
   algorithm.kl_coef = 0.0  # [CODE]
   algorithm.entropy_coef = 0.0  # unknown
 
-  full_size.verl_adamw(config, learning_rate=1e-6)  # [CODE]
+  shared.verl_adamw(config, learning_rate=1e-6)  # [CODE]
   config.optimizer.minibatches = 4  # [CODE] of 192 prompts
 
   config.checkpoint.every_steps = 20  # [ours]

@@ -1,6 +1,6 @@
 r"""VeriFree on Qwen3-8B-Base with its WebData (arXiv 2505.21493).
 
-  command    nrt-jax train --config experiments/verifree_qwen3_8b.py --workdir DIR --config.model.path=QWEN
+  command    nrt-jax train --config experiments/full_size/verifree_qwen3_8b.py --workdir DIR --config.model.path=QWEN
                --config.data.source=webdata.parquet
              QWEN: a copy of Qwen/Qwen3-8B-Base. webdata: the authors' datasets/webdata, about 61,000 rows with the
              columns problem and answer, saved as one .parquet or .jsonl file. To try the pipeline: a smaller QWEN,
@@ -22,7 +22,7 @@ Known departures:
   - A sample of [CODE] ends at "</answer>", here at the marker: its own answer was never used.
 """
 
-import full_size
+import shared_settings as shared
 
 from nrt_jax.commands.configs import base_config
 
@@ -40,7 +40,7 @@ def get_config():
   config.prompts_per_step = 16  # [PAPER][CODE] rollout_batch_size
   config.samples_per_prompt = 8  # [PAPER][CODE] num_samples
 
-  full_size.on_a_slice(config, fsdp=8, tensor=2, micro_batches=8)  # [ours] two rows at a time in each device group
+  shared.on_a_slice(config, fsdp=8, tensor=2, micro_batches=8)  # [ours] two rows at a time in each device group
 
   data = config.data
   data.source = "webdata.parquet"  # given by the user
@@ -77,7 +77,7 @@ def get_config():
   algorithm.kl_coef = 0.0  # [PAPER][CODE] beta 0
   algorithm.format_coef = 0.0  # [PAPER] no such term
 
-  full_size.verl_adamw(config, learning_rate=1e-6)  # [PAPER][CODE]; the rest of AdamW is unknown: [CODE] is no verl
+  shared.verl_adamw(config, learning_rate=1e-6)  # [PAPER][CODE]; the rest of AdamW is unknown: [CODE] is no verl
   config.optimizer.weight_decay = 0.0  # unknown
   config.optimizer.schedule = "constant"  # [PAPER][CODE] lr_scheduler
   config.optimizer.minibatches = 1  # [PAPER] 128 samples, one update; [CODE] train_batch_size

@@ -24,10 +24,13 @@ import methods_report
 import numpy as np
 from methods_recipe import METHODS, TASKS
 
-from nrt_jax import arrays, data, evaluation, host_grading, policy, programs, tools, training, workdir
+from nrt_jax import arrays, training, workdir
 from nrt_jax.commands.configs import plain
 from nrt_jax.config import RunConfig, stages_of
+from nrt_jax.data import batches
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.evaluation import held_out
+from nrt_jax.step import host_grading, policy, programs, tools
 
 POINTS = 3  # evaluations after the first one
 PROBE_PROMPTS, PROBE_SAMPLES = 64, 4  # sampled traces after which held-out answers are scored
@@ -46,7 +49,7 @@ class Bench:
     base = methods_recipe.method_config(task, "nrt_ws_log", self.model_path, steps)
     self.tokenizer, self.form = policy.open_tokenizer(base.model, base.prompt)
     self.model = policy.read_architecture(base.model, self.form)
-    self._held_out = data.load_dataset(base.evaluation.data, base.prompt, self.tokenizer, self.form)
+    self._held_out = batches.load_dataset(base.evaluation.data, base.prompt, self.tokenizer, self.form)
     setup = programs.Setup(base, self.model, self.form, mesh=None)
     self._generate = programs.build_generate(setup, base.evaluation.sampling(0, 0, 0))
     self._evaluation = base.evaluation
@@ -66,7 +69,7 @@ class Bench:
   def evaluate(self, params, step: int) -> dict:
     """A point of the curves: greedy completions, and answers scored after sampled traces."""
     key = jax.random.key(0)  # the same draws for all methods
-    greedy, _ = evaluation.evaluate(
+    greedy, _ = held_out.evaluate(
       self._generate, params, self._held_out, self._evaluation, self.tokenizer, self.form, key
     )
     first = np.arange(min(PROBE_PROMPTS, len(self._held_out)))
@@ -76,7 +79,7 @@ class Bench:
 
   def dataset(self, run: RunConfig, hints: bool):
     if hints not in self._datasets:
-      self._datasets[hints] = data.load_dataset(run.data, run.prompt, self.tokenizer, self.form, hints)
+      self._datasets[hints] = batches.load_dataset(run.data, run.prompt, self.tokenizer, self.form, hints)
     return self._datasets[hints]
 
   def program(self, name: str, states, batch, setup):
@@ -95,9 +98,9 @@ class Bench:
     # A step donates its states, so that they must not share memory with the start of the other methods.
     states = programs.init_states(setup, jax.tree.map(jnp.copy, params), jax.random.key(seed))
     points = {round(self.steps * share / POINTS) for share in range(1, POINTS + 1)}
-    position, curve, history, generated = data.Position(), [first], [], 0.0
+    position, curve, history, generated = batches.Position(), [first], [], 0.0
     for step in range(1, self.steps + 1):
-      batch, position = data.batch(dataset, position, run.prompts_per_step, seed)
+      batch, position = batches.batch(dataset, position, run.prompts_per_step, seed)
       batch = jax.device_put(batch)
       states, metrics, _ = self.program(name, states, batch, setup)(states, batch)
       metrics = {key: float(value) for key, value in jax.device_get(metrics).items()}

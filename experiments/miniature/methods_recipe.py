@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from nrt_jax import hf, tasks
-from nrt_jax.architecture import ModelConfig
 from nrt_jax.commands.configs import base_config, override, plain
 from nrt_jax.config import RunConfig, stages_of
-from nrt_jax.prompts import word_tokenizer
+from nrt_jax.data.prompts import word_tokenizer
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.tasks import table as tasks
 
 PROMPTS, SAMPLES = 16, 8  # of a step: 128 traces
 LEARNING_RATE = 3e-4
@@ -117,7 +118,7 @@ def make_model_directory(task: str, path: str) -> None:
     head_dim=16,
     max_position_embeddings=128,
   )
-  hf.write_config(config, path)
+  hf_weights.write_config(config, path)
 
 
 def get_config(task: str, algorithm: str, model_path: str, steps: int):

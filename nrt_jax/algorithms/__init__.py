@@ -1,25 +1,5 @@
-"""The table of methods: `algorithm.name` in a config picks a row."""
+"""The methods: one page for each method or family, and the table that `algorithm.name` picks a row of.
 
-from nrt_jax.algorithms import completions, dpo, nft, rationalization, relatives, rlvr, sft, verifier_free
-
-ALGORITHMS = {
-  "nrt": verifier_free.ALGORITHM,
-  "jepo": relatives.JEPO,
-  "jepo_multi": relatives.JEPO_MULTI,
-  "verifree": relatives.VERIFREE,
-  "latro": relatives.LATRO,
-  "rl_logit": relatives.RL_LOGIT,
-  "dro": relatives.DRO,
-  "rlpr": completions.RLPR,
-  "nover": completions.NOVER,
-  "sft": sft.ALGORITHM,
-  "grpo": rlvr.GRPO,
-  "dr_grpo": rlvr.DR_GRPO,
-  "dapo": rlvr.DAPO,
-  "rloo": rlvr.RLOO,
-  "gspo": rlvr.GSPO,
-  "nft": nft.NFT,
-  "rft": nft.RFT,
-  "dpo": dpo.ALGORITHM,
-  "rationalization": rationalization.ALGORITHM,
-}
+Read interface.py first (what a method is given and what it returns), then verifier_free.py, which is NRT. A page knows
+nothing of devices, files or tokenizers.
+"""

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from nrt_jax import rewards, rows
+from nrt_jax import rows
 from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms import verifier_free
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import UserError
+from nrt_jax.objectives import rewards
 
 
 @dataclass(frozen=True)

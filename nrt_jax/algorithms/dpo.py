@@ -18,12 +18,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import advantages, losses, rewards
 from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms import rlvr, sft, verifier_free
 from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
 from nrt_jax.arrays import LossSums, TrainBatch, repeat_rows
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.objectives import advantages, losses, rewards
 
 CHOSEN = ("best", "demonstration")
 VERIFIERS = ("likelihood", "none", *rlvr.VERIFIERS)

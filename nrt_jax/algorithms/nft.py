@@ -21,12 +21,12 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from nrt_jax import advantages, losses, rewards
 from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms import rlvr, verifier_free
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import TrainBatch, repeat_rows
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.objectives import advantages, losses, rewards
 
 PROMPT_WEIGHTS = ("one", "negative_rate", "negative_odds_root")
 VERIFIERS = (*rlvr.VERIFIERS, "likelihood")

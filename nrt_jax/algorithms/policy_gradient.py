@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import advantages, losses, rows
+from nrt_jax import rows
 from nrt_jax.algorithms.interface import Tools
 from nrt_jax.arrays import LossSums, TrainBatch
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.objectives import advantages, losses
 
 REFERENCES = ("none", "frozen", "moving_average")
 KL_PLACES = ("loss", "reward")

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from nrt_jax import losses, rewards, rows
+from nrt_jax import rows
 from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms import sft, verifier_free
 from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import require_choice
+from nrt_jax.objectives import losses, rewards
 
 KEEP = ("all", "helpful", "best")
 

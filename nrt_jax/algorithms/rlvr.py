@@ -2,7 +2,7 @@
 
  1. sample G completions per prompt, each until an end token; `sampling.max_trace_length` limits the whole of it;
  2. verify: does the own answer, what stands behind the first marker, agree with the reference answer? By its tokens
-    inside the program, or by a Python grader on the host between two programs (see host_grading.py);
+    inside the program, or by a Python grader on the host between two programs (see step/host_grading.py);
  3. advantage within the group; every token of the completion carries it, the end token too.
 
 The rows of the table share this `collect`: they differ in the defaults of their configs, their papers' values.
@@ -12,11 +12,12 @@ from dataclasses import dataclass
 
 import jax.numpy as jnp
 
-from nrt_jax import rows, tasks
+from nrt_jax import rows
 from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.tasks import table as tasks
 
 # In the program: token_match. On the host, between two programs: the task's own grader ("host"), or one of GRADERS.
 VERIFIERS = ("token_match", "host", *(name for name in tasks.GRADERS if name != "none"))
@@ -125,7 +126,7 @@ def collect(tools: Tools, config: GrpoConfig, states, prompts, key) -> Collected
 
 
 def judged(tools: Tools, config, rollouts, label_N) -> Attempt:
-  """Completions with their labels as one draw; a group varies if its verdicts do. On the host too: host_grading.py."""
+  """Completions with their labels as one draw; a group varies if its verdicts do. step/host_grading.py calls it too."""
   counts_N = rollouts.ended_N if config.mask_unended else jnp.ones(label_N.shape, bool)
   varies_N = varies(label_N, counts_N, tools.samples_per_prompt)
   return Attempt((rollouts, label_N), varies_N, completion_metrics(tools, rollouts, label_N))

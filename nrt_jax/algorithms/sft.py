@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import losses, rows
+from nrt_jax import rows
 from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
 from nrt_jax.arrays import LossSums, PackedPrompts, TrainBatch
+from nrt_jax.data.packing import KINDS
 from nrt_jax.errors import require_choice
-from nrt_jax.packing import KINDS
+from nrt_jax.objectives import losses
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import advantages, rewards, rows
+from nrt_jax import rows
 from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import TrainBatch, repeat_rows
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.objectives import advantages, rewards
 
 ANSWER_WEIGHTS = ("derived", "one", "scaled", "group_softmax", "none")
 TOKEN_WEIGHTS = ("one", "spread")

@@ -1,8 +1,9 @@
 """`nrt-jax benchmark`: config file -> RunConfigs -> benchmark.benchmark, as text and JSON."""
 
-from nrt_jax import benchmark, benchmark_report, config
+from nrt_jax import config
 from nrt_jax.commands import configs, output
 from nrt_jax.files import write_json
+from nrt_jax.performance import benchmark, report
 
 
 def run(args) -> None:
@@ -10,8 +11,8 @@ def run(args) -> None:
   output.check_file(args.json, "--json")
   if args.profile is not None:
     output.check_directory(args.profile, "--profile")
-  report = benchmark.benchmark(runs, args.stage, args.repeats, args.profile)
-  print(benchmark_report.text(report))
+  measured = benchmark.benchmark(runs, args.stage, args.repeats, args.profile)
+  print(report.text(measured))
   if args.json:
     output.make_parent(args.json)
-    write_json(args.json, report)
+    write_json(args.json, measured)

@@ -6,11 +6,13 @@ import os
 
 import jax
 
-from nrt_jax import config, evaluation, policy, programs, sharding
+from nrt_jax import config, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.commands import configs, export, output
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.evaluation import held_out
 from nrt_jax.files import json_lines, write_json, write_text
+from nrt_jax.step import policy, programs
 
 
 def run(args) -> None:
@@ -27,7 +29,7 @@ def run(args) -> None:
   with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
     params = read_params(setup, workdir, step)
     arguments = (build_generate(setup), params, dataset, stage.evaluation, tokenizer, setup.form)
-    metrics, completions = evaluation.evaluate(*arguments, jax.random.key(stage.seed))
+    metrics, completions = held_out.evaluate(*arguments, jax.random.key(stage.seed))
   source = {"model": args.model} if args.model else {"checkpoint": args.checkpoint, "step": step}
   write(args, {**source, "examples": len(completions), "metrics": metrics}, completions)
 
@@ -80,7 +82,7 @@ def prepare(stage: config.RunConfig, tensor: int):
     )
   tokenizer, form = policy.open_tokenizer(stage.model, stage.prompt)
   model = policy.read_architecture(stage.model, form, tensor, mesh)
-  dataset = evaluation.load_dataset(stage.evaluation, stage.prompt, tokenizer, form)
+  dataset = held_out.load_dataset(stage.evaluation, stage.prompt, tokenizer, form)
   return programs.Setup(stage, model, form, mesh), tokenizer, dataset
 
 

@@ -5,9 +5,9 @@ import os
 import jax
 
 from nrt_jax import workdir as workdirs
-from nrt_jax.checkpoint import Checkpoints
 from nrt_jax.commands import output
 from nrt_jax.errors import UserError
+from nrt_jax.records.checkpoint import Checkpoints
 
 
 def run(args) -> None:

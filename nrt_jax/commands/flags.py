@@ -249,7 +249,7 @@ prompt settings that `nrt-jax sample` reads. `train` does so by itself at the en
 Compiles the step that `train` would run and times it on the run's own data and weights: seconds, tokens per second,
 model FLOPs utilisation, share of the memory bandwidth in decoding, memory, padding, and programs compiled after the
 first step; then prefill, decoding, scoring and update as programs of their own, whose sum may differ from the step.
-Peak rates are those of the chip's data sheet, or measured where the chip is not in nrt_jax/hardware.py.
+Peak rates are those of the chip's data sheet, or measured where the chip is not in nrt_jax/step/hardware.py.
 Trains for some steps and saves nothing. docs/benchmark.md says how to read the figures.""",
     example="""\
   nrt-jax benchmark --config experiments/my_run.py --repeats 5 --json speed.json --config.parallel.fsdp=4""",

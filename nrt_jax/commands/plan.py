@@ -6,7 +6,7 @@ from nrt_jax import config
 from nrt_jax.commands import configs, output
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json
-from nrt_jax.planning import report, sweep, topology
+from nrt_jax.performance.planning import report, sweep, topology
 
 
 def run(args) -> None:

@@ -9,14 +9,17 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from nrt_jax import config, data, hf, policy, programs, prompts, sharding
-from nrt_jax.algorithms import ALGORITHMS
-from nrt_jax.architecture import ModelConfig
+from nrt_jax import config, sharding
+from nrt_jax.algorithms.table import ALGORITHMS
+from nrt_jax.data import batches, prompts
+from nrt_jax.data.prompts import PromptConfig
+from nrt_jax.data.readers import read_jsonl
 from nrt_jax.errors import UserError
-from nrt_jax.hf_config import read_json
-from nrt_jax.prompts import PromptConfig
-from nrt_jax.readers import read_jsonl
-from nrt_jax.sampler import SamplingConfig
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.hf_config import read_json
+from nrt_jax.rollout.sampler import SamplingConfig
+from nrt_jax.step import policy, programs
 
 TRACE_LENGTH = 512  # where neither a flag nor the model directory says
 FORMAT_FLAGS = ("template", "system", "marker", "trace_open", "max_answer_length")
@@ -96,7 +99,7 @@ def _question(where: str, row: dict):
 
 def read_settings(args) -> tuple[PromptConfig, int]:
   """(prompt format, longest trace): the flags, else nrt_jax.json of the model directory, else defaults."""
-  path = pathlib.Path(args.model) / hf.SETTINGS_FILE
+  path = pathlib.Path(args.model) / hf_weights.SETTINGS_FILE
   settings = read_json(path) if path.is_file() else {}
   prompt = dict(settings.get("prompt") or {})
   prompt |= {name: getattr(args, name) for name in FORMAT_FLAGS if getattr(args, name) is not None}
@@ -127,7 +130,7 @@ def completions(generate, params, prompt_ids: list, form, args) -> Iterator[tupl
   for start in range(0, len(prompt_ids), size):
     numbers = np.minimum(np.arange(start, start + size), len(prompt_ids) - 1)  # the last batch is filled up
     rows = [prompt_ids[n] for n in numbers]
-    batch = data.pack(rows, [[form.eos_id]] * size, [[]] * size, numbers, (width, 1, 0), form.pad_id)
+    batch = batches.pack(rows, [[form.eos_id]] * size, [[]] * size, numbers, (width, 1, 0), form.pad_id)
     rollouts = generate(params, batch, key)
     tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)
     for row in range(min(size, len(prompt_ids) - start) * args.samples):

@@ -8,7 +8,6 @@ from nrt_jax import config, training
 from nrt_jax.commands import configs, output
 from nrt_jax.errors import UserError
 
-
 STOPPED = 143  # as a process that SIGTERM ends: whoever watches the run knows that it is not finished
 
 

@@ -11,7 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nrt_jax import arrays, columns, errors, order, prompts, readers, tasks
+from nrt_jax import arrays, errors
+from nrt_jax.data import columns, order, prompts, readers
+from nrt_jax.tasks import multiple_choice
+from nrt_jax.tasks import table as tasks
 
 TASK = "task:"
 OVERLONG_TRACE = ("drop", "cut", "error")
@@ -154,10 +157,10 @@ def _letter_choices(config, row, where):
   choices, answer = (columns.column(row, name, where) for name in (config.choices_column, config.answer_column))
   if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
     raise errors.UserError(f"{where}: column {config.choices_column!r} must hold a list of 2 to 26 choices")
-  letter = tasks.multiple_choice.letter_of(answer, choices)
+  letter = multiple_choice.letter_of(answer, choices)
   if letter is None:
     raise errors.UserError(f"{where}: found the answer {answer!r}, allowed: index (from 0), letter or text of a choice")
-  return tasks.multiple_choice.lettered(columns.text(row, config.question_column, where), choices), letter
+  return multiple_choice.lettered(columns.text(row, config.question_column, where), choices), letter
 
 
 # ---- Token ids -----------------------------------------------------------------------------------------------------

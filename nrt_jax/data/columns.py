@@ -1,6 +1,7 @@
 """Columns of a source's row as checked text, and conversations split into question and answer."""
 
-from nrt_jax import errors, prompts
+from nrt_jax import errors
+from nrt_jax.data import prompts
 
 
 def column(row, name, where: str):

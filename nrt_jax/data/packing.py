@@ -10,7 +10,8 @@ import dataclasses
 
 import numpy as np
 
-from nrt_jax import arrays, data
+from nrt_jax import arrays
+from nrt_jax.data import batches
 from nrt_jax.errors import UserError
 
 KINDS = ("prompt", "trace", "marker", "answer")
@@ -20,7 +21,7 @@ KINDS = ("prompt", "trace", "marker", "answer")
 class PackedDataset:
   """A data set whose entry i is the row of the examples `groups[i]`."""
 
-  dataset: data.TokenDataset
+  dataset: batches.TokenDataset
   groups: list  # of lists of indices into `dataset`
   width: int  # L, columns of a row
   marker_ids: tuple
@@ -61,7 +62,7 @@ class PackedDataset:
     return np.stack([token, np.arange(len(token)), np.full(len(token), number), kind])
 
 
-def pack_dataset(dataset: data.TokenDataset, width: int, marker_ids) -> PackedDataset:
+def pack_dataset(dataset: batches.TokenDataset, width: int, marker_ids) -> PackedDataset:
   """Packs all examples into rows of `width` columns. UserError where one is longer than a row."""
   length = lengths(dataset, marker_ids)
   longest = int(np.argmax(length))
@@ -71,7 +72,7 @@ def pack_dataset(dataset: data.TokenDataset, width: int, marker_ids) -> PackedDa
   return PackedDataset(dataset, best_fit(length, width), width, tuple(marker_ids))
 
 
-def lengths(dataset: data.TokenDataset, marker_ids):
+def lengths(dataset: batches.TokenDataset, marker_ids):
   """Tokens of each example, marker included: int `[examples]`."""
   columns = (dataset.prompts, dataset.traces, dataset.answers)
   return sum(np.array([len(ids) for ids in column]) for column in columns) + len(marker_ids)

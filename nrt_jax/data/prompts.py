@@ -10,7 +10,7 @@ import pathlib
 import re
 
 from nrt_jax import errors
-from nrt_jax.chat_templates import CHAT_TEMPLATES
+from nrt_jax.data.chat_templates import CHAT_TEMPLATES
 
 HUB = "hub:"  # a source that starts so is fetched from the hub; anything else is a local path
 ROLES = ("system", "user", "assistant")

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nrt_jax import data, prompts, tasks
-from nrt_jax.data import DataConfig
+from nrt_jax.data import batches, prompts
+from nrt_jax.data.batches import DataConfig
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.sampler import SamplingConfig
+from nrt_jax.rollout.sampler import SamplingConfig
+from nrt_jax.tasks import grading
+from nrt_jax.tasks import table as tasks
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class EvaluationConfig:
 def load_dataset(config: EvaluationConfig, prompt, tokenizer, form):
   """The TokenDataset to evaluate on. UserErrors of its config name their keys below `evaluation`."""
   try:
-    return data.load_dataset(config.data, prompt, tokenizer, form)
+    return batches.load_dataset(config.data, prompt, tokenizer, form)
   except UserError as error:
     raise UserError(f"evaluation.{error}" if str(error).startswith("data.") else str(error)) from error
 
@@ -85,9 +87,9 @@ def grader(config: DataConfig, name: str | None = None):
   """
   if name is not None:
     return tasks.GRADERS[name]
-  if config.source.startswith(data.TASK):
-    return tasks.make_task(config.source.removeprefix(data.TASK), config.split, dict(config.task_options)).grade
-  return tasks.exact_match
+  if config.source.startswith(batches.TASK):
+    return tasks.make_task(config.source.removeprefix(batches.TASK), config.split, dict(config.task_options)).grade
+  return grading.exact_match
 
 
 def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, form, key) -> tuple[dict, list]:
@@ -97,7 +99,7 @@ def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, for
   alone scores no reference.
   """
   grade, completions = grader(config.data, config.grader), []
-  for batch, valid_B in data.eval_batches(dataset, config.batch_prompts):
+  for batch, valid_B in batches.eval_batches(dataset, config.batch_prompts):
     made = generate(params, batch, key)
     rollouts, *scores = made if isinstance(made, tuple) else (made,)
     tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)

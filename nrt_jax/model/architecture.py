@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.kernels import ATTENTION
+from nrt_jax.model.kernels import ATTENTION
 
 REMATS = ("none", "dots", "full")  # what the backward pass finds saved: everything | matrix products | layer inputs
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -59,7 +59,7 @@ class ModelConfig:
   attention: str = "auto"  # of whole rows: xla | cudnn | splash | auto: by platform; decoding is always xla
   attention_block: int = 512  # queries of a row whose scores exist at the same time in xla; longer rows run in blocks
   head_chunk: int = 2048  # tokens per device whose logits exist at the same time
-  lora_rank: int = 0  # of low-rank adapters (nrt_jax/lora.py); 0 = none, all parameters are trained
+  lora_rank: int = 0  # of low-rank adapters (nrt_jax/model/lora.py); 0 = none, all parameters are trained
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
   lora_targets: tuple[str, ...] = ADAPTABLE
 

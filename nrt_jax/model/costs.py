@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nrt_jax.architecture import ModelConfig
+from nrt_jax.model.architecture import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from nrt_jax import kernels
-from nrt_jax.architecture import LORA, ModelConfig
-from nrt_jax.attention import MASKED, KVCache, put_slots, rotate, rotation, visible, write_cache
+from nrt_jax.model import kernels
+from nrt_jax.model.architecture import LORA, ModelConfig
+from nrt_jax.model.attention import MASKED, KVCache, put_slots, rotate, rotation, visible, write_cache
 from nrt_jax.sharding import constrain
 
 

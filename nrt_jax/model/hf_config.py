@@ -9,9 +9,9 @@ import functools
 import json
 from pathlib import Path
 
-from nrt_jax.architecture import FAMILIES, ModelConfig, RopeScaling
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
+from nrt_jax.model.architecture import FAMILIES, ModelConfig, RopeScaling
 
 ARCHITECTURES = {family: f"{family.capitalize()}ForCausalLM" for family in FAMILIES}
 SIZES = (

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
-from nrt_jax.attention import Int8, attend, visible
 from nrt_jax.errors import UserError
+from nrt_jax.model.attention import Int8, attend, visible
 from nrt_jax.sharding import MESH_AXES, batch_ways, spec_for
 
 ATTENTION = ("auto", "xla", "cudnn", "splash")

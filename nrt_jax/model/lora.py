@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from nrt_jax.architecture import LORA, ModelConfig
+from nrt_jax.model.architecture import LORA, ModelConfig
 
 
 def split(params, config: ModelConfig) -> tuple[dict, dict]:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.masked import masked_logsumexp, masked_mean, masked_std
+from nrt_jax.objectives.masked import masked_logsumexp, masked_mean, masked_std
 
 CENTERS = ("mean", "leave_one_out", "multi_sample", "none")
 SCALES = ("std", "advantage_std", "none")

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.masked import masked_sum
+from nrt_jax.objectives.masked import masked_sum
 
 NORMALISATIONS = ("token", "sequence", "constant")
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.errors import require_choice
-from nrt_jax.masked import masked_mean, masked_sum
+from nrt_jax.objectives.masked import masked_mean, masked_sum
 
 BASELINES = ("none", "subtract", "subtract_and_clip")
 

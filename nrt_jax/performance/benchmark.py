@@ -1,6 +1,6 @@
 """What a run's step costs: the very program that training compiles, timed on the run's own batches, and its phases.
 
-The report is a plain dict (`--json`); benchmark_report.py makes text of it.
+The report is a plain dict (`--json`); report.py makes text of it.
 """
 
 import contextlib
@@ -13,11 +13,14 @@ import time
 import jax
 import numpy as np
 
-from nrt_jax import benchmark_phases as phases
-from nrt_jax import ceilings, data, draws, host_grading, programs, throughput, training
-from nrt_jax.compilations import Compilations
+from nrt_jax import training
 from nrt_jax.config import RunConfig
+from nrt_jax.data import batches
 from nrt_jax.errors import UserError
+from nrt_jax.performance import ceilings, phases
+from nrt_jax.performance.compilations import Compilations
+from nrt_jax.rollout import draws
+from nrt_jax.step import host_grading, programs, throughput
 from nrt_jax.training import Stage
 
 PROFILED_STEPS = 2
@@ -38,7 +41,7 @@ def benchmark(runs: list[RunConfig], stage_name: str | None = None, repeats: int
   with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
     say(f"stage {setup.run.stage}: reading the parameters")
     states = training.fresh_states(stage, training.first_params(setup), jax.random.key(setup.run.seed))
-    batch = training.read_batch(stage, data.Position())
+    batch = training.read_batch(stage, batches.Position())
 
     say("compiling the step")
     compiled, compiling = compile_step(setup, states, batch)
@@ -83,7 +86,7 @@ def time_steps(stage: Stage, step, states, batch, repeats: int):
 
   As in training, the host reads the next batch while the devices work.
   """
-  run, position = stage.setup.run, data.Position()
+  run, position = stage.setup.run, batches.Position()
   steps = {"seconds": [], "host": [], "metrics": []}
   with Compilations() as seen:
     for number in range(repeats + 1):
@@ -92,7 +95,7 @@ def time_steps(stage: Stage, step, states, batch, repeats: int):
       states, metrics, _ = step(states, batch)
       begin = time.perf_counter()
       drawn = run.prompts_per_step * draws.made(metrics, stage.setup.max_draws)
-      position = data.advance(stage.train_data, position, drawn)
+      position = batches.advance(stage.train_data, position, drawn)
       batch = jax.block_until_ready(training.read_batch(stage, position))
       read = time.perf_counter() - begin
       jax.block_until_ready(states)

@@ -1,4 +1,4 @@
-"""The most that the devices can do: by their vendor where hardware.py has the chip, else by a matmul and a copy, timed."""
+"""Peak rates of the devices: from the data sheet if step/hardware.py has the chip, else from a timed product and copy."""
 
 import time
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import hardware
+from nrt_jax.step import hardware
 
 REPEATS = 5  # the fastest counts: a ceiling is what nothing got in the way of
 MATRIX = {"cpu": 2048}  # rows and columns of the matrices; big enough to keep a device of that platform busy

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nrt_jax import costs, host_grading, programs, rows, sampler, sharding, tools
+from nrt_jax import rows, sharding
 from nrt_jax.algorithms.interface import draw_once
-from nrt_jax.state import States
-from nrt_jax.throughput import count_tokens
-from nrt_jax.tools import DEVICES, Setup
-from nrt_jax.update import update
+from nrt_jax.model import costs
+from nrt_jax.rollout import sampler
+from nrt_jax.step import host_grading, programs, tools
+from nrt_jax.step.state import States
+from nrt_jax.step.throughput import count_tokens
+from nrt_jax.step.tools import DEVICES, Setup
+from nrt_jax.step.update import update
 
 ROLLOUT = ("rollout", "complete")  # the tools that sample; what they do is timed in pieces
 

@@ -13,7 +13,6 @@ import sys
 import time
 from dataclasses import dataclass
 
-
 from nrt_jax.errors import UserError
 from nrt_jax.files import json_safe, write_text
 

@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import AnswerScores, Prompts, Rollouts
-from nrt_jax.attention import KVCache, empty_cache, put_slots
-from nrt_jax.model import forward, logits
-from nrt_jax.sampler import Context, SamplingConfig, cache_dtype, cache_sizes, choose, constrain_cache, prefill
-from nrt_jax.sampler import row_keys, uniforms
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.attention import KVCache, empty_cache, put_slots
+from nrt_jax.model.decoder import forward, logits
+from nrt_jax.rollout import sampler
+from nrt_jax.rollout.sampler import Context, SamplingConfig
 from nrt_jax.sharding import lockstep_axes
 
 FEWEST = 8  # rows: a token loop of fewer is no faster
@@ -98,7 +98,7 @@ def shapes(slots: int, columns: int, stages: int) -> list[tuple[int, int]]:
   for halvings in range(5):
     rows = -(-slots // 2**halvings)
     if halvings == 0 or rows >= FEWEST:
-      table += [(rows, size) for size in cache_sizes(columns, max(1, stages >> halvings))]
+      table += [(rows, size) for size in sampler.cache_sizes(columns, max(1, stages >> halvings))]
   return sorted(table)
 
 
@@ -165,7 +165,7 @@ def _going(slots: Slots):
 def _one_token(job: Job, keys_S, prompt_length_S, prompt_cache, step, slots: Slots, ring: Ring):
   with jax.named_scope("sample_token"):
     scores = logits(job.params, job.config, slots.hidden_SD)
-    token, logp = choose(scores, uniforms(keys_S, slots.length_S), job.sampling)
+    token, logp = sampler.choose(scores, sampler.uniforms(keys_S, slots.length_S), job.sampling)
   alive = ~slots.ended_S
   stop = alive & (token[:, None] == jnp.asarray(job.stop_ids, jnp.int32)[None]).any(-1)
   grows, column = alive & ~stop, step % job.columns
@@ -276,7 +276,7 @@ def _due(job: Job, state: State):
 def _first_state(job: Job) -> State:
   slots, prompt_cache = _start(job, jnp.arange(job.slots), 0)
   S, W = job.slots, job.columns
-  cache = constrain_cache(empty_cache(job.config, S, W, cache_dtype(job.config, job.sampling)))
+  cache = sampler.constrain_cache(empty_cache(job.config, S, W, sampler.cache_dtype(job.config, job.sampling)))
   ring = Ring(jnp.zeros((S, W), jnp.int32), jnp.zeros((S, W)), cache)
   one_row = jax.eval_shape(lambda *slots: _scored(job, *slots), slots, prompt_cache, ring)
   written = jax.tree.map(lambda x: jnp.zeros((job.rows, *x.shape[1:]), x.dtype), one_row)
@@ -301,9 +301,9 @@ def sample(
   Returns: Rollouts [N], AnswerScores [N], and of the prompts the last hidden states [B, D] and the cache.
   """
   with jax.named_scope("prefill"):
-    dtype = cache_dtype(config, sampling)
-    prompt_hidden_BD, prompt_cache = prefill(params, config, prompts, dtype)
-  keys_N, R = row_keys(key, prompts.example_B, samples), sampling.max_trace_length
+    dtype = sampler.cache_dtype(config, sampling)
+    prompt_hidden_BD, prompt_cache = sampler.prefill(params, config, prompts, dtype)
+  keys_N, R = sampler.row_keys(key, prompts.example_B, samples), sampling.max_trace_length
   S = min(slots, keys_N.shape[0])
   # With a queue the ring is longer than a trace, so that a row at the limit may wait for others to end.
   W = R if S == keys_N.shape[0] else R + max(1, R // 8)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import Prompts, Rollouts, repeat_rows
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.attention import KVCache, empty_cache, grow_cache, store_cache
-from nrt_jax.model import forward, logits
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.attention import KVCache, empty_cache, grow_cache, store_cache
+from nrt_jax.model.decoder import forward, logits
 from nrt_jax.sharding import constrain
 
 BLOCK = 128  # columns of the vocabulary summed at once when inverting the cumulative distribution

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax import rows
-from nrt_jax.architecture import ModelConfig
 from nrt_jax.arrays import AnswerScores
-from nrt_jax.model import forward, logits
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import forward, logits
 from nrt_jax.sharding import batch_ways
 
 

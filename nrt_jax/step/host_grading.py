@@ -10,9 +10,12 @@ The sampled tokens stay on the device; each host grades the rows that its own de
 import jax
 import numpy as np
 
-from nrt_jax import evaluation, programs, prompts, tasks
 from nrt_jax.config import RunConfig
+from nrt_jax.data import prompts
 from nrt_jax.errors import UserError
+from nrt_jax.evaluation import held_out
+from nrt_jax.step import programs
+from nrt_jax.tasks import table as tasks
 
 
 def compile_train_step(setup: programs.Setup, states, batch, tokenizer):
@@ -69,7 +72,7 @@ def assemble(setup: programs.Setup, tokenizer, *compiled):
 def grader(run: RunConfig):
   """(answer text, reference answer) -> bool or a number in [0, 1]. UserError where the data has no grader."""
   name = run.algorithm.verifier
-  grade = evaluation.grader(run.data, None if name == "host" else name)
+  grade = held_out.grader(run.data, None if name == "host" else name)
   if grade is None:
     raise UserError(
       f"algorithm.verifier: found {name!r}, but {run.data.source} has no grader; allowed: a row of tasks.GRADERS: "

@@ -5,12 +5,13 @@ import functools
 
 import jax
 
-from nrt_jax import hf, kernels, lora, prompts
-from nrt_jax.architecture import ModelConfig
 from nrt_jax.config import ModelSource
+from nrt_jax.data import prompts
 from nrt_jax.errors import UserError
-from nrt_jax.model import init_params, logical_axes
-from nrt_jax.sampler import BLOCK
+from nrt_jax.model import hf_weights, kernels, lora
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import init_params, logical_axes
+from nrt_jax.rollout.sampler import BLOCK
 from nrt_jax.sharding import RULES, shardings_for
 
 
@@ -31,7 +32,7 @@ def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_way
   if model.path is None:
     raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
   computed = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("path", "weights")}
-  config = hf.read_model_config(model.path, **computed)
+  config = hf_weights.read_model_config(model.path, **computed)
   rows = max(config.vocab_size, form.vocab_size_needed)
   padding = vocabulary_padding(rows, tensor_ways)
   platform = None if mesh is None else mesh.devices.flat[0].platform
@@ -58,13 +59,13 @@ def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFor
   if model.weights == "random":
     init = jax.jit(functools.partial(init_params, config), out_shardings=shardings)
     return init(jax.random.key(seed))
-  stored = hf.read_model_config(model.path)
+  stored = hf_weights.read_model_config(model.path)
   if stored.vocab_size == config.vocab_size and not form.added_ids:
-    return hf.load_params(model.path, stored, shardings)
+    return hf_weights.load_params(model.path, stored, shardings)
   # The stored vocabulary may not divide over the mesh: read it whole, grow it, then cut it.
-  params = hf.load_params(model.path, stored, param_shardings(stored, mesh, {**RULES, "vocab": None}))
+  params = hf_weights.load_params(model.path, stored, param_shardings(stored, mesh, {**RULES, "vocab": None}))
   new_ids = sorted({*form.added_ids, *range(stored.vocab_size, form.vocab_size_needed)})
-  params, _ = hf.resize_vocabulary(params, stored, config.vocab_size, form.eos_id, new_ids)
+  params, _ = hf_weights.resize_vocabulary(params, stored, config.vocab_size, form.eos_id, new_ids)
   return params if shardings is None else jax.device_put(params, shardings)
 
 

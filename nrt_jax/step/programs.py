@@ -15,17 +15,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nrt_jax import draws, lora, offload, sampler, sharding
+from nrt_jax import sharding
 from nrt_jax.algorithms import rlvr
 from nrt_jax.algorithms.interface import Collected, Tools
 from nrt_jax.arrays import Prompts
 from nrt_jax.config import RunConfig
-from nrt_jax.optimizer import make_optimizer
-from nrt_jax.policy import abstract_params, param_shardings
-from nrt_jax.state import States, TrainState
-from nrt_jax.throughput import count_tokens
-from nrt_jax.tools import DEVICES, Setup, completion_stops, make_tools, rollout_weights, score_empty, score_wave
-from nrt_jax.update import gather_sums, update
+from nrt_jax.model import lora
+from nrt_jax.optimizers.update_rule import make_optimizer
+from nrt_jax.rollout import draws, sampler
+from nrt_jax.step import offload
+from nrt_jax.step.policy import abstract_params, param_shardings
+from nrt_jax.step.state import States, TrainState
+from nrt_jax.step.throughput import count_tokens
+from nrt_jax.step.tools import DEVICES, Setup, completion_stops, make_tools, rollout_weights, score_empty, score_wave
+from nrt_jax.step.update import gather_sums, update
 
 # ------------------------------------------------------------------------------------------------------------- step
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import costs, hardware
-from nrt_jax.tools import Setup, shares_prompts
+from nrt_jax.model import costs
+from nrt_jax.step import hardware
+from nrt_jax.step.tools import Setup, shares_prompts
 
 # The parts of a step that cost model FLOPs. Each is a named scope of the compiled program, where the method needs it.
 PHASES = ("prefill", "decode", "score_answer", "score_empty_trace", "score_batch", "update")

@@ -9,14 +9,16 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import continuous, draws, kernels, lora, rows, sampler, scoring, sharding
-from nrt_jax.algorithms import ALGORITHMS
+from nrt_jax import rows, sharding
 from nrt_jax.algorithms.interface import Tools
-from nrt_jax.architecture import ModelConfig
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import Prompts, repeat_rows
 from nrt_jax.config import RunConfig
-from nrt_jax.model import decoding_params
-from nrt_jax.prompts import PromptFormat
+from nrt_jax.data.prompts import PromptFormat
+from nrt_jax.model import kernels, lora
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import decoding_params
+from nrt_jax.rollout import continuous, draws, sampler, scoring
 
 DEVICES = "devices"  # the axis of pmap
 CACHED = 2**21  # activations of the MLP that one micro-batch has on a CPU: faster by a quarter than all rows at once
@@ -153,7 +155,7 @@ def wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
 
 
 def _in_slots(setup: Setup, whole: bool, slots: int, weights_key, prompts: Prompts):
-  """`wave` by continuous.py: each answer is scored when its row has ended. Sees one device's prompts."""
+  """`wave` by rollout/continuous.py: each answer is scored when its row has ended. Sees one device's prompts."""
   weights, key = weights_key
   stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
   how = (setup.run.sampling, max(1, slots), stop_ids, setup.form.pad_id)

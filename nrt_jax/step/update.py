@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nrt_jax import lora, offload, rows
+from nrt_jax import rows
 from nrt_jax.algorithms.interface import Tools
-from nrt_jax.optimizer import learning_rate, make_optimizer
+from nrt_jax.model import lora
+from nrt_jax.optimizers.update_rule import learning_rate, make_optimizer
 from nrt_jax.sharding import batch_ways
-from nrt_jax.state import TrainState
-from nrt_jax.tools import Setup, needed_columns, packs, shares_prompts, slots_run
+from nrt_jax.step import offload
+from nrt_jax.step.state import TrainState
+from nrt_jax.step.tools import Setup, needed_columns, packs, shares_prompts, slots_run
 
 PACKED_RATIO = 0.8  # of one static width of packed rows to the next: sums of lengths lie far below the widest
 

@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import functools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -11,38 +10,17 @@ import numpy as np
 import pytest
 import reference
 import toy
+from cases import CASES
+from paths import ROOT
 
-from nrt_jax import draws, programs, rows, scoring
-from nrt_jax.algorithms import ALGORITHMS, interface
+from nrt_jax import rows
+from nrt_jax.algorithms import interface
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import TrainBatch
-from nrt_jax.state import States, TrainState
+from nrt_jax.rollout import draws, scoring
+from nrt_jax.step import programs
+from nrt_jax.step.state import States, TrainState
 
-PAPER = {}  # the defaults: nrt.md section 3a
-RELEASED = {"baseline": "none", "answer_weight": "one", "train_forced_marker": True, "normalisation_constant": 64.0}
-CASES = {
-  "nrt_paper": ("nrt", PAPER),
-  "nrt_released": ("nrt", RELEASED),
-  "nrt_geometric_ppo": (
-    "nrt", {"reward": "geometric_mean", "baseline": "subtract", "trace_loss": "ppo_clip", "normalisation": "sequence"}
-  ),
-  "nrt_product_reinforce": (
-    "nrt",
-    {"reward": "prob", "baseline": "none", "center": "leave_one_out", "scale": "none", "trace_loss": "reinforce"},
-  ),
-  "nrt_log_prob_one": (
-    "nrt", {"reward": "log_prob", "baseline": "none", "center": "leave_one_out", "answer_weight": "one"}
-  ),
-  "nrt_arithmetic_token": ("nrt", {"reward": "arithmetic_mean", "answer_weight": "none", "normalisation": "token"}),
-  "nrt_inverse_scaled_frozen": (
-    "nrt",
-    {
-      "reward": "weighted_sum_inverse_prob", "answer_weight": "scaled", "base_policy": "reference",
-      "reference": "frozen", "kl_coef": 0.1, "entropy_coef": 0.01,
-    },
-  ),
-  "sft_prompt": ("sft", {"train_prompt": True, "train_marker": False, "normalisation": "sequence"}),
-  **{name: (name, {}) for name in ALGORITHMS if name != "nrt"},
-}  # fmt: skip
 MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
 B, G, R = 8, 4, 10
 KEY = jax.random.key(0)
@@ -109,7 +87,7 @@ def off_policy_params():
   return jax.tree.map(lambda p: p + 0.05 * jax.random.normal(next(keys), p.shape), toy.params(MODEL))
 
 
-# Rows as they are: which of them share a prompt differs from method to method (test_update.py).
+# Rows as they are: which of them share a prompt differs from method to method (step/test_update.py).
 PLAIN_TOOLS = programs.make_tools(battery_setup(parallel__share_prompts="off"))
 log_probs = jax.jit(PLAIN_TOOLS.log_probs, static_argnames="entropy_gradient")
 score_batch = jax.jit(PLAIN_TOOLS.score_batch)
@@ -325,7 +303,7 @@ def test_groups_are_drawn_again(case):
 def test_every_key_is_read(name):
   """The same for every row by its source: each key is read somewhere other than where it is checked."""
   read = set()
-  for path in pathlib.Path(programs.__file__).parent.rglob("*.py"):
+  for path in (ROOT / "nrt_jax").rglob("*.py"):
     tree = ast.parse(path.read_text())
     checks = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) and f.name == "__post_init__"]
     inside = {node for check in checks for node in ast.walk(check)}

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import reference
 import toy
-from test_algorithms import CASES
+from cases import CASES
 
-from nrt_jax import programs
-from nrt_jax.algorithms import ALGORITHMS
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import AnswerScores, Rollouts
 from nrt_jax.errors import UserError
-from nrt_jax.state import States, TrainState
+from nrt_jax.step import programs
+from nrt_jax.step.state import States, TrainState
 
 MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)
 HAND_B, HAND_G, HAND_R, HAND_A = 4, 3, 4, 3
@@ -246,7 +246,7 @@ KEY_CHANGES = {
     "normalisation_constant": ({"normalisation": "constant"}, 2.0),
   },
 }
-OF_THE_PROGRAM = {"reference", "reference_decay", "max_draws"}  # see test_programs.py and test_draws.py
+OF_THE_PROGRAM = {"reference", "reference_decay", "max_draws"}  # see step/test_programs.py and rollout/test_draws.py
 
 
 @pytest.mark.parametrize("name", KEY_CHANGES)

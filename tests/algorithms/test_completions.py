@@ -10,12 +10,16 @@ import pytest
 import reference
 import toy
 
-from nrt_jax import programs, rewards, rows, scoring
-from nrt_jax.algorithms import ALGORITHMS, verifier_free
+from nrt_jax import rows
 from nrt_jax.algorithms import completions as completions_page
 from nrt_jax.algorithms import policy_gradient as pg
+from nrt_jax.algorithms import verifier_free
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import Rollouts, repeat_rows
-from nrt_jax.state import States, TrainState
+from nrt_jax.objectives import rewards
+from nrt_jax.rollout import scoring
+from nrt_jax.step import programs
+from nrt_jax.step.state import States, TrainState
 
 MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
 MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)

@@ -9,11 +9,13 @@ import pytest
 import reference
 import toy
 
-from nrt_jax import losses, programs, rows, training
+from nrt_jax import rows, training
 from nrt_jax.algorithms import dpo
 from nrt_jax.arrays import AnswerScores, Rollouts
 from nrt_jax.errors import UserError
-from nrt_jax.state import States, TrainState
+from nrt_jax.objectives import losses
+from nrt_jax.step import programs
+from nrt_jax.step.state import States, TrainState
 
 MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
 RNG = np.random.default_rng(3)

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import reference
 import toy
+from likelihoods import given, split
 
-from nrt_jax import advantages, programs, rewards
-from nrt_jax.algorithms import ALGORITHMS, verifier_free
-from nrt_jax.arrays import AnswerScores, Prompts, Rollouts
+from nrt_jax.algorithms import verifier_free
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.errors import UserError
-from nrt_jax.state import States, TrainState
+from nrt_jax.objectives import advantages, rewards
+from nrt_jax.step import programs
+from nrt_jax.step.state import States, TrainState
 
 MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
 MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)
@@ -24,49 +26,6 @@ PROMPTS = toy.prompts(B, answer_width=3)
 
 
 # --------------------------------------------------------------------------- hand-made values of each method
-
-
-def given(name, c, base, ends=None, trace_lengths=None, reference_c=None, surplus=None, minibatches=1, **over):
-  """`collect` of a method on one prompt whose G traces make the answer's tokens likely by `c` (lists of equal length).
-
-  ends: "marker", "other" stop token, or None; surplus: Σ_t log π - log π_0 of each trace. Answers after an empty trace
-  have `base` under the policy and `reference_c` under the reference.
-  """
-  G, A = len(c), len(c[0])
-  ends, lengths = ends or ["marker"] * G, trace_lengths or [2] * G
-  R = max(lengths) + 1
-  token_NR, logp_NR = np.full((G, R), toy.PAD, np.int32), np.zeros((G, R), np.float32)
-  for n, (end, length) in enumerate(zip(ends, lengths)):
-    token_NR[n, :length] = (np.arange(length) + n) % 7  # no two traces are equal
-    logp_NR[n, : length + 1] = -1
-    token_NR[n, length] = {"marker": toy.MARKER, "other": toy.EOS, None: 0}[end]
-  ended_N, marker_N = np.array([e is not None for e in ends]), np.array([e == "marker" for e in ends])
-  rollouts = Rollouts(token_NR, np.array(lengths, np.int32) + 1, logp_NR, ended_N, marker_N)
-  scores = AnswerScores(np.full((G, 1), -1, np.float32), np.log(np.array(c, np.float32)))
-  marker_N1 = np.zeros((1, 1), np.float32)
-  empty, of_reference = (AnswerScores(marker_N1, np.log([x]).astype(np.float32)) for x in (base, reference_c or base))
-  prompts = Prompts(
-    np.array([[5, 6]], np.int32), np.array([2], np.int32), np.full((1, A), 9, np.int32), np.array([A], np.int32),
-    np.zeros((1, 0), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32),
-  )  # fmt: skip
-  config = ALGORITHMS[name].config(**over)
-  rolled = jax.tree.map(jnp.asarray, (rollouts, scores, empty))
-
-  def score_batch(_, batch):
-    """The reference's log-probabilities: each trace's are lower by its surplus, all of it at its first token."""
-    first = batch.trace_mask_NL & (jnp.cumsum(batch.trace_mask_NL, axis=1) == 1)
-    less_N1 = jnp.asarray(surplus if surplus is not None else np.zeros(G), jnp.float32)[:, None]
-    return batch.behaviour_logp_NL - jnp.where(first, less_N1, 0)
-
-  tools = programs.make_tools(toy.setup(name, samples_per_prompt=G, optimizer__minibatches=minibatches))._replace(
-    rollout=lambda *_: rolled,
-    complete=lambda *_: rolled,
-    score_empty_trace=lambda *_: jax.tree.map(jnp.asarray, of_reference),
-    score_batch=score_batch,
-  )
-  policy = TrainState(jnp.int32(0), jnp.int32(0), {}, (), jax.random.key(0))
-  states = States(policy, {}, ALGORITHMS[name].memory(config))
-  return ALGORITHMS[name].collect(tools, config, states, jax.tree.map(jnp.asarray, prompts), jax.random.key(0))
 
 
 def on_answer(collected, width):
@@ -81,11 +40,6 @@ def on_trace(collected):
   each = [row[mask] for row, mask in zip(coef_NL, mask_NL)]
   assert all(len(row) >= 2 and np.ptp(row) == 0 for row in each) and not coef_NL[~mask_NL].any()
   return [row[0] for row in each]
-
-
-def split(log_p):
-  """Probabilities of two tokens whose product has this logarithm."""
-  return [np.exp(0.25 * log_p), np.exp(0.75 * log_p)]
 
 
 def test_jepo_by_hand():

@@ -8,11 +8,12 @@ import reference
 import toy
 from completions import PROMPTS, SAMPLES, B, G, collected, tools
 
-from nrt_jax import losses
-from nrt_jax.algorithms import ALGORITHMS, nft
+from nrt_jax.algorithms import nft
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import AnswerScores, Rollouts
 from nrt_jax.errors import UserError
-from nrt_jax.state import States, TrainState
+from nrt_jax.objectives import losses
+from nrt_jax.step.state import States, TrainState
 
 RATIOS = np.array([0.5, 0.8, 1.0, 1.2, 2.0, 3.5])
 

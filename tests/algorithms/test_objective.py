@@ -11,9 +11,9 @@ import pytest
 import reference
 import toy
 
-from nrt_jax import programs
 from nrt_jax.arrays import AnswerScores, Prompts, Rollouts
-from nrt_jax.model import forward, logits
+from nrt_jax.model.decoder import forward, logits
+from nrt_jax.step import programs
 
 B = 16
 VOCAB, MARKER, LIMIT = 6, 5, 2  # 1 + 5 + 25 traces: few enough to sum over

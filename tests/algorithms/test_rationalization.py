@@ -9,11 +9,13 @@ import pytest
 import reference
 import toy
 
-from nrt_jax import data, order, programs, prompts, training
+from nrt_jax import training
 from nrt_jax.algorithms import rationalization
 from nrt_jax.arrays import AnswerScores, Rollouts
+from nrt_jax.data import batches, order, prompts
 from nrt_jax.errors import UserError
-from nrt_jax.state import States, TrainState
+from nrt_jax.step import programs
+from nrt_jax.step.state import States, TrainState
 
 MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
 MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)
@@ -154,9 +156,9 @@ def dataset(question="what is one plus two", **over):
   tokenizer = prompts.word_tokenizer(WORDS, special=("<|response_start|>",))
   template = "{question} the answer is {answer} explain"
   config = prompts.PromptConfig(**{"hint_template": template, "max_prompt_length": 8, "max_answer_length": 4, **over})
-  examples = [data.Example(question, "three", None, "here"), data.Example("what", "two", None, "there")]
+  examples = [batches.Example(question, "three", None, "here"), batches.Example("what", "two", None, "there")]
   form = prompts.make_format(tokenizer, config)
-  return tokenizer, lambda hints: data.tokenize(examples, data.DataConfig(), config, tokenizer, form, hints)
+  return tokenizer, lambda hints: batches.tokenize(examples, batches.DataConfig(), config, tokenizer, form, hints)
 
 
 def test_hints_show_the_answer_in_the_prompt_template():
@@ -164,7 +166,7 @@ def test_hints_show_the_answer_in_the_prompt_template():
   made = tokenize(True)
   assert prompts.decode(tokenizer, made.hints[0]) == "sys how what is one plus two the answer is three explain"
   assert prompts.decode(tokenizer, made.prompts[0]) == "sys how what is one plus two"
-  rows, _ = data.batch(made, data.Position(), 2, seed=0)
+  rows, _ = batches.batch(made, batches.Position(), 2, seed=0)
   assert rows.hint_BQ.shape == (2, 8 + 4 + 6)  # question and answer in full, "sys how" and "the answer is explain"
   for b, example in enumerate(rows.example_B):
     hint = made.hints[order.order(2, 0, 0)[example]]
@@ -195,9 +197,9 @@ def test_nobody_else_pays_for_hints(monkeypatch):
   """Without a method that asks for them there are no hint columns, and training asks for its method's."""
   made = dataset()[1](False)
   assert made.hints is None and "hints_dropped" not in made.counts
-  assert data.batch(made, data.Position(), 2, seed=0)[0].hint_BQ is None
+  assert batches.batch(made, batches.Position(), 2, seed=0)[0].hint_BQ is None
   asked = []
-  monkeypatch.setattr(data, "load_dataset", lambda *args: asked.append(args[4:]))
+  monkeypatch.setattr(batches, "load_dataset", lambda *args: asked.append(args[4:]))
   for name in ("sft", "rationalization"):
     training.read_data(toy.run_config(name), None, None)
   assert asked == [(False,), (True,)]

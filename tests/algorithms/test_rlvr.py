@@ -10,7 +10,8 @@ import pytest
 import reference
 from completions import KINDS, MARKER_IDS, PROMPTS, SAMPLES, B, G, R, collected, tools
 
-from nrt_jax.algorithms import ALGORITHMS, rlvr
+from nrt_jax.algorithms import rlvr
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import UserError
 

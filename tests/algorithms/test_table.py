@@ -3,17 +3,17 @@
 import dataclasses
 import functools
 import importlib.util
-import pathlib
 
 import jax
 import pytest
 import toy
-from test_likelihood import given, split
+from likelihoods import given, split
+from paths import DOCS
 
-from nrt_jax import programs
-from nrt_jax.algorithms import ALGORITHMS, verifier_free
+from nrt_jax.algorithms import verifier_free
+from nrt_jax.algorithms.table import ALGORITHMS
+from nrt_jax.step import programs
 
-DOCS = pathlib.Path(__file__).resolve().parent.parent / "docs"
 SPEC = importlib.util.spec_from_file_location("make_methods", DOCS / "make_methods.py")
 make_methods = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(make_methods)

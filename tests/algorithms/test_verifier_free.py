@@ -1,11 +1,11 @@
-"""Details of the likelihood family that the battery of test_algorithms.py does not reach."""
+"""Details of the likelihood family that the battery of test_battery.py does not reach."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from nrt_jax import advantages
 from nrt_jax.algorithms import verifier_free
 from nrt_jax.arrays import Rollouts
+from nrt_jax.objectives import advantages
 
 
 def rollouts(token_NR, length_N, ended_N):

@@ -2,7 +2,6 @@
 
 import io
 import json
-import pathlib
 import socket
 import subprocess
 import sys
@@ -12,11 +11,12 @@ import numpy as np
 import places
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
+from paths import ROOT
 
-from nrt_jax import __main__, hf, workdir
+from nrt_jax import __main__, workdir
 from nrt_jax.commands import flags
+from nrt_jax.model import hf_weights
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 QUESTION = "add 0 0 0 0 4 2 3 1 modulo 5"
 
 
@@ -308,7 +308,7 @@ def test_two_processes_train_as_one(place, tmp_path):
   for line, other in zip((line for line in found if "reward/mean" in line), expected, strict=True):
     for name in ("reward/mean", "loss/total", "trace/length_mean", "optimizer/grad_norm"):
       assert line[name] == pytest.approx(other[name], rel=1e-3, abs=1e-5), name
-  exports = [hf.load_params(r / "export", hf.read_model_config(r / "export")) for r in runs]
+  exports = [hf_weights.load_params(r / "export", hf_weights.read_model_config(r / "export")) for r in runs]
   for left, right in zip(*map(jax.tree.leaves, exports)):
     np.testing.assert_allclose(left, right, atol=1e-4)
 

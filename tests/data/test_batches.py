@@ -1,17 +1,18 @@
-"""Data: token ids, overlong policies, and an order that (epoch, index) alone fixes. Sources: test_data_sources.py."""
+"""Data: token ids, overlong policies, and an order that (epoch, index) alone fixes. Sources: test_sources.py."""
 
 import json
-import pathlib
 
 import jax
 import numpy as np
 import pytest
+from paths import DATA
 
-from nrt_jax import data, errors, prompts
-from nrt_jax.data import DataConfig, Position
-from nrt_jax.prompts import PromptConfig
+from nrt_jax import errors
+from nrt_jax.data import batches, prompts
+from nrt_jax.data.batches import DataConfig, Position
+from nrt_jax.data.prompts import PromptConfig
 
-GSM8K = pathlib.Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "gsm8k"
+GSM8K = DATA / "gsm8k"
 WORDS = [f"{kind}{i}" for kind in "qat" for i in range(40)] + ["+", "?", "w"]
 
 
@@ -26,19 +27,19 @@ def words():
 
 def make_dataset(words, examples, data_options=(), **prompt_options):
   config = PromptConfig(**({"max_prompt_length": 6, "max_answer_length": 4} | prompt_options))
-  return data.tokenize(examples, DataConfig(**dict(data_options)), config, *words)
+  return batches.tokenize(examples, DataConfig(**dict(data_options)), config, *words)
 
 
 def make_examples(lengths):
   """Examples of (prompt, answer, trace) lengths in words."""
   texts = [[" ".join([f"{kind}{i}"] * n) for kind, n in zip("qat", length)] for i, length in enumerate(lengths)]
-  return [data.Example(q, a, t or None, f"x.jsonl:{i + 1}") for i, (q, a, t) in enumerate(texts)]
+  return [batches.Example(q, a, t or None, f"x.jsonl:{i + 1}") for i, (q, a, t) in enumerate(texts)]
 
 
 def test_columns_are_aligned_and_padded_with_the_tokenizers_pad(words):
   tokenizer, form = words
   dataset = make_dataset(words, make_examples([(2, 1, 3), (6, 3, 0)]), {"max_trace_length": 3})
-  rows, _ = next(data.eval_batches(dataset, 2))
+  rows, _ = next(batches.eval_batches(dataset, 2))
   pad, eos = form.pad_id, form.eos_id
   assert pad != 0
   q0, q1, a0, a1, t0 = (tokenizer.convert_tokens_to_ids(w) for w in ("q0", "q1", "a0", "a1", "t0"))
@@ -54,7 +55,7 @@ def test_columns_are_aligned_and_padded_with_the_tokenizers_pad(words):
 
 def test_traces_are_left_out_where_no_column_is_given_to_them(words):
   dataset = make_dataset(words, make_examples([(2, 1, 3)]))
-  rows, _ = next(data.eval_batches(dataset, 1))
+  rows, _ = next(batches.eval_batches(dataset, 1))
   assert rows.trace_BR.shape == (1, 0) and rows.trace_length_B.tolist() == [0]
 
 
@@ -75,7 +76,7 @@ def test_overlong_examples_are_dropped_and_counted_once(words):
 
 def test_overlong_examples_are_cut_and_counted(words):
   tokenizer, form = words
-  example = data.Example("q0 q1 q2 q3 q4 q5 q6 q7", "a0 a1 a2 a3 a4", "t0 t1 t2", "x:1")
+  example = batches.Example("q0 q1 q2 q3 q4 q5 q6 q7", "a0 a1 a2 a3 a4", "t0 t1 t2", "x:1")
   options = {"overlong_prompt": "cut_left", "overlong_answer": "cut"}
   dataset = make_dataset(words, [example], {"max_trace_length": 2, "overlong_trace": "cut"}, **options)
   texts = [prompts.decode(tokenizer, ids[0]) for ids in (dataset.prompts, dataset.answers, dataset.traces)]
@@ -86,9 +87,9 @@ def test_overlong_examples_are_cut_and_counted(words):
 
 
 def test_a_cut_prompt_keeps_its_first_token_where_the_tokenizer_puts_one():
-  assert data._cut_left([1, 5, 6, 7, 8], 3, (1,)) == [1, 7, 8]
-  assert data._cut_left([5, 6, 7, 8], 3, ()) == [6, 7, 8]
-  assert data._cut_left([1, 5, 6], 1, (1,)) == [1]
+  assert batches._cut_left([1, 5, 6, 7, 8], 3, (1,)) == [1, 7, 8]
+  assert batches._cut_left([5, 6, 7, 8], 3, ()) == [6, 7, 8]
+  assert batches._cut_left([1, 5, 6], 1, (1,)) == [1]
 
 
 @pytest.mark.parametrize("kind,lengths", [("prompt", (7, 1, 0)), ("answer", (1, 4, 0)), ("trace", (1, 1, 4))])
@@ -116,7 +117,7 @@ def walk(dataset, position, steps, batch_size=3, seed=0):
   """The example each row holds, per batch, and the stream numbers; and the position after them."""
   rows, streams = [], []
   for _ in range(steps):
-    batch, position = data.batch(dataset, position, batch_size, seed)
+    batch, position = batches.batch(dataset, position, batch_size, seed)
     rows.append([int(row[-1]) - WORDS.index("q0") for row in batch.prompt_BP])
     streams.append(batch.example_B.tolist())
   return rows, streams, position
@@ -155,18 +156,18 @@ def test_seeds_fix_the_order(seven):
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_the_hosts_rows_together_are_one_hosts_batch(seven, hosts):
   for position in (Position(), Position(0, 5), Position(3, 6)):
-    whole, after = data.batch(seven, position, 8, 0)
-    parts = [data.batch(seven, position, 8, 0, h, hosts) for h in range(hosts)]
+    whole, after = batches.batch(seven, position, 8, 0)
+    parts = [batches.batch(seven, position, 8, 0, h, hosts) for h in range(hosts)]
     assert all(next_position == after for _, next_position in parts)
     assert parts[0][0].prompt_BP.shape == (8 // hosts, 6)
     joined = jax.tree.map(lambda *columns: np.concatenate(columns), *(part for part, _ in parts))
     jax.tree.map(np.testing.assert_array_equal, joined, whole)
   with pytest.raises(errors.UserError, match="a batch of 8 prompts can't be divided among 3 hosts"):
-    data.batch(seven, Position(), 8, 0, 0, 3)
+    batches.batch(seven, Position(), 8, 0, 0, 3)
 
 
 def test_stream_numbers_stay_within_int32(seven):
-  batch, _ = data.batch(seven, Position((2**31 - 1) // 7, 0), 7, 0)
+  batch, _ = batches.batch(seven, Position((2**31 - 1) // 7, 0), 7, 0)
   start = (2**31 - 1) // 7 * 7
   assert batch.example_B.tolist() == [(start + i) % (2**31 - 1) for i in range(7)]
   assert min(batch.example_B) == 0 and batch.example_B.dtype == np.int32
@@ -175,20 +176,20 @@ def test_stream_numbers_stay_within_int32(seven):
 def test_a_position_of_another_data_set_is_an_error(seven):
   for position in (Position(0, 7), Position(-1, 0), Position(0, -1)):
     with pytest.raises(errors.UserError, match="lies outside of a data set of 7 examples"):
-      data.batch(seven, position, 2, 0)
+      batches.batch(seven, position, 2, 0)
 
 
 @pytest.mark.parametrize("batch_size,hosts", [(1, 1), (4, 1), (7, 1), (9, 1), (2, 2), (4, 2), (8, 4)])
 def test_evaluation_sees_every_example_once(seven, batch_size, hosts):
-  seen, batches = [], 0
+  seen, count = [], 0
   for host in range(hosts):
-    for rows, valid_B in data.eval_batches(seven, batch_size, host, hosts):
+    for rows, valid_B in batches.eval_batches(seven, batch_size, host, hosts):
       assert valid_B.dtype == bool and rows.prompt_BP.shape == (batch_size // hosts, 6)
       for example, row, valid in zip(rows.example_B, rows.prompt_BP, valid_B):
         assert row[-1] == WORDS.index(f"q{example}")
         seen += [int(example)] if valid else []
-      batches += 1
-  assert sorted(seen) == list(range(7)) and batches == hosts * -(-7 // batch_size)
+      count += 1
+  assert sorted(seen) == list(range(7)) and count == hosts * -(-7 // batch_size)
 
 
 # ---- Real data
@@ -197,12 +198,12 @@ def test_evaluation_sees_every_example_once(seven, batch_size, hosts):
 @pytest.mark.skipif(not (GSM8K / "test.jsonl").exists(), reason="../shared/data/gsm8k is not on this machine")
 def test_gsm8k_goes_through_whole():
   config = DataConfig(source=str(GSM8K / "test.jsonl"), limit=200)
-  examples = data.load_examples(config)
+  examples = batches.load_examples(config)
   assert len(examples) == 200 and examples[0].question.startswith("Janet’s ducks")
   tokenizer = prompts.byte_pair_tokenizer([f"{e.question}\n{e.answer}" for e in examples], 600)
   prompt = PromptConfig(template="Question: {question}\nAnswer:", max_prompt_length=150, max_answer_length=160)
   form = prompts.make_format(tokenizer, prompt)
-  dataset = data.load_dataset(config, prompt, tokenizer, form)
+  dataset = batches.load_dataset(config, prompt, tokenizer, form)
   assert len(dataset) + dataset.counts["prompts_dropped"] + dataset.counts["answers_dropped"] == 200
   assert 100 < len(dataset) < 200
   for example, ids, answer in zip(dataset.examples, dataset.prompts, dataset.answers):

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from nrt_jax import data, order, prompts
-from nrt_jax.data import DataConfig
+from nrt_jax.data import batches, order, prompts
+from nrt_jax.data.batches import DataConfig
 from nrt_jax.errors import UserError
 
 
@@ -41,16 +41,16 @@ def test_batches_follow_the_weights_from_any_position(tmp_path):
   config = weighted_file(tmp_path, [0, 1, 3, 0.5, 2])
   tokenizer = prompts.word_tokenizer(["a", *(f"q{i}" for i in range(5))])
   prompt = prompts.PromptConfig(max_prompt_length=4, max_answer_length=4)
-  dataset = data.load_dataset(config, prompt, tokenizer, prompts.make_format(tokenizer, prompt))
+  dataset = batches.load_dataset(config, prompt, tokenizer, prompts.make_format(tokenizer, prompt))
   np.testing.assert_array_equal(dataset.weights, [0, 1, 3, 0.5, 2])
-  drawn, position, starts = [], data.Position(), []
+  drawn, position, starts = [], batches.Position(), []
   for _ in range(13):
     starts.append(position)
-    batch, position = data.batch(dataset, position, 4, seed=5)
+    batch, position = batches.batch(dataset, position, 4, seed=5)
     drawn.append(batch.prompt_BP)
-  again, _ = data.batch(dataset, starts[7], 4, 5)
+  again, _ = batches.batch(dataset, starts[7], 4, 5)
   np.testing.assert_array_equal(again.prompt_BP, drawn[7])
-  halves = [data.batch(dataset, starts[7], 4, 5, host, 2)[0].prompt_BP for host in (0, 1)]
+  halves = [batches.batch(dataset, starts[7], 4, 5, host, 2)[0].prompt_BP for host in (0, 1)]
   np.testing.assert_array_equal(np.concatenate(halves), drawn[7])
   words = [tokenizer.decode(row[row != dataset.pad_id]).strip() for rows in drawn for row in rows]
   counts = np.array([words.count(f"q{i}") for i in range(5)])
@@ -69,12 +69,12 @@ def test_batches_follow_the_weights_from_any_position(tmp_path):
 )
 def test_weights_are_checked(tmp_path, weights, text):
   with pytest.raises(UserError, match=text):
-    data.load_examples(weighted_file(tmp_path, weights))
+    batches.load_examples(weighted_file(tmp_path, weights))
 
 
 def test_weights_of_a_csv_file(tmp_path):
   (tmp_path / "rows.csv").write_text("question,answer,often\nq,a,0.5\nr,b,2\n")
-  examples = data.load_examples(DataConfig(source=str(tmp_path / "rows.csv"), weight_column="often"))
+  examples = batches.load_examples(DataConfig(source=str(tmp_path / "rows.csv"), weight_column="often"))
   assert [example.weight for example in examples] == [0.5, 2.0]
 
 
@@ -82,7 +82,7 @@ def test_weights_that_nothing_can_be_drawn_by(tmp_path):
   tokenizer = prompts.word_tokenizer(["a", "q0", "q1"])
   prompt = prompts.PromptConfig(max_prompt_length=4, max_answer_length=4)
   with pytest.raises(UserError, match="data.weight_column: all 2 examples of .*rows.jsonl that are left weigh 0"):
-    data.load_dataset(weighted_file(tmp_path, [0, 0]), prompt, tokenizer, prompts.make_format(tokenizer, prompt))
+    batches.load_dataset(weighted_file(tmp_path, [0, 0]), prompt, tokenizer, prompts.make_format(tokenizer, prompt))
   with pytest.raises(UserError, match="data.weight_column: found 'often' with a task"):
     DataConfig(source="task:running_sum", weight_column="often")
   with pytest.raises(UserError, match="data.weight_column: found 'often' with data.packing"):

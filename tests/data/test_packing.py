@@ -3,30 +3,33 @@
 import dataclasses
 import functools
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from paths import DATA
 
-from nrt_jax import config, data, model, packing, programs, training
+from nrt_jax import config, training
 from nrt_jax.algorithms import sft
+from nrt_jax.data import batches, packing
 from nrt_jax.errors import UserError
+from nrt_jax.model import decoder
+from nrt_jax.step import programs
 
 MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
 MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)
 WIDTH = 24
-GSM8K = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "gsm8k" / "train.jsonl"
+GSM8K = DATA / "gsm8k" / "train.jsonl"
 
 
 def token_dataset(lengths, widths=(6, 5, 4)):
   """Examples of random tokens; lengths: of prompt, answer and trace."""
   rng = np.random.default_rng(4)
   ids = [[rng.integers(0, toy.MARKER, n).astype(np.int32) for n in column] for column in zip(*lengths)]
-  examples = [data.Example("q", "a", None, f"file:{i + 1}") for i in range(len(lengths))]
-  return data.TokenDataset(examples, *ids, widths, toy.PAD, {})
+  examples = [batches.Example("q", "a", None, f"file:{i + 1}") for i in range(len(lengths))]
+  return batches.TokenDataset(examples, *ids, widths, toy.PAD, {})
 
 
 # 24 of them: rows hold from one example to many, and the last marker and answer of a row may touch its end.
@@ -84,19 +87,19 @@ def test_columns_of_a_row():
 def test_the_stream_goes_on_at_any_position():
   """Each epoch has every row once, in an order of its own; a batch depends on nothing but where it starts."""
   dataset = packed()
-  size, position, seen = len(dataset), data.Position(), []
-  batches = []
+  size, position, seen = len(dataset), batches.Position(), []
+  found = []
   while len(seen) < 2 * size:
-    rows, after = data.batch(dataset, position, 3, seed=1)
-    again, _ = data.batch(packing.pack_dataset(token_dataset(LENGTHS), WIDTH, MARKER_IDS), position, 3, seed=1)
+    rows, after = batches.batch(dataset, position, 3, seed=1)
+    again, _ = batches.batch(packing.pack_dataset(token_dataset(LENGTHS), WIDTH, MARKER_IDS), position, 3, seed=1)
     jax.tree.map(np.testing.assert_array_equal, rows, again)
     seen += [row.tobytes() for row in rows.token_BL]
-    batches.append(rows)
+    found.append(rows)
     position = after
   assert len(set(seen[:size])) == len(set(seen[size : 2 * size])) == size
   assert seen[:size] != seen[size : 2 * size]
-  halves = [data.batch(dataset, data.Position(), 4, 1, host, 2)[0] for host in (0, 1)]
-  whole = data.batch(dataset, data.Position(), 4, 1)[0]
+  halves = [batches.batch(dataset, batches.Position(), 4, 1, host, 2)[0] for host in (0, 1)]
+  whole = batches.batch(dataset, batches.Position(), 4, 1)[0]
   jax.tree.map(lambda a, b, c: np.testing.assert_array_equal(np.concatenate([a, b]), c), *halves, whole)
 
 
@@ -143,17 +146,17 @@ def both_ways():
 ], ids=["token", "sequence", "constant", "prompt"])  # fmt: skip
 def test_packed_rows_train_as_rows_of_their_own(over):
   """Loss and gradient to 1e-5. Without the mask between examples, or counting rows for examples, they'd be others."""
-  batches = [collect(given, **over) for given in both_ways()]
-  (loss, grads), (packed_loss, packed_grads) = (gradient_of()(toy.params(MODEL), batch) for batch in batches)
+  made = [collect(given, **over) for given in both_ways()]
+  (loss, grads), (packed_loss, packed_grads) = (gradient_of()(toy.params(MODEL), batch) for batch in made)
   np.testing.assert_allclose(packed_loss, loss, rtol=1e-5)
   assert toy.largest_difference(grads, packed_grads) < 1e-5 * max(1, toy.largest(grads)) and toy.largest(grads) > 0.1
 
-  unmasked = gradient_of()(toy.params(MODEL), batches[1].replace(example_NL=None))
+  unmasked = gradient_of()(toy.params(MODEL), made[1].replace(example_NL=None))
   assert abs(float(unmasked[0]) - float(loss)) > 1e-3 and toy.largest_difference(grads, unmasked[1]) > 1e-3
   if over.get("normalisation", "token") != "token":
     tools, run = programs.make_tools(setups()), setups(**{f"algorithm__{k}": v for k, v in over.items()}).run
-    rows_counted = sft.weigh(tools, run.algorithm, batches[1].answer_coef_NL > 0, batches[1].position_NL, None)
-    wrong = gradient_of()(toy.params(MODEL), batches[1].replace(answer_coef_NL=rows_counted))[0]
+    rows_counted = sft.weigh(tools, run.algorithm, made[1].answer_coef_NL > 0, made[1].position_NL, None)
+    wrong = gradient_of()(toy.params(MODEL), made[1].replace(answer_coef_NL=rows_counted))[0]
     assert abs(float(wrong) - float(loss)) > 0.02
 
 
@@ -162,7 +165,7 @@ def test_hidden_states_know_nothing_of_other_examples(over):
   """Token by token what a row of its own gives; a window counts positions, which start again in each example."""
   architecture, rows = dataclasses.replace(MODEL, **over), both_ways()[1]
   params = toy.params(architecture)
-  forward = jax.jit(lambda t, p, e=None: model.forward(params, architecture, t, p, example_NT=e)[0])
+  forward = jax.jit(lambda t, p, e=None: decoder.forward(params, architecture, t, p, example_NT=e)[0])
   hidden_BLD = np.asarray(forward(rows.token_BL, rows.position_BL, rows.example_BL))
   checked = 0
   for b in range(3):
@@ -177,7 +180,7 @@ def test_hidden_states_know_nothing_of_other_examples(over):
 
 def test_minibatches_and_micro_batches_of_packed_rows():
   """The whole step: cut into micro-batches, each row counts its own examples, and the step is the same."""
-  rows = data.batch(packed(), data.Position(), 4, seed=0)[0]
+  rows = batches.batch(packed(), batches.Position(), 4, seed=0)[0]
 
   def step(**over):
     setup = setups(prompts_per_step=4, algorithm__normalisation="sequence", optimizer__minibatches=2, **over)
@@ -197,11 +200,11 @@ def test_minibatches_and_micro_batches_of_packed_rows():
 
 
 def test_training_packs_what_the_config_says(monkeypatch):
-  monkeypatch.setattr(data, "load_dataset", lambda *args: token_dataset(LENGTHS))
+  monkeypatch.setattr(batches, "load_dataset", lambda *args: token_dataset(LENGTHS))
   run = toy.run_config("sft", data__packing=WIDTH)
   train_data, _ = training.read_data(run, None, toy.form(MARKER_IDS))
   assert train_data.groups == packed().groups and train_data.marker_ids == MARKER_IDS
-  assert isinstance(training.read_data(toy.run_config("sft"), None, toy.form())[0], data.TokenDataset)
+  assert isinstance(training.read_data(toy.run_config("sft"), None, toy.form())[0], batches.TokenDataset)
   stage = training.Stage(programs.Setup(run, MODEL, toy.form(), None), train_data, None, 0)
   assert training.describe_data(stage) == f"stage main: 24 examples, packed into {len(packed())} rows"
 
@@ -210,7 +213,7 @@ def test_config_errors():
   with pytest.raises(UserError, match="data.packing: found 64, allowed: 0, or algorithm.name sft"):
     toy.run_config("nrt", data__packing=64)
   with pytest.raises(UserError, match="data.packing: found -1, allowed: 0 or more"):
-    data.DataConfig(packing=-1)
+    batches.DataConfig(packing=-1)
   values = config.defaults("sft")
   values["evaluation"]["data"] = {"packing": 8}
   with pytest.raises(UserError, match="evaluation.data.packing: found 8, allowed: 0"):

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from nrt_jax import errors, prompts
-from nrt_jax.prompts import PromptConfig
+from nrt_jax import errors
+from nrt_jax.data import prompts
+from nrt_jax.data.prompts import PromptConfig
 
 MARKER = "<|response_start|>"
 TEXTS = ["How many clips did Natalia sell altogether in April and May?", "She sold 48 + 24 = 72 clips. #### 72"] * 4

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from nrt_jax import data, errors
-from nrt_jax.data import DataConfig
+from nrt_jax import errors
+from nrt_jax.data import batches
+from nrt_jax.data.batches import DataConfig
 
 PAIRS = [{"question": f"q{i} + {i} ?", "answer": f"a{i}"} for i in range(5)]
 
@@ -33,7 +34,7 @@ def write_parquet(path, rows):
 
 
 def pairs_of(source, **options):
-  return [(e.question, e.answer, e.trace) for e in data.load_examples(DataConfig(source=source, **options))]
+  return [(e.question, e.answer, e.trace) for e in batches.load_examples(DataConfig(source=source, **options))]
 
 
 WANTED = [(row["question"], row["answer"], None) for row in PAIRS]
@@ -74,12 +75,12 @@ def test_a_hub_id_is_loaded_through_datasets(tmp_path, monkeypatch):
 def test_a_task_is_a_source():
   config = DataConfig(source="task:running_sum", examples=6, task_options={"trace_share": 1.0, "n_digits": 5})
   hash(config)
-  examples = data.load_examples(config)
+  examples = batches.load_examples(config)
   assert len(examples) == 6 and all(len(e.trace.split()) == 5 for e in examples)
-  test = data.load_examples(DataConfig(split="test", examples=6, task_options=(("n_digits", 5),)))
+  test = batches.load_examples(DataConfig(split="test", examples=6, task_options=(("n_digits", 5),)))
   assert not {e.question for e in examples} & {e.question for e in test}
   with pytest.raises(errors.UserError, match="^data.source: task: found 'sums', allowed: countdown, .*running_sum"):
-    data.load_examples(DataConfig(source="task:sums"))
+    batches.load_examples(DataConfig(source="task:sums"))
 
 
 def test_the_column_map_and_numbers(tmp_path):

@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 import toy
 
-from nrt_jax import errors, evaluation, programs, prompts, scoring, sharding, tasks
-from nrt_jax.data import DataConfig, Example
-from nrt_jax.evaluation import EvaluationConfig
-from nrt_jax.sampler import SamplingConfig
+from nrt_jax import errors, sharding
+from nrt_jax.data import prompts
+from nrt_jax.data.batches import DataConfig, Example
+from nrt_jax.evaluation import held_out
+from nrt_jax.evaluation.held_out import EvaluationConfig
+from nrt_jax.rollout import scoring
+from nrt_jax.rollout.sampler import SamplingConfig
+from nrt_jax.step import programs
+from nrt_jax.tasks import grading
+from nrt_jax.tasks import table as tasks
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -29,17 +35,17 @@ def tokens():
 def complete(tokens, text, reference, grade):
   tokenizer, form = tokens
   ids = [*tokenizer(text)["input_ids"], form.eos_id]
-  return evaluation.read_completion(tokenizer, form, ids, Example("2 + 2", reference, None, "here:1"), grade)
+  return held_out.read_completion(tokenizer, form, ids, Example("2 + 2", reference, None, "here:1"), grade)
 
 
 def test_the_grader_is_named_or_the_tasks_own_or_exact_match(tmp_path):
   file = DataConfig(source=str(tmp_path / "rows.jsonl"))
-  assert evaluation.grader(file) is tasks.exact_match
-  assert evaluation.grader(file, "gsm8k")("It is 4.", "2 + 2 = 4\n#### 4")
-  assert evaluation.grader(file, "none") is None
-  assert evaluation.grader(DataConfig(source="task:countdown"))("8 * 3", "3 * 8")
-  assert not evaluation.grader(DataConfig(source="task:countdown"), "exact_match")("8 * 3", "3 * 8")
-  assert evaluation.grader(DataConfig(source="task:verse", task_options={"path": "poem.txt"})) is None
+  assert held_out.grader(file) is grading.exact_match
+  assert held_out.grader(file, "gsm8k")("It is 4.", "2 + 2 = 4\n#### 4")
+  assert held_out.grader(file, "none") is None
+  assert held_out.grader(DataConfig(source="task:countdown"))("8 * 3", "3 * 8")
+  assert not held_out.grader(DataConfig(source="task:countdown"), "exact_match")("8 * 3", "3 * 8")
+  assert held_out.grader(DataConfig(source="task:verse", task_options={"path": "poem.txt"})) is None
 
 
 def test_an_unknown_grader_is_an_error():
@@ -59,10 +65,10 @@ def test_completions_are_graded_behind_their_marker(tokens):
 def test_log_probabilities_are_per_token_of_all_references(tokens):
   """-2 and -7 over 2 and 4 tokens, -4 and -8 without a trace."""
   scored = [
-    dataclasses.replace(complete(tokens, text, "4", None), **dict(zip(evaluation.SCORED, values)))
+    dataclasses.replace(complete(tokens, text, "4", None), **dict(zip(held_out.SCORED, values)))
     for text, *values in (("so <|response_start|> 4", 2, -2.0, -4.0), ("so it is", 4, -7.0, -8.0))
   ]
-  found = evaluation.summarise("x", scored)
+  found = held_out.summarise("x", scored)
   assert found["eval/x/answer_logp"] == -1.5 and found["eval/x/answer_logp_empty_trace"] == -2
   assert found["eval/x/answer_logp_gain"] == 0.5 and "eval/x/accuracy" not in found
 
@@ -92,9 +98,10 @@ def test_references_are_scored_behind_the_own_trace(mesh):
 
 
 def test_ungraded_completions_have_no_accuracy(tokens):
-  graded = [complete(tokens, f"so <|response_start|> {word}", "4", tasks.exact_match) for word in ("4", "5", "4", "it")]
+  texts = [f"so <|response_start|> {word}" for word in ("4", "5", "4", "it")]
+  graded = [complete(tokens, text, "4", grading.exact_match) for text in texts]
   means = {"eval/x/accuracy": 0.5, "eval/x/marker_fraction": 1, "eval/x/trace_length": 1}
-  assert evaluation.summarise("x", graded) == means
+  assert held_out.summarise("x", graded) == means
   ungraded = [complete(tokens, text, "4", None) for text in ("so <|response_start|> 4", "so it is")]
   assert [c.correct for c in ungraded] == [None, None]
-  assert evaluation.summarise("x", ungraded) == {"eval/x/marker_fraction": 0.5, "eval/x/trace_length": 2}
+  assert held_out.summarise("x", ungraded) == {"eval/x/marker_fraction": 0.5, "eval/x/trace_length": 2}

@@ -1,9 +1,10 @@
 """The scripts in experiments/benchmarks run at toy size. The comparison with other frameworks has test_peers.py."""
 
-import pathlib
 import sys
 
-BENCHMARKS = pathlib.Path(__file__).parent.parent / "experiments" / "benchmarks"
+from paths import EXPERIMENTS
+
+BENCHMARKS = EXPERIMENTS / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # as if started there: the scripts import their neighbour by its bare name
 
 import padding

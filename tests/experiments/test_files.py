@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -10,31 +9,35 @@ import sys
 import jax
 import numpy as np
 import pytest
+from paths import EXPERIMENTS
+
 from experiments import gsm8k_tiny
-
-from nrt_jax import config, hf, prompts, training
-from nrt_jax.architecture import ModelConfig
+from nrt_jax import config, training
 from nrt_jax.commands.configs import load_config
-from nrt_jax.model import init_params
+from nrt_jax.data import prompts
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import init_params
 
-EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
 # Those that `nrt-jax train --config` takes: get_config needs no arguments.
-FILES = sorted(p for p in EXPERIMENTS.glob("*.py") if re.search(r"def get_config\((\)|\w+: \w+ = )", p.read_text()))
+PLACES = (EXPERIMENTS, EXPERIMENTS / "full_size")
+RUN = r"def get_config\((\)|\w+: \w+ = )"
+FILES = sorted(p for place in PLACES for p in place.glob("*.py") if re.search(RUN, p.read_text()))
 CHAT_TOKENS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_file_is_a_run_and_says_how_to_start_it(path):
   assert config.stages_of(load_config(str(path)))
-  for word in (f"experiments/{path.name}", "cost", "expected"):
+  for word in (path.relative_to(EXPERIMENTS.parent).as_posix(), "cost", "expected"):
     assert word in path.read_text().split('"""')[1]
 
 
 def test_the_page_lists_every_run():
-  page = (EXPERIMENTS.parent / "docs" / "experiments.md").read_text()
-  listed = set(re.findall(r"^\| `(\w+)\.py` \|", page, re.MULTILINE))
-  runs = {path.stem for path in FILES} | {"quickstart"}
-  assert runs <= listed and all((EXPERIMENTS / f"{name}.py").is_file() for name in listed)
+  page = (EXPERIMENTS / "README.md").read_text()
+  listed = set(re.findall(r"^\| `([\w/]+\.py)` \|", page, re.MULTILINE))
+  runs = {path.relative_to(EXPERIMENTS).as_posix() for path in FILES} | {"quickstart.py", "miniature/methods.py"}
+  assert runs <= listed and all((EXPERIMENTS / name).is_file() for name in listed)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -56,7 +59,7 @@ def test_full_size_file_can_be_tried_small(tmp_path):
   )
   source = tmp_path / "tokenizer"
   model.rename(source)
-  hf.save_params(init_params(architecture, jax.random.key(0)), architecture, model, source=source)
+  hf_weights.save_params(init_params(architecture, jax.random.key(0)), architecture, model, source=source)
   # With the full-size file's own four updates per step on eight devices.
   turns = [{"role": "user", "content": "a question"}, {"role": "assistant", "content": "its answer"}]
   rows = tmp_path / "rows.jsonl"
@@ -66,7 +69,7 @@ def test_full_size_file_can_be_tried_small(tmp_path):
     "parallel.micro_batches": 1, "prompts_per_step": 32, "samples_per_prompt": 2, "prompt.max_prompt_length": 64,
     "prompt.max_answer_length": 16, "sampling.max_trace_length": 8, "logging.progress": False,
   }  # fmt: skip
-  path = EXPERIMENTS / "nrt_llama31_8b_tulu3.py"
+  path = EXPERIMENTS / "full_size" / "nrt_llama31_8b_tulu3.py"
   values = load_config(str(path), [f"--config.{key}={value}" for key, value in small.items()])
   training.train(config.stages_of(values), str(tmp_path / "run"), values)
   lines = read_metrics(tmp_path / "run")
@@ -111,7 +114,7 @@ def test_gsm8k_tiny_runs_on_forty_rows(tmp_path, capsys):
   assert table[0].split()[1:] == list(gsm8k_tiny.TABLE) and table[1].startswith("1-4")
   exported = prompts.load_tokenizer(workdir / "export")
   assert gsm8k_tiny.MARKER in exported.get_vocab()
-  assert hf.read_model_config(workdir / "export").vocab_size == len(exported)
+  assert hf_weights.read_model_config(workdir / "export").vocab_size == len(exported)
 
 
 @pytest.mark.parametrize("method", gsm8k_tiny.METHODS)

@@ -1,18 +1,20 @@
 """The full-size files: their values are the papers', and their programs lower. Abstract values only, no weights."""
 
 import json
-import pathlib
 import re
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
+from paths import EXPERIMENTS
 
-from nrt_jax import config, data, host_grading, policy, programs, prompts, sharding, training
+from nrt_jax import config, sharding, training
 from nrt_jax.commands.configs import load_config
+from nrt_jax.data import batches, prompts
+from nrt_jax.step import host_grading, policy, programs
 
-EXPERIMENTS = pathlib.Path(__file__).parent.parent / "experiments"
+FILES = EXPERIMENTS / "full_size"
 SPECIAL = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>")
 
 
@@ -147,7 +149,7 @@ FULL_SIZE = {
 
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_values_are_the_papers(name):
-  (run,) = config.stages_of(load_config(str(EXPERIMENTS / f"{name}.py")))
+  (run,) = config.stages_of(load_config(str(FILES / f"{name}.py")))
   for key, expected in FULL_SIZE[name][2].items():
     value = run
     for part in key.split("."):
@@ -158,9 +160,9 @@ def test_values_are_the_papers(name):
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_every_value_has_its_source(name):
   """On its line or in the comment right above: a source's tag, "unknown", or that the user gives it."""
-  lines = (EXPERIMENTS / f"{name}.py").read_text().splitlines()
+  lines = (FILES / f"{name}.py").read_text().splitlines()
   assignments = [
-    (line, before) for before, line in zip(lines, lines[1:]) if re.match(r"  [a-z_]+\.[a-z_.]+ = |  full_size\.", line)
+    (line, before) for before, line in zip(lines, lines[1:]) if re.match(r"  [a-z_]+\.[a-z_.]+ = |  shared\.", line)
   ]
   assert assignments
   for line, before in assignments:
@@ -184,7 +186,7 @@ def directories(tmp_path_factory) -> dict:
 
 def read_setup(name: str, directories: dict, make_mesh, overrides=()) -> programs.Setup:
   overrides = [f"--config.model.path={directories[FULL_SIZE[name][0]]}", *overrides]
-  (run,) = config.stages_of(load_config(str(EXPERIMENTS / f"{name}.py"), overrides))
+  (run,) = config.stages_of(load_config(str(FILES / f"{name}.py"), overrides))
   _, form = policy.open_tokenizer(run.model, run.prompt)
   model = policy.read_architecture(run.model, form, run.parallel.tensor)
   return programs.Setup(run, model, form, make_mesh(run.parallel))
@@ -193,7 +195,7 @@ def read_setup(name: str, directories: dict, make_mesh, overrides=()) -> program
 def abstract_prompts(setup: programs.Setup):
   prompt = setup.run.prompt
   widths = (prompt.max_prompt_length, prompt.max_answer_length, setup.run.data.max_trace_length)
-  one = data.pack([[0]], [[0]], [[]], [0], widths, setup.form.pad_id)
+  one = batches.pack([[0]], [[0]], [[]], [0], widths, setup.form.pad_id)
   count = setup.run.prompts_per_step * setup.max_draws
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype), one)
 
@@ -248,7 +250,7 @@ def test_any_special_token_ends_a_trace_of_the_released_code_only(directories):
 def test_baselines_share_nfts_setting():
   """One setting, three methods: whatever is no part of the algorithm is the same."""
   runs = [
-    config.stages_of(load_config(str(EXPERIMENTS / f"{name}_qwen25_math_7b.py")))[0] for name in ("nft", "grpo", "dapo")
+    config.stages_of(load_config(str(FILES / f"{name}_qwen25_math_7b.py")))[0] for name in ("nft", "grpo", "dapo")
   ]
   for key in ("data", "prompt", "sampling", "optimizer", "evaluation", "prompts_per_step", "samples_per_prompt"):
     assert len({getattr(run, key) for run in runs}) == 1, key

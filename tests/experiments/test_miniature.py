@@ -2,18 +2,18 @@
 
 import json
 import math
-import pathlib
 import re
 import sys
 import xml.etree.ElementTree
 
 import pytest
+from paths import EXPERIMENTS
 
-from nrt_jax import host_grading
-from nrt_jax.algorithms import ALGORITHMS
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.errors import UserError
+from nrt_jax.step import host_grading
 
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "experiments" / "miniature"))
+sys.path.append(str(EXPERIMENTS / "miniature"))
 import methods
 import methods_recipe as recipe
 import methods_report as reports

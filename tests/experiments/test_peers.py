@@ -1,20 +1,20 @@
 """The comparison with TRL and tunix: our side of it runs, its sums are right, its checks bite. No peer is installed."""
 
 import json
-import pathlib
 import sys
 
 import numpy as np
 import pytest
+from paths import EXPERIMENTS
 
-BENCHMARKS = pathlib.Path(__file__).parent.parent / "experiments" / "benchmarks"
+BENCHMARKS = EXPERIMENTS / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # as if started there: the peers' scripts import their neighbour by its bare name
 
 import peers
 import side_nrt_jax
 import workload
 
-from nrt_jax.algorithms import ALGORITHMS
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.errors import UserError
 
 SIZES = workload.TINY

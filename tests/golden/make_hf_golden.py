@@ -1,4 +1,4 @@
-"""Makes the golden model directories of test_hf.py with torch and transformers: `python tests/golden/make_hf_golden.py`.
+"""Makes the golden model directories with torch and transformers: `python tests/golden/make_hf_golden.py`.
 
 Each case is a tiny random model of one family with everything that can go wrong switched on. Beside its config.json and
 safetensors lies expected.npz: left-padded tokens, their positions, torch's float32 logits, and its greedy continuation.

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import toy
 
-from nrt_jax.algorithms import ALGORITHMS
 from nrt_jax.algorithms.interface import Tools
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import Rollouts
-from nrt_jax.state import States, TrainState
+from nrt_jax.step.state import States, TrainState
 
 B, G, R = 4, 4, 9
 MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)

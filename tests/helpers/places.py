@@ -2,9 +2,9 @@
 
 import pathlib
 
-from nrt_jax import hf
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.prompts import word_tokenizer
+from nrt_jax.data.prompts import word_tokenizer
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.tasks.running_sum import RunningSum
 
 CONFIG = """\
@@ -30,7 +30,7 @@ def make(path: pathlib.Path, algorithm: str = "nrt", **settings) -> pathlib.Path
   tokenizer = word_tokenizer(RunningSum().words, str(model))
   sizes = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
   architecture = ModelConfig(vocab_size=len(tokenizer), head_dim=4, max_position_embeddings=64, **sizes)
-  hf.write_config(architecture, model)
+  hf_weights.write_config(architecture, model)
   more = "\n".join(f"  config.{key.replace('__', '.')} = {value!r}" for key, value in settings.items())
   (path / "config.py").write_text(CONFIG.format(algorithm=algorithm, model=str(model), more=more))
   return path

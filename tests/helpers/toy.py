@@ -5,11 +5,12 @@ import functools
 import jax
 import numpy as np
 
-from nrt_jax import config, programs, sharding
-from nrt_jax.architecture import ModelConfig
+from nrt_jax import config, sharding
 from nrt_jax.arrays import Prompts
-from nrt_jax.model import init_params
-from nrt_jax.prompts import PromptFormat
+from nrt_jax.data.prompts import PromptFormat
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import init_params
+from nrt_jax.step import programs
 
 VOCAB, MARKER, SECOND_MARKER, EOS, PAD = 24, 20, 21, 22, 23  # text is 0 to 19: id 0 is a word like any other
 
@@ -102,3 +103,7 @@ def own_answers(prompts, rollouts, samples: int):
     if len(own) <= answer_BA.shape[1] and MARKER not in own:
       answer_BA[n // samples, : len(own)], length_B[n // samples] = own, len(own)
   return answer_BA, length_B
+
+
+def assert_same(expected, got, tolerance=2e-5):
+  assert largest_difference(expected, got) < tolerance * max(1.0, largest(expected))

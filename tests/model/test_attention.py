@@ -1,4 +1,4 @@
-"""Kernels and blocks against attention.attend, which test_model.py and test_hf.py hold against torch and brute force.
+"""Kernels and blocks against attention.attend, which test_decoder.py and test_hf_weights.py test against torch.
 
 Here splash attention is interpreted, and cuDNN's call is made in XLA's form of it: what is tested is what we hand over.
 """
@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
+from toy import assert_same
 
-from nrt_jax import kernels
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.attention import attend, store, visible
+from nrt_jax.model import kernels
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.attention import attend, store, visible
 
 N, T, H, K, h = 5, 300, 4, 2, 16  # three blocks of 128 columns for splash attention
 WINDOW = 70
@@ -27,7 +27,7 @@ def row_positions(T=T):
 
 
 def packed_rows(T=T):
-  """(position, example): examples of uneven lengths one behind the other, as packing.py lays them."""
+  """(position, example): examples of uneven lengths one behind the other, as data/packing.py lays them."""
   lengths = [[T], [100, 60, 90], [1, 1, 150], [40] * 7, []]
   position, example = np.full((2, N, T), -1, np.int32)
   for n, row in enumerate(lengths):
@@ -65,10 +65,6 @@ def reference(position_NT, example_NT, window):
 def by_kind(kind, model, position_NT, example_NT):
   rows = kernels.Rows(kind, (position_NT,), example_NT)
   return values_and_gradients(lambda q, k, v: kernels.attend_by(model, q, [(k, v)], rows), position_NT)
-
-
-def assert_same(expected, got, tolerance=2e-5):
-  assert toy.largest_difference(expected, got) < tolerance * max(1.0, toy.largest(expected))
 
 
 CASES = [(packed, window) for packed in (False, True) for window in (None, WINDOW)]

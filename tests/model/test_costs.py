@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from nrt_jax import costs, hardware
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.model import init_params
+from nrt_jax.model import costs
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import init_params
+from nrt_jax.step import hardware
 
 TINY = ModelConfig(
   vocab_size=11, hidden_size=6, intermediate_size=10, num_hidden_layers=3, num_attention_heads=4,

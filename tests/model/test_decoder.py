@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import toy
 
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.attention import KVCache, empty_cache, grow_cache
 from nrt_jax.errors import UserError
-from nrt_jax.model import decoding_params, forward, logical_axes, logits
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.attention import KVCache, empty_cache, grow_cache
+from nrt_jax.model.decoder import decoding_params, forward, logical_axes, logits
 
 EVERY_SWITCH = {"qkv_bias": True, "qk_norm": True, "output_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
 

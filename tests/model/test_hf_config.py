@@ -2,15 +2,14 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
+from paths import GOLDEN
 
-from nrt_jax import hf
-from nrt_jax.architecture import ModelConfig, RopeScaling
 from nrt_jax.errors import UserError
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig, RopeScaling
 
-GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 from make_hf_golden import CASES  # noqa: E402
 
@@ -38,7 +37,7 @@ QWEN25_05B = dict(
 
 def read(tmp_path, raw, **overrides):
   (tmp_path / "config.json").write_text(raw if isinstance(raw, str) else json.dumps(raw))
-  return hf.read_model_config(tmp_path, **overrides)
+  return hf_weights.read_model_config(tmp_path, **overrides)
 
 
 def test_published_configs(tmp_path):
@@ -114,16 +113,16 @@ def test_config_errors_of_windows_and_files(tmp_path):
   with pytest.raises(UserError, match="allowed: an object"):
     read(tmp_path, "[]")
   with pytest.raises(UserError, match=r"nowhere/config.json: no such file"):
-    hf.read_model_config(tmp_path / "nowhere")
+    hf_weights.read_model_config(tmp_path / "nowhere")
   with pytest.raises(UserError, match=r"model: found 'compute_type'.*did you mean 'compute_dtype'"):
     read(tmp_path, QWEN25_05B, compute_type="bfloat16")
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_config_round_trip(case, tmp_path):
-  config = hf.read_model_config(GOLDEN / case)
-  hf.write_config(config, tmp_path, source=GOLDEN / case, token_ids={"eos_token_id": 5})
-  assert hf.read_model_config(tmp_path) == config
+  config = hf_weights.read_model_config(GOLDEN / case)
+  hf_weights.write_config(config, tmp_path, source=GOLDEN / case, token_ids={"eos_token_id": 5})
+  assert hf_weights.read_model_config(tmp_path) == config
   raw = json.loads((tmp_path / "config.json").read_text())
   assert (raw["bos_token_id"], raw["eos_token_id"], raw["pad_token_id"]) == (1, 5, None)
   rope = config.rope_scaling
@@ -143,4 +142,4 @@ def test_config_round_trip(case, tmp_path):
 )
 def test_a_model_that_transformers_cannot_express_is_refused(options, message):
   with pytest.raises(UserError, match=message):
-    hf.hf_config(ModelConfig(**options))
+    hf_weights.hf_config(ModelConfig(**options))

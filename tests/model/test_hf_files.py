@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paths import GOLDEN
 from safetensors.numpy import load_file, save_file
 
-from nrt_jax import hf, sharding
+from nrt_jax import sharding
 from nrt_jax.errors import UserError
-from nrt_jax.model import logical_axes
-
-GOLDEN = Path(__file__).parent / "golden"
+from nrt_jax.model import hf_weights
+from nrt_jax.model.decoder import logical_axes
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def golden(tmp_path):
 # ---- tensors --------------------------------------------------------------------------------------------------------
 
 
-def rewrite(directory, change, name=hf.SINGLE_FILE):
+def rewrite(directory, change, name=hf_weights.SINGLE_FILE):
   """Applies `change` to the dict of tensors in a file."""
   tensors = load_file(directory / name)
   change(tensors)
@@ -38,13 +38,13 @@ def rewrite(directory, change, name=hf.SINGLE_FILE):
 
 
 def load(directory, **overrides):
-  return hf.load_params(directory, hf.read_model_config(directory, **overrides))
+  return hf_weights.load_params(directory, hf_weights.read_model_config(directory, **overrides))
 
 
 def shard(directory):
   """Turns a golden directory into three shards and an index; returns their names."""
-  config = hf.read_model_config(directory)
-  hf.save_params(load(directory), config, directory.with_name("sharded"), max_shard_bytes=12000)
+  config = hf_weights.read_model_config(directory)
+  hf_weights.save_params(load(directory), config, directory.with_name("sharded"), max_shard_bytes=12000)
   names = sorted(path.name for path in directory.with_name("sharded").glob("model-*"))
   assert len(names) > 2
   return directory.with_name("sharded"), names
@@ -66,7 +66,7 @@ def test_missing_tensor(golden):
   with pytest.raises(UserError, match=rf"model.safetensors: missing tensor {Q1} \(and 1 more\)"):
     load(directory)
   directory, names = shard(golden("mistral_window"))
-  index = json.loads((directory / hf.INDEX_FILE).read_text())["weight_map"]
+  index = json.loads((directory / hf_weights.INDEX_FILE).read_text())["weight_map"]
   rewrite(directory, lambda tensors: tensors.pop(K0), index[K0])
   with pytest.raises(UserError, match=rf"{index[K0]}: missing tensor {K0}: config.json"):
     load(directory)
@@ -92,7 +92,7 @@ def test_unreadable_files(golden):
   rewrite(directory, lambda tensors: tensors.update({Q1: tensors[Q1].astype(np.int8)}))
   with pytest.raises(UserError, match=rf"dtype of tensor {Q1}: found 'I8', allowed: BF16, F16, F32"):
     load(directory)
-  file = directory / hf.SINGLE_FILE
+  file = directory / hf_weights.SINGLE_FILE
   file.write_bytes(file.read_bytes()[:-100])
   with pytest.raises(UserError, match="model.safetensors: not a whole safetensors file"):
     load(directory)
@@ -101,9 +101,9 @@ def test_unreadable_files(golden):
     load(directory)
   directory, names = shard(golden("qwen3"))
   (directory / names[1]).unlink()
-  with pytest.raises(UserError, match=rf"{names[1]}: no such file, though {hf.INDEX_FILE} names it"):
+  with pytest.raises(UserError, match=rf"{names[1]}: no such file, though {hf_weights.INDEX_FILE} names it"):
     load(directory)
-  (directory / hf.INDEX_FILE).write_text('{"weight_map": []}')
+  (directory / hf_weights.INDEX_FILE).write_text('{"weight_map": []}')
   with pytest.raises(UserError, match="weight_map: found list"):
     load(directory)
 
@@ -111,7 +111,7 @@ def test_unreadable_files(golden):
 def test_known_buffers_and_tied_heads_are_ignored(golden):
   directory = golden("qwen2_tied")
   expected = load(directory)
-  embedding = load_file(directory / hf.SINGLE_FILE)["model.embed_tokens.weight"]
+  embedding = load_file(directory / hf_weights.SINGLE_FILE)["model.embed_tokens.weight"]
   buffers = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32), "lm_head.weight": embedding}
   rewrite(directory, lambda tensors: tensors.update(buffers))
   jax.tree.map(np.testing.assert_array_equal, load(directory), expected)
@@ -134,19 +134,19 @@ def test_half_precision_becomes_float32(golden, dtype):
 
 def test_shardings(golden):
   directory, _ = shard(golden("llama"))
-  config, expected = hf.read_model_config(directory), load(directory)
+  config, expected = hf_weights.read_model_config(directory), load(directory)
   mesh = sharding.make_mesh(sharding.ParallelConfig(fsdp=2, tensor=2), jax.devices()[:4])
   wanted = sharding.shardings_for(mesh, expected, logical_axes(expected))
   for shardings in (wanted, sharding.replicated(mesh)):
-    params = hf.load_params(directory, config, shardings)
+    params = hf_weights.load_params(directory, config, shardings)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
     assert params["layers"]["q"]["kernel"].sharding.device_set == set(jax.devices()[:4])
-  params = hf.load_params(directory, config, wanted)
+  params = hf_weights.load_params(directory, config, wanted)
   assert params["layers"]["o"]["kernel"].addressable_shards[0].data.shape == (2, 2, 6, 8)
-  hf.save_params(params, config, directory.with_name("again"))
+  hf_weights.save_params(params, config, directory.with_name("again"))
   jax.tree.map(np.testing.assert_array_equal, load(directory.with_name("again")), expected)
   # Donation must not reach memory that replicas share with the host array they came from.
-  params = hf.load_params(directory, config, sharding.replicated(mesh))
+  params = hf_weights.load_params(directory, config, sharding.replicated(mesh))
   plus_one = jax.jit(lambda tree: jax.tree.map(lambda a: a + 1, tree), donate_argnums=0)(params)
   for found, old in zip(jax.tree.leaves(plus_one), jax.tree.leaves(expected)):
     for piece in found.addressable_shards:
@@ -157,12 +157,12 @@ def test_shardings(golden):
 
 
 def test_bfloat16_export_and_shard_sizes(golden, tmp_path):
-  params, config = load(golden("llama")), hf.read_model_config(GOLDEN / "llama")
-  hf.save_params(params, config, tmp_path / "out", dtype="bfloat16", max_shard_bytes=4000)
+  params, config = load(golden("llama")), hf_weights.read_model_config(GOLDEN / "llama")
+  hf_weights.save_params(params, config, tmp_path / "out", dtype="bfloat16", max_shard_bytes=4000)
   files = sorted((tmp_path / "out").glob("*.safetensors"))
   contents = [load_file(file) for file in files]
   assert len(files) > 2 and all(sum(t.nbytes for t in content.values()) <= 4000 for content in contents)
-  index = json.loads((tmp_path / "out" / hf.INDEX_FILE).read_text())
+  index = json.loads((tmp_path / "out" / hf_weights.INDEX_FILE).read_text())
   assert index["weight_map"] == {name: file.name for file, content in zip(files, contents) for name in content}
   assert index["metadata"]["total_size"] == sum(t.nbytes for content in contents for t in content.values())
   assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == "bfloat16"
@@ -170,7 +170,7 @@ def test_bfloat16_export_and_shard_sizes(golden, tmp_path):
     lambda new, old: np.testing.assert_array_equal(new, old.astype(jnp.bfloat16)), load(tmp_path / "out"), params
   )
   with pytest.raises(UserError, match="export dtype: found 'float64'"):
-    hf.save_params(params, config, tmp_path / "out", dtype="float64")
+    hf_weights.save_params(params, config, tmp_path / "out", dtype="float64")
 
 
 def test_tokenizer_files_are_carried_along_and_others_are_not(golden, tmp_path):
@@ -179,31 +179,31 @@ def test_tokenizer_files_are_carried_along_and_others_are_not(golden, tmp_path):
   carried = ["tokenizer.json", "tokenizer.model", "chat_template.jinja", "additional_chat_templates/rag.jinja"]
   for name in (*carried, "README.md", "pytorch_model.bin"):
     (source / name).write_text(name)
-  config, settings = hf.read_model_config(source), {"prompt": {"marker": "</think>"}}
-  hf.save_params(load(source), config, tmp_path / "out", source=source, settings=settings)
+  config, settings = hf_weights.read_model_config(source), {"prompt": {"marker": "</think>"}}
+  hf_weights.save_params(load(source), config, tmp_path / "out", source=source, settings=settings)
   found = {str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*") if p.is_file()}
-  assert found == {*carried, "config.json", hf.SINGLE_FILE, hf.SETTINGS_FILE}
-  assert json.loads((tmp_path / "out" / hf.SETTINGS_FILE).read_text()) == settings
+  assert found == {*carried, "config.json", hf_weights.SINGLE_FILE, hf_weights.SETTINGS_FILE}
+  assert json.loads((tmp_path / "out" / hf_weights.SETTINGS_FILE).read_text()) == settings
   assert (tmp_path / "out" / "tokenizer.model").read_text() == "tokenizer.model"
   with pytest.raises(UserError, match="no such directory to copy the tokenizer from"):
-    hf.copy_tokenizer(tmp_path / "nowhere", tmp_path / "out")
+    hf_weights.copy_tokenizer(tmp_path / "nowhere", tmp_path / "out")
 
 
 def test_export_replaces_only_exports_and_leaves_nothing_half_written(golden, tmp_path, monkeypatch):
   source, out = golden("llama"), tmp_path / "exports" / "out"
-  params, config = load(source), hf.read_model_config(source)
-  hf.save_params(params, config, out, max_shard_bytes=4000)
+  params, config = load(source), hf_weights.read_model_config(source)
+  hf_weights.save_params(params, config, out, max_shard_bytes=4000)
   before = {path.name: path.read_bytes() for path in out.iterdir()}
   with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
-    patch.setattr(hf, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
-    hf.save_params(params, config, out)
+    patch.setattr(hf_weights, "save_file", lambda *_, **__: (_ for _ in ()).throw(OSError("disk full")))
+    hf_weights.save_params(params, config, out)
   assert {path.name: path.read_bytes() for path in out.iterdir()} == before
-  hf.save_params(params, config, out)
-  assert sorted(path.name for path in out.iterdir()) == ["config.json", hf.SINGLE_FILE]
+  hf_weights.save_params(params, config, out)
+  assert sorted(path.name for path in out.iterdir()) == ["config.json", hf_weights.SINGLE_FILE]
   assert [path.name for path in out.parent.iterdir()] == ["out"]
   (out / "thesis.tex").write_text("ten years of work")
   with pytest.raises(UserError, match="holds thesis.tex, which is no part of an export"):
-    hf.save_params(params, config, out)
+    hf_weights.save_params(params, config, out)
   assert (out / "thesis.tex").is_file()
   with pytest.raises(UserError, match="would replace the model it takes the tokenizer from"):
-    hf.save_params(params, config, source, source=source)
+    hf_weights.save_params(params, config, source, source=source)

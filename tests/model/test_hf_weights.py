@@ -7,20 +7,19 @@ import dataclasses
 import functools
 import importlib.util
 import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from paths import GOLDEN
 
-from nrt_jax import hf
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.attention import empty_cache
 from nrt_jax.errors import UserError
-from nrt_jax.model import forward, init_params, logits
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.attention import empty_cache
+from nrt_jax.model.decoder import forward, init_params, logits
 
-GOLDEN = Path(__file__).parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 from make_hf_golden import CASES, NEW_TOKENS, make_batch, make_model, torch_outputs  # noqa: E402
 
@@ -56,8 +55,8 @@ def assert_logits_close(found, expected, position, tolerance=TOLERANCE):
 @pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
 def test_golden_logits_and_greedy_tokens(case, layer_loop):
   expected = np.load(GOLDEN / case / "expected.npz")
-  config = hf.read_model_config(GOLDEN / case, layer_loop=layer_loop)
-  params = hf.load_params(GOLDEN / case, config)
+  config = hf_weights.read_model_config(GOLDEN / case, layer_loop=layer_loop)
+  params = hf_weights.load_params(GOLDEN / case, config)
   token, position = expected["token"], expected["position"]
   found, greedy = run(params, config, token, position)
   assert_logits_close(found, expected["logits"], position)
@@ -79,9 +78,9 @@ SENSITIVE = {
 @pytest.mark.parametrize("case", CASES)
 def test_golden_logits_notice_each_config_field(case):
   expected = np.load(GOLDEN / case / "expected.npz")
-  params = hf.load_params(GOLDEN / case, hf.read_model_config(GOLDEN / case))
+  params = hf_weights.load_params(GOLDEN / case, hf_weights.read_model_config(GOLDEN / case))
   for name, value in SENSITIVE[case].items():
-    config = hf.read_model_config(GOLDEN / case, **{name: value})
+    config = hf_weights.read_model_config(GOLDEN / case, **{name: value})
     found, _ = run(params, config, expected["token"], expected["position"], 0)
     with pytest.raises(AssertionError):
       assert_logits_close(found, expected["logits"], expected["position"], tolerance=10 * TOLERANCE)
@@ -94,16 +93,16 @@ def test_torch_to_us_and_back(case, tmp_path):
 
   model = make_model(case, seed=100)
   model.save_pretrained(tmp_path / "theirs", max_shard_size="8KB")
-  assert (tmp_path / "theirs" / hf.INDEX_FILE).is_file()
+  assert (tmp_path / "theirs" / hf_weights.INDEX_FILE).is_file()
   token, position = make_batch(seed=100)
   expected, greedy = torch_outputs(model, token, position)
-  config = hf.read_model_config(tmp_path / "theirs", layer_loop="unroll")
-  params = hf.load_params(tmp_path / "theirs", config)
+  config = hf_weights.read_model_config(tmp_path / "theirs", layer_loop="unroll")
+  params = hf_weights.load_params(tmp_path / "theirs", config)
   found, found_greedy = run(params, config, token, position)
   assert_logits_close(found, expected, position)
   np.testing.assert_array_equal(found_greedy, greedy)
 
-  hf.save_params(params, config, tmp_path / "ours", max_shard_bytes=6000)
+  hf_weights.save_params(params, config, tmp_path / "ours", max_shard_bytes=6000)
   assert len(list((tmp_path / "ours").glob("model-*.safetensors"))) > 2
   reloaded, info = AutoModelForCausalLM.from_pretrained(
     tmp_path / "ours", attn_implementation="eager", output_loading_info=True
@@ -123,7 +122,7 @@ def test_random_init_exports_to_torch(tmp_path):
     head_dim=6, qk_norm=True, initializer_range=0.3,
   )  # fmt: skip
   params = init_params(config, jax.random.key(0))
-  hf.save_params(params, config, tmp_path / "model", token_ids={"eos_token_id": 7})
+  hf_weights.save_params(params, config, tmp_path / "model", token_ids={"eos_token_id": 7})
   model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="eager").eval()
   token, position = make_batch(seed=1)
   found, _ = run(params, config, token, position, 0)
@@ -138,8 +137,9 @@ def test_random_init_exports_to_torch(tmp_path):
 def test_new_tokens_start_as_the_given_one(case, tmp_path):
   expected = np.load(GOLDEN / case / "expected.npz")
   token, position = expected["token"], expected["position"]
-  config = hf.read_model_config(GOLDEN / case, layer_loop="unroll")
-  params, resized = hf.resize_vocabulary(hf.load_params(GOLDEN / case, config), config, 42, init_from_token_id=7)
+  config = hf_weights.read_model_config(GOLDEN / case, layer_loop="unroll")
+  loaded = hf_weights.load_params(GOLDEN / case, config)
+  params, resized = hf_weights.resize_vocabulary(loaded, config, 42, init_from_token_id=7)
   assert resized == dataclasses.replace(config, vocab_size=42) and ("head" in params) == (case == "llama")
   found, _ = run(params, resized, token, position, 0)
   found = np.asarray(found)
@@ -149,15 +149,15 @@ def test_new_tokens_start_as_the_given_one(case, tmp_path):
   swapped, _ = run(params, resized, np.where(token == 7, 41, token), position, 0)
   assert (token == 7).any()
   np.testing.assert_array_equal(swapped, found)
-  hf.save_params(params, resized, tmp_path / "out")
-  reread = hf.load_params(tmp_path / "out", hf.read_model_config(tmp_path / "out"))
+  hf_weights.save_params(params, resized, tmp_path / "out")
+  reread = hf_weights.load_params(tmp_path / "out", hf_weights.read_model_config(tmp_path / "out"))
   jax.tree.map(np.testing.assert_array_equal, reread, params)
 
 
 def test_resize_pads_with_zeros_and_can_set_old_rows():
   config = ModelConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, intermediate_size=8, head_dim=4)
   params = init_params(config, jax.random.key(0))
-  new, resized = hf.resize_vocabulary(params, config, 16, init_from_token_id=2, token_ids=(9, 10))
+  new, resized = hf_weights.resize_vocabulary(params, config, 16, init_from_token_id=2, token_ids=(9, 10))
   assert resized.vocab_size == 16
   for table, old in (
     (new["embedder"]["embedding"], params["embedder"]["embedding"]),
@@ -166,7 +166,7 @@ def test_resize_pads_with_zeros_and_can_set_old_rows():
     np.testing.assert_array_equal(table[:9], old[:9])
     np.testing.assert_array_equal(table[9:11], np.stack([old[2], old[2]]))
     np.testing.assert_array_equal(table[11:], np.zeros((5, 8)))
-  same, unchanged = hf.resize_vocabulary(params, config, 10, init_from_token_id=2)
+  same, unchanged = hf_weights.resize_vocabulary(params, config, 10, init_from_token_id=2)
   assert unchanged == config
   jax.tree.map(np.testing.assert_array_equal, same, params)
 
@@ -183,4 +183,4 @@ def test_resize_pads_with_zeros_and_can_set_old_rows():
 def test_resize_errors(size, origin, ids, message):
   config = ModelConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, intermediate_size=8, head_dim=4)
   with pytest.raises(UserError, match=message):
-    hf.resize_vocabulary({}, config, size, origin, ids)
+    hf_weights.resize_vocabulary({}, config, size, origin, ids)

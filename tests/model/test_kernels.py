@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from test_attention import assert_same, config
+from toy import assert_same
 
-from nrt_jax import kernels, sharding
-from nrt_jax.architecture import ModelConfig
+from nrt_jax import sharding
 from nrt_jax.errors import UserError
-from nrt_jax.model import forward, logits
+from nrt_jax.model import kernels
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import forward, logits
 
 
 def decoder(kind="xla", **over):
@@ -130,7 +131,7 @@ def test_pmap():
 
 def test_auto_follows_the_target_platform():
   """Not the host's: the target may be a TPU that this host only compiles for."""
-  wide = functools.partial(config, "auto", head_dim=128, compute_dtype="bfloat16")
+  wide = functools.partial(decoder, "auto", head_dim=128, compute_dtype="bfloat16")
   long, short = (8, 2048), (8, 64)
   assert kernels.choose(wide(platform="tpu"), long) == "splash"
   assert kernels.choose(wide(platform="tpu"), short) == "dense"
@@ -144,7 +145,7 @@ def test_auto_follows_the_target_platform():
 
 @pytest.mark.parametrize("kind", ["auto", "splash", "cudnn"])
 def test_what_caches_leave_to_the_kernels(kind):
-  make = functools.partial(config, kind, head_dim=64, platform="tpu")
+  make = functools.partial(decoder, kind, head_dim=64, platform="tpu")
   assert kernels.choose(make(), (8, 1), cache_rows=(2, 8), writes=True) == "dense"
   assert kernels.choose(make(), (8, 64), cache_rows=(2, 8)) == "dense"  # an answer behind prompt and trace
   assert kernels.choose(make(), (8, 600), cache_rows=(2,)) == ("blocks" if kind == "cudnn" else "splash")
@@ -157,8 +158,8 @@ def test_errors():
   with pytest.raises(UserError, match="model.attention_block: found 0"):
     ModelConfig(attention_block=0)
   with pytest.raises(UserError, match="model.attention='cudnn': found model.compute_dtype='float32'"):
-    kernels.check(config("cudnn", platform="gpu"))
+    kernels.check(decoder("cudnn", platform="gpu"))
   with pytest.raises(UserError, match="model.attention='cudnn': found head_dim 160"):
-    kernels.check(config("cudnn", head_dim=160, platform="gpu", compute_dtype="bfloat16"))
+    kernels.check(decoder("cudnn", head_dim=160, platform="gpu", compute_dtype="bfloat16"))
   with pytest.raises(UserError, match="model.attention='splash': found head_dim 80"):
-    kernels.check(config("splash", head_dim=80, platform="tpu"))
+    kernels.check(decoder("splash", head_dim=80, platform="tpu"))

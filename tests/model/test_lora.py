@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import toy
-from nrt_jax import hf, lora, policy, programs
-from nrt_jax.architecture import ADAPTABLE, ModelConfig
+
 from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
-from nrt_jax.model import forward, init_params, logical_axes
+from nrt_jax.model import hf_weights, lora
+from nrt_jax.model.architecture import ADAPTABLE, ModelConfig
+from nrt_jax.model.decoder import forward, init_params, logical_axes
+from nrt_jax.step import policy, programs
 
 MODEL = dataclasses.replace(toy.MODEL, lora_rank=3, lora_alpha=6.0)
 
@@ -102,7 +103,7 @@ def test_a_step_changes_adapters_and_nothing_else(over):
 
 def test_a_pretrained_model_gets_adapters_and_an_export_has_them_merged(tmp_path, params):
   plain = init_params(lora.without(MODEL), jax.random.key(3))
-  hf.save_params(plain, lora.without(MODEL), tmp_path / "model")
+  hf_weights.save_params(plain, lora.without(MODEL), tmp_path / "model")
   source = ModelSource(str(tmp_path / "model"), lora_rank=3, compute_dtype="bfloat16")
   config = policy.read_architecture(source, toy.form())
   loaded = policy.load_policy(source, config, toy.form(), seed=0)
@@ -110,8 +111,8 @@ def test_a_pretrained_model_gets_adapters_and_an_export_has_them_merged(tmp_path
   trained_or_norm = {path for path in dtypes if "_lora" in path or "scale" in path}
   assert {path for path, dtype in dtypes.items() if dtype == jnp.float32} == trained_or_norm
   assert jax.tree.structure(loaded) == jax.tree.structure(policy.abstract_params(config))
-  hf.save_params(lora.merge(params, MODEL), lora.without(MODEL), tmp_path / "export")
-  again = hf.load_params(tmp_path / "export", hf.read_model_config(tmp_path / "export"))
+  hf_weights.save_params(lora.merge(params, MODEL), lora.without(MODEL), tmp_path / "export")
+  again = hf_weights.load_params(tmp_path / "export", hf_weights.read_model_config(tmp_path / "export"))
   np.testing.assert_allclose(again["layers"]["q"]["kernel"], lora.merge(params, MODEL)["layers"]["q"]["kernel"])
 
 

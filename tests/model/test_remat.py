@@ -6,11 +6,11 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+import toy
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
 
-import toy
-from nrt_jax.model import forward
+from nrt_jax.model.decoder import forward
 
 # Splash attention needs 64 columns of a head and 256 of a row; nothing is run here.
 MODEL = dataclasses.replace(toy.MODEL, head_dim=64, layer_loop="scan", platform="tpu", attention="splash")

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import reference
 
-from nrt_jax.advantages import CENTERS, SCALES, clip_advantages, group_advantages, group_standardise_tokens
 from nrt_jax.errors import UserError
+from nrt_jax.objectives.advantages import CENTERS, SCALES, clip_advantages, group_advantages, group_standardise_tokens
 
 CHOICES = list(itertools.product(CENTERS, SCALES))
 

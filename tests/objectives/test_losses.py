@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import reference
 
-from nrt_jax import losses, rewards
 from nrt_jax.errors import UserError
+from nrt_jax.objectives import losses, rewards
 
 LOW, HIGH = 0.8, 1.28
 RATIOS = np.array([0.5, 1.0, 1.2, 1.5])

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nrt_jax import masked
+from nrt_jax.objectives import masked
 
 X = jnp.array([[1.0, 2.0, 6.0], [5.0, jnp.nan, jnp.inf], [jnp.nan, 7.0, 8.0]])
 MASK = jnp.array([[True, True, True], [True, False, False], [False, False, False]])

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import reference
 
-from nrt_jax import rewards
-from nrt_jax.advantages import group_advantages
 from nrt_jax.errors import UserError
+from nrt_jax.objectives import rewards
+from nrt_jax.objectives.advantages import group_advantages
 
 NAMES = reference.AGGREGATION_NAMES
 C, BASE = [0.95, 0.6, 0.1], [0.9, 0.2, 0.05]

@@ -11,10 +11,10 @@ import reference
 import toy
 from jax.sharding import PartitionSpec
 
-from nrt_jax import programs
-from nrt_jax import quantized_moments as quantized
-from nrt_jax.checkpoint import CheckpointConfig, Checkpoints
-from nrt_jax.optimizer import OptimizerConfig, make_optimizer
+from nrt_jax.optimizers import quantized_moments as quantized
+from nrt_jax.optimizers.update_rule import OptimizerConfig, make_optimizer
+from nrt_jax.records.checkpoint import CheckpointConfig, Checkpoints
+from nrt_jax.step import programs
 
 CODES = {"first": quantized.FIRST, "second": quantized.SECOND}
 encode = jax.jit(quantized.encode, static_argnums=0)

@@ -1,7 +1,6 @@
 """The benchmark as users type it, the figures that it is made of, and that training compiles nothing after its start."""
 
 import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,23 +8,17 @@ import numpy as np
 import places
 import pytest
 import toy
+from paths import EXPERIMENTS
 
-from nrt_jax import (
-  __main__,
-  benchmark_phases,
-  benchmark_report,
-  ceilings,
-  config,
-  costs,
-  hardware,
-  programs,
-  throughput,
-  training,
-)
-from nrt_jax.algorithms import ALGORITHMS, sft
+from nrt_jax import __main__, config, training
+from nrt_jax.algorithms import sft
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import Rollouts
-from nrt_jax.compilations import Compilations
-from nrt_jax.metrics import MetricsWriter
+from nrt_jax.model import costs
+from nrt_jax.performance import ceilings, phases, report
+from nrt_jax.performance.compilations import Compilations
+from nrt_jax.records.metrics import MetricsWriter
+from nrt_jax.step import hardware, programs, throughput
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +99,7 @@ def test_what_each_method_asks_of_the_tools(name):
   """The phases are timed on what the algorithm itself samples and scores, whichever it is."""
   setup = toy.setup(name)
   states = jax.eval_shape(lambda p: programs.init_states(setup, p, jax.random.key(0)), toy.params())
-  batch, calls, counts = jax.eval_shape(lambda s, p: benchmark_phases.collect(setup, s, p), states, toy.prompts(8))
+  batch, calls, counts = jax.eval_shape(lambda s, p: phases.collect(setup, s, p), states, toy.prompts(8))
   assert len({"rollout", "complete"} & set(calls)) == setup.algorithm.samples_traces
   assert {"tokens/trained", "tokens/sequences", "tokens/predicted"} <= set(counts)
   assert batch.token_NL.shape[0] == 8 * setup.rows_per_prompt
@@ -126,7 +119,7 @@ def test_decode_bytes_by_counting():
     count += int(prompt_B[b]) * longest
   weights = model.num_hidden_layers * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32) + 16 * toy.VOCAB
   prompts = toy.prompts(2).replace(prompt_length_B=prompt_B)
-  assert benchmark_phases.decode_bytes(setup, prompts, rollouts) == pytest.approx(4 * 4 * weights + slot * count)
+  assert phases.decode_bytes(setup, prompts, rollouts) == pytest.approx(4 * 4 * weights + slot * count)
 
 
 # ---- Work and rates ------------------------------------------------------------------------------------------------
@@ -190,7 +183,7 @@ def test_ceilings_come_from_the_table_or_from_the_clock(monkeypatch):
 
 
 def test_quantities_are_readable():
-  assert [benchmark_report.quantity(n) for n in (1.5, 989.5e12, 4.8e12, 12.34e9)] == [
+  assert [report.quantity(n) for n in (1.5, 989.5e12, 4.8e12, 12.34e9)] == [
     "1.5 ",
     "989.5 T",
     "4.8 T",
@@ -203,7 +196,7 @@ def test_quantities_are_readable():
 
 def test_scoring_on_caches_is_compared_with_whole_sequences(monkeypatch):
   """The script stops by itself where the two differ."""
-  monkeypatch.syspath_prepend(str(pathlib.Path(__file__).parent.parent / "experiments" / "benchmarks"))
+  monkeypatch.syspath_prepend(str(EXPERIMENTS / "benchmarks"))
   import scoring
   import setups
 

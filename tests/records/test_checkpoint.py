@@ -8,13 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from checkpoints import SYNC, raw
 from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from nrt_jax.checkpoint import CheckpointConfig, Checkpoints
 from nrt_jax.errors import UserError
-
-SYNC = CheckpointConfig(async_save=False, keep_last=2)
+from nrt_jax.records.checkpoint import CheckpointConfig, Checkpoints
 
 
 @struct.dataclass
@@ -58,12 +57,6 @@ def abstract(state, on=None):
   return jax.tree.map(
     lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings_of(state, on)
   )
-
-
-def raw(leaf):
-  if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.random.key_data(leaf)
-  return np.asarray(leaf).tobytes()
 
 
 def assert_same_bits(found, wanted):

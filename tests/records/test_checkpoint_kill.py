@@ -10,15 +10,16 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-from test_checkpoint import SYNC, raw
+from checkpoints import SYNC, raw
+from paths import ROOT
 
-from nrt_jax.checkpoint import Checkpoints
+from nrt_jax.records.checkpoint import Checkpoints
 
 # Resumes, checks what it resumed from, then saves without pause; the content is a function of the step.
 WRITER = """
 import sys
 import jax, jax.numpy as jnp, numpy as np
-from nrt_jax.checkpoint import CheckpointConfig, Checkpoints
+from nrt_jax.records.checkpoint import CheckpointConfig, Checkpoints
 def states(step):
   return {"w": jnp.asarray(np.random.default_rng(step).normal(size=2**21)), "key": jax.random.key(step)}
 checkpoints = Checkpoints(sys.argv[1], CheckpointConfig(keep_last=1))
@@ -82,9 +83,8 @@ def files_below(directory):
 
 
 def start_writer(directory, log):
-  root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
   with open(log, "w") as out:
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], cwd=root, stdout=out, stderr=out)
+    return subprocess.Popen([sys.executable, "-c", WRITER, str(directory)], cwd=ROOT, stdout=out, stderr=out)
 
 
 def temporaries(directory):

@@ -12,7 +12,7 @@ import pytest
 
 from nrt_jax.errors import UserError
 from nrt_jax.files import json_safe, write_json
-from nrt_jax.metrics import LoggingConfig, MetricsWriter, Progress, duration
+from nrt_jax.records.metrics import LoggingConfig, MetricsWriter, Progress, duration
 
 QUIET = LoggingConfig(tensorboard=False, progress=False)
 

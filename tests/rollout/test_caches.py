@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +9,15 @@ import numpy as np
 import pytest
 import reference
 import toy
+from compiled import while_body_copies
 
-from nrt_jax import rows, sampler, scoring
+from nrt_jax import rows
 from nrt_jax.arrays import repeat_rows
-from nrt_jax.attention import Int8, attend, put_slots, store
 from nrt_jax.errors import UserError
-from nrt_jax.model import decoding_params
-from nrt_jax.sampler import SamplingConfig
+from nrt_jax.model.attention import Int8, attend, put_slots, store
+from nrt_jax.model.decoder import decoding_params
+from nrt_jax.rollout import sampler, scoring
+from nrt_jax.rollout.sampler import SamplingConfig
 
 B, G, R = 6, 4, 8
 N = B * G
@@ -106,19 +107,6 @@ def test_error_of_narrow_caches(loop):
       arrays = jax.tree.leaves((cache.key, cache.value), is_leaf=lambda x: isinstance(x, Int8))
       assert all((x.number if cache_dtype == "int8" else x).dtype == kind for x in arrays)
   assert error["auto"] < 1e-5 < error["bfloat16"] / 10 and 1e-4 < error["int8"]
-
-
-def while_body_copies(text, elements):
-  """Shapes of `copy` instructions of at least so many elements in the bodies of an optimised program's loops."""
-  found, computation, bodies = {}, None, set(re.findall(r"body=%?([\w.\-]+)", text))
-  for line in text.splitlines():
-    start = re.match(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$", line.strip())
-    if start:
-      computation = start[1]
-    copied = re.search(r"= \w+\[([\d,]+)\][^ ]* (?:copy\(|fusion\(.*calls=%?wrapped_copy)", line)
-    if copied and np.prod([int(d) for d in copied[1].split(",")]) >= elements:
-      found.setdefault(computation, []).append(copied[1])
-  return [shape for name, shapes in found.items() if name in bodies for shape in shapes]
 
 
 @pytest.mark.parametrize("loop,cache_dtype", [("unroll", "auto"), ("scan", "auto"), ("scan", "int8")])

@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from experiments.benchmarks.slots import count_in_slots, count_plain
-from test_caches import while_body_copies
+from compiled import while_body_copies
 
-from nrt_jax import continuous, programs, training
+from experiments.benchmarks.slots import count_in_slots, count_plain
+from nrt_jax import training
 from nrt_jax.errors import UserError
-from nrt_jax.sampler import SamplingConfig, choose
+from nrt_jax.rollout import continuous
+from nrt_jax.rollout.sampler import SamplingConfig, choose
+from nrt_jax.step import programs
 
 B, G, R = 8, 4, 8
 N = B * G

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import reference
 import toy
-from test_host_grading import Numbers, setup_of, sharp_params
+from graded import Numbers, setup_of, sharp_params
 
-from nrt_jax import data, draws, host_grading, programs, sharding
+from nrt_jax import sharding
 from nrt_jax.algorithms import rlvr
 from nrt_jax.algorithms.interface import Attempt
+from nrt_jax.data import batches
+from nrt_jax.data.prompts import split_completion
 from nrt_jax.errors import UserError
-from nrt_jax.prompts import split_completion
+from nrt_jax.rollout import draws
+from nrt_jax.step import host_grading, programs
 
 B, G, COUNT = 16, 3, 4
 
@@ -87,13 +90,13 @@ def test_one_draw_adds_nothing():
 def test_draws_follow_the_stream():
   """Draw 0 has the stream's next B examples, draw 1 those behind them, on whichever host they are read."""
   ids = [np.array([i], np.int32) for i in range(11)]
-  dataset = data.TokenDataset(list(range(11)), ids, ids, [[]] * 11, (1, 1, 0), 0, {})
-  position = data.Position(0, 7)
-  expected = [data.batch(dataset, data.advance(dataset, position, 4 * k), 4, 0)[0].example_B for k in range(3)]
-  halves = [data.batch(dataset, position, 12, 0, host, 2, 3)[0].example_B for host in (0, 1)]
+  dataset = batches.TokenDataset(list(range(11)), ids, ids, [[]] * 11, (1, 1, 0), 0, {})
+  position = batches.Position(0, 7)
+  expected = [batches.batch(dataset, batches.advance(dataset, position, 4 * k), 4, 0)[0].example_B for k in range(3)]
+  halves = [batches.batch(dataset, position, 12, 0, host, 2, 3)[0].example_B for host in (0, 1)]
   parts = [draws.part(np.concatenate(halves), 3, number) for number in range(3)]
   np.testing.assert_array_equal(parts, expected)
-  assert data.advance(dataset, position, 8) == (1, 4) == data.batch(dataset, position, 8, 0)[1]
+  assert batches.advance(dataset, position, 8) == (1, 4) == batches.batch(dataset, position, 8, 0)[1]
 
 
 def test_errors():

@@ -9,11 +9,13 @@ import reference
 import toy
 from jax.scipy.special import gammaincc
 
-from nrt_jax import programs, sampler, sharding
+from nrt_jax import sharding
 from nrt_jax.errors import UserError
-from nrt_jax.model import decoding_params, forward, logits
-from nrt_jax.planning import collectives, hlo
-from nrt_jax.sampler import SamplingConfig, cache_sizes, choose, draw, filter_logits, uniforms
+from nrt_jax.model.decoder import decoding_params, forward, logits
+from nrt_jax.performance.planning import collectives, hlo
+from nrt_jax.rollout import sampler
+from nrt_jax.rollout.sampler import SamplingConfig, cache_sizes, choose, draw, filter_logits, uniforms
+from nrt_jax.step import programs
 
 # Every goodness-of-fit test below rejects a correct sampler with this probability; seeds are fixed besides.
 FALSE_ALARM = 1e-6

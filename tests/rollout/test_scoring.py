@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import toy
 
-from nrt_jax import programs, rows, scoring
+from nrt_jax import rows
 from nrt_jax.arrays import repeat_rows
+from nrt_jax.rollout import scoring
+from nrt_jax.step import programs
 
 B, G, R = 5, 4, 6
 MARKER_IDS = (toy.MARKER, toy.SECOND_MARKER)

@@ -1,11 +1,9 @@
 """A step of two programs around a grader on the host: the same as one program, on one host or two, and over a resume."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
-import pathlib
 import signal
 import socket
 import subprocess
@@ -18,41 +16,20 @@ import numpy as np
 import pytest
 import toy
 from completions import KINDS, MARKER_IDS, PROMPTS, SAMPLES, B, G
+from graded import Numbers, setup_of, sharp_params
+from paths import ROOT
 
 from nrt_jax import config as configs
-from nrt_jax import hf, host_grading, programs, sharding, tasks, training
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.checkpoint import Checkpoints
+from nrt_jax import sharding, training
+from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError
-from nrt_jax.metrics import MetricsWriter
-from nrt_jax.prompts import word_tokenizer
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.records.checkpoint import Checkpoints
+from nrt_jax.records.metrics import MetricsWriter
+from nrt_jax.step import host_grading, programs
+from nrt_jax.tasks import table as tasks
 from nrt_jax.tasks.running_sum import RunningSum
-
-
-class Numbers:
-  """A tokenizer whose text is the token ids."""
-
-  def decode(self, ids, **_):
-    return " ".join(str(i) for i in ids)
-
-
-MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
-
-
-@functools.cache
-def sharp_params():
-  """A policy that writes markers and end tokens often, so that short completions have an answer."""
-  params = toy.params(MODEL)
-  often = jnp.array([toy.MARKER, toy.EOS])
-  return {**params, "head": {"kernel": params["head"]["kernel"].at[:, often].multiply(1.5)}}
-
-
-def setup_of(verifier, kind, minibatches=1):
-  setup = toy.setup(
-    "dr_grpo", MODEL, sampling__max_trace_length=9, algorithm__verifier=verifier, parallel__kind=kind,
-    optimizer__minibatches=minibatches, prompts_per_step=16,
-  )  # fmt: skip
-  return setup if kind == "pmap" else setup._replace(mesh=sharding.make_mesh(setup.run.parallel))
 
 
 @functools.cache
@@ -125,7 +102,7 @@ def run_values(tmp_path):
   model = tmp_path / "model"
   tokenizer = word_tokenizer(RunningSum().words, model, special=("<|response_start|>",))
   sizes = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
-  hf.write_config(ModelConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes), model)
+  hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes), model)
   values = configs.defaults("nft")
   values.update(total_steps=4, prompts_per_step=8, samples_per_prompt=4)
   values["model"].update(path=str(model), weights="random")
@@ -169,7 +146,7 @@ def test_two_processes_grade_as_one(tmp_path, monkeypatch):
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   command = [sys.executable, "-c", TWO, str(tmp_path / "values.json"), str(tmp_path / "two"), address]
-  env = {**os.environ, "PYTHONPATH": str(pathlib.Path(training.__file__).parent.parent)}
+  env = {**os.environ, "PYTHONPATH": str(ROOT)}
   running = [subprocess.Popen([*command, str(number)], env=env, stderr=subprocess.PIPE) for number in range(2)]
   training.train(configs.stages_of(values), str(tmp_path / "one"), values)
   errors = [process.communicate(timeout=300)[1] for process in running]
@@ -184,8 +161,8 @@ def test_two_processes_grade_as_one(tmp_path, monkeypatch):
       assert left[name] == pytest.approx(right[name], rel=1e-3, abs=1e-5), name
   params = []
   for name in ("one", "two"):
-    model = hf.read_model_config(tmp_path / name / "export")
-    params.append(jax.device_get(hf.load_params(tmp_path / name / "export", model)))
+    model = hf_weights.read_model_config(tmp_path / name / "export")
+    params.append(jax.device_get(hf_weights.load_params(tmp_path / name / "export", model)))
   assert toy.largest_difference(*params) < 1e-4
 
 

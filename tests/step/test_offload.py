@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -12,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
+from paths import ROOT
 
-from nrt_jax import offload, programs, workdir
-from nrt_jax.checkpoint import CheckpointConfig, Checkpoints
+from nrt_jax import workdir
 from nrt_jax.errors import UserError
-from nrt_jax.planning import program
+from nrt_jax.performance.planning import program
+from nrt_jax.records.checkpoint import CheckpointConfig, Checkpoints
 from nrt_jax.sharding import OFFLOADABLE, ParallelConfig
+from nrt_jax.step import offload, programs
 
 # A reference that moves, an average, and two updates of each rollout: whatever the state may hold is used and changed.
 OVER = {
@@ -141,10 +142,11 @@ def test_a_plan_counts_the_host_apart():
 
 FOR_A_TPU = """
 import dataclasses, json, math, sys
-from nrt_jax.planning import program, topology
+from nrt_jax.performance.planning import program, topology
 topology.prepare()
 import jax, toy
-from nrt_jax import programs, sharding
+from nrt_jax import sharding
+from nrt_jax.step import programs
 
 devices = topology.devices(topology.parse("v5e:2x2"))
 sizes = {"vocab_size": 1024, "hidden_size": 512, "intermediate_size": 1024, "head_dim": 128}
@@ -169,11 +171,10 @@ print(json.dumps(found))
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed")
 def test_on_a_tpu_it_takes_the_memory_of_the_host():
   """The compiler's own account: what waits is no argument on the device, and becomes its output on the host."""
-  root = pathlib.Path(__file__).parent.parent
   over = {key: value for key, value in OVER.items() if not key.startswith("parallel")}
-  env = {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}", "XLA_FLAGS": ""}
+  env = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'helpers'}", "XLA_FLAGS": ""}
   command = [sys.executable, "-c", FOR_A_TPU, json.dumps(over)]
-  done = subprocess.run(command, check=False, cwd=root, env=env, capture_output=True, text=True)
+  done = subprocess.run(command, check=False, cwd=ROOT, env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["pinned_host"] > 0.79 * (found["pinned_host"] + found["device"]) > 2**22  # four trees of five

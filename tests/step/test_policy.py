@@ -6,12 +6,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 import toy
-from nrt_jax import hf, policy, sampler, sharding
+
+from nrt_jax import sharding
 from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
-from nrt_jax.model import decoding_params, forward, init_params, logits
+from nrt_jax.model import hf_weights
+from nrt_jax.model.decoder import decoding_params, forward, init_params, logits
+from nrt_jax.rollout import sampler
+from nrt_jax.step import policy
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
@@ -19,7 +22,7 @@ def directory(request, tmp_path_factory):
   """A model of 21 rows: a tokenizer with 24 tokens needs three more, a tensor axis of 5 one more again."""
   path = tmp_path_factory.mktemp("model")
   config = dataclasses.replace(toy.MODEL, vocab_size=21, tie_word_embeddings=request.param)
-  hf.save_params(init_params(config, jax.random.key(0)), config, path / "model")
+  hf_weights.save_params(init_params(config, jax.random.key(0)), config, path / "model")
   return path / "model"
 
 
@@ -51,8 +54,8 @@ def test_padding_rows_are_never_sampled_and_never_exported(directory, tmp_path):
   # 2,560 draws: a row that is left out by chance has odds of about 24 * exp(-100).
   assert counts[24] == 0 and (counts[:24] > 0).all()
   held, bare = policy.without_padding(params, config)
-  hf.save_params(held, bare, tmp_path / "export")
-  again = hf.load_params(tmp_path / "export", hf.read_model_config(tmp_path / "export"))
+  hf_weights.save_params(held, bare, tmp_path / "export")
+  again = hf_weights.load_params(tmp_path / "export", hf_weights.read_model_config(tmp_path / "export"))
   assert again["embedder"]["embedding"].shape == (24, 16)
   np.testing.assert_array_equal(again["embedder"]["embedding"], params["embedder"]["embedding"][:24])
 

@@ -1,4 +1,4 @@
-"""The compiled step: one program, the same on every mesh. Its gradient is that of the objective: test_objective.py."""
+"""The compiled step: one program, the same on every mesh. Its gradient is tested in algorithms/test_objective.py."""
 
 import collections
 import contextlib
@@ -14,8 +14,9 @@ import optax
 import pytest
 import toy
 
-from nrt_jax import lora, programs
-from nrt_jax.optimizer import make_optimizer
+from nrt_jax.model import lora
+from nrt_jax.optimizers.update_rule import make_optimizer
+from nrt_jax.step import programs
 
 B, STEPS = 16, 2
 PROMPTS = [toy.prompts(B, seed=step, trace_width=2) for step in range(STEPS)]

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import toy
 
-from nrt_jax import programs, training
+from nrt_jax import training
 from nrt_jax.errors import UserError
-from nrt_jax.tools import needed_columns, slots_run
-from nrt_jax.update import bucket_widths
+from nrt_jax.step import programs
+from nrt_jax.step.tools import needed_columns, slots_run
+from nrt_jax.step.update import bucket_widths
 
 P, R, A = 5, 6, 4  # of the toy's prompts and runs; one marker token
 

@@ -8,8 +8,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from nrt_jax import data, errors, prompts, tasks
+from nrt_jax import errors
+from nrt_jax.data import batches, prompts
 from nrt_jax.tasks import countdown, expressions, splits
+from nrt_jax.tasks import table as tasks
 
 GENEROUS = 5.0  # seconds for what takes milliseconds
 
@@ -237,8 +239,8 @@ def test_words_cover_every_text():
 
 
 def test_it_is_a_source():
-  config = data.DataConfig(source="task:countdown_small", examples=5, task_options={"trace_share": 1.0})
-  assert [(e.question, e.answer, e.trace) for e in data.load_examples(config)] == [
+  config = batches.DataConfig(source="task:countdown_small", examples=5, task_options={"trace_share": 1.0})
+  assert [(e.question, e.answer, e.trace) for e in batches.load_examples(config)] == [
     make("countdown_small").example(i) for i in range(5)
   ]
 

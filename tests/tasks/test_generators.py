@@ -3,15 +3,17 @@
 import collections
 import dataclasses
 import itertools
-import pathlib
 
 import numpy as np
 import pytest
+from paths import DATA
 
-from nrt_jax import data, errors, prompts, tasks
-from nrt_jax.tasks import long_answer, running_sum, splits, verse
+from nrt_jax import errors
+from nrt_jax.data import batches, prompts
+from nrt_jax.tasks import grading, long_answer, running_sum, splits, verse
+from nrt_jax.tasks import table as tasks
 
-SHAKESPEARE = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "text" / "tinyshakespeare.txt"
+SHAKESPEARE = DATA / "text" / "tinyshakespeare.txt"
 
 
 def digits_of(question):
@@ -102,7 +104,7 @@ def test_grade():
   assert grade(right, right) and grade("  the  sum is 3 modulo 5\n", right)
   for wrong in ("", "3", "the sum is 4 modulo 5", "the sum is 3 modulo 5 .", "the sum is 33 modulo 5", "x" * 10**6):
     assert not grade(wrong, right)
-  assert not tasks.exact_match("1 2", "12")
+  assert not grading.exact_match("1 2", "12")
 
 
 def test_errors_name_the_key_and_the_choices():
@@ -234,8 +236,8 @@ def test_a_refrain_is_not_tested(tmp_path):
 def test_verse_as_a_source(tmp_path):
   poem(tmp_path)
   options = {"path": str(tmp_path / "poem.txt"), "question_lines": 2, "answer_lines": 1}
-  assert len(data.load_examples(data.DataConfig(source="task:verse", task_options=options))) == 18
-  assert len(data.load_examples(data.DataConfig(source="task:verse", task_options=options, examples=4))) == 4
+  assert len(batches.load_examples(batches.DataConfig(source="task:verse", task_options=options))) == 18
+  assert len(batches.load_examples(batches.DataConfig(source="task:verse", task_options=options, examples=4))) == 4
   assert tasks.make_task("verse", "test", options).grade is None
 
 

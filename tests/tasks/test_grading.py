@@ -1,36 +1,16 @@
 """Graders: what they accept and refuse, on hostile texts as well, and on the answers of real benchmarks."""
 
 import json
-import pathlib
 import random
 import time
 
 import pytest
+from graders import GENEROUS, real, rows
 
-from nrt_jax import data, errors, tasks
-from nrt_jax.tasks import grading, multiple_choice, symbolic
-
-DATA = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data"
-GENEROUS = 10.0  # seconds for what takes milliseconds
-needs_math_verify = pytest.mark.skipif(not symbolic.installed(), reason="math-verify (extra [eval]) is not installed")
-
-
-@pytest.fixture
-def plain(monkeypatch):
-  """Grading as it is without math-verify."""
-  monkeypatch.setattr(symbolic, "installed", lambda: False)
-
-
-def real(name):
-  path = DATA / name
-  if not path.exists():
-    pytest.skip(f"real data is absent: ../shared/data/{name}")
-  return path
-
-
-def rows(name):
-  return [json.loads(line) for line in real(name).read_text(encoding="utf-8").splitlines()]
-
+from nrt_jax import errors
+from nrt_jax.data import batches
+from nrt_jax.tasks import grading, multiple_choice
+from nrt_jax.tasks import table as tasks
 
 # ---- Every grader --------------------------------------------------------------------------------------------------
 
@@ -150,8 +130,8 @@ def test_choices_become_text_and_letter():
 def test_a_column_of_choices(tmp_path):
   path = tmp_path / "rows.jsonl"
   path.write_text('{"question": "Which?", "options": ["red", "blue"], "answer": 1}\n')
-  config = data.DataConfig(source=str(path), choices_column="options")
-  (example,) = data.load_examples(config)
+  config = batches.DataConfig(source=str(path), choices_column="options")
+  (example,) = batches.load_examples(config)
   assert (example.question, example.answer) == ("Which?\n(A) red\n(B) blue", "(B)")
   for row, message in (
     ('{"question": "?", "options": ["red", "blue"], "answer": 2}', "rows.jsonl:1: found the answer 2, allowed: index"),
@@ -160,7 +140,7 @@ def test_a_column_of_choices(tmp_path):
   ):
     path.write_text(row + "\n")
     with pytest.raises(errors.UserError, match=message):
-      data.load_examples(config)
+      batches.load_examples(config)
 
 
 def test_bbh_answers():
@@ -174,8 +154,8 @@ def test_bbh_answers():
 
 
 def test_mmlu_rows():
-  config = data.DataConfig(source=str(real("math_eval/mmlu_stem.jsonl")), choices_column="choices")
-  examples, found = data.load_examples(config), rows("math_eval/mmlu_stem.jsonl")
+  config = batches.DataConfig(source=str(real("math_eval/mmlu_stem.jsonl")), choices_column="choices")
+  examples, found = batches.load_examples(config), rows("math_eval/mmlu_stem.jsonl")
   assert len(examples) == len(found) == 3018
   for example, row in zip(examples, found):
     lines = example.question.split("\n")

@@ -7,7 +7,8 @@ import threading
 import time
 
 import pytest
-from test_tasks_grading import GENEROUS, needs_math_verify, plain, rows  # noqa: F401  (plain is a fixture)
+from graders import GENEROUS, needs_math_verify, rows
+from paths import ROOT
 
 from nrt_jax.tasks import math_answers, symbolic
 
@@ -172,8 +173,7 @@ def test_math_grades_in_a_thread():
 @needs_math_verify
 def test_the_process_ends_with_its_parent():
   code = "from nrt_jax.tasks import symbolic as s; assert s.WORKER.ask('x+1', '1+x', 60); print(s.WORKER._process.pid)"
-  root = pathlib.Path(__file__).resolve().parents[1]
-  done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
   assert not pathlib.Path(f"/proc/{done.stdout.strip()}").exists()
 
 

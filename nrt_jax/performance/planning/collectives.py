@@ -4,9 +4,9 @@ import math
 import re
 from typing import NamedTuple
 
-from nrt_jax import costs
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.planning.hlo import Instruction, Module, Run, phase_of, shapes, type_bytes
+from nrt_jax.model import costs
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.performance.planning.hlo import Instruction, Module, Run, phase_of, shapes, type_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 TOKEN_PHASES = ("decode", "sample_token")  # these lie in the loop over tokens

@@ -6,12 +6,15 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import costs, kernels, lora, programs, sampler, sharding
-from nrt_jax.architecture import ModelConfig
-from nrt_jax.model import forward
-from nrt_jax.planning import roofline
-from nrt_jax.planning.program import Rows
-from nrt_jax.policy import abstract_params
+from nrt_jax import sharding
+from nrt_jax.model import costs, kernels, lora
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import forward
+from nrt_jax.performance.planning import roofline
+from nrt_jax.performance.planning.program import Rows
+from nrt_jax.rollout import sampler
+from nrt_jax.step import programs
+from nrt_jax.step.policy import abstract_params
 
 TRACED_LAYERS = 3  # in `saved_bytes`: a leading axis of this size is the layers'
 

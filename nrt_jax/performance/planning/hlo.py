@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-# The scopes of programs.py, tools.py and sampler.py; an instruction belongs to the innermost one that it lies in.
+# The scopes of step/programs.py, step/tools.py and rollout/sampler.py. An instruction belongs to its innermost scope.
 PHASES = (
   "rollout_weights", "prefill", "decode", "sample_token", "score_answer", "score_empty_trace", "score_batch",
   "gradients", "optimizer", "collect", "update",

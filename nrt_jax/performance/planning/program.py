@@ -1,4 +1,4 @@
-"""A run's training step compiled for a slice: the programs of programs.py, on abstract states and prompts."""
+"""A run's training step compiled for a slice: the programs of step/programs.py, on abstract states and prompts."""
 
 import dataclasses
 import math
@@ -10,9 +10,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nrt_jax import data, hf_config, host_grading, packing, policy, programs, prompts, sharding, tools, training
+from nrt_jax import sharding, training
 from nrt_jax.config import RunConfig
+from nrt_jax.data import batches, packing, prompts
 from nrt_jax.errors import UserError
+from nrt_jax.model import hf_config
+from nrt_jax.step import host_grading, policy, programs, tools
 
 
 class Memory(NamedTuple):
@@ -97,10 +100,10 @@ def abstract_batch(setup: programs.Setup, draws: int = 1):
     hints = [one]
   widths = (run.prompt.max_prompt_length, run.prompt.max_answer_length, run.data.max_trace_length)
   ids = ([one], [one], [one[:0]])
-  rows = data.TokenDataset([None], *ids, widths, setup.form.pad_id, {}, hints=hints, hint_width=hint_width)
+  rows = batches.TokenDataset([None], *ids, widths, setup.form.pad_id, {}, hints=hints, hint_width=hint_width)
   if run.data.packing:
     rows = packing.pack_dataset(rows, run.data.packing, setup.form.marker_ids)
-  batch = data.batch(rows, data.Position(), run.prompts_per_step * draws, run.seed)[0]
+  batch = batches.batch(rows, batches.Position(), run.prompts_per_step * draws, run.seed)[0]
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), batch)
 
 

@@ -5,9 +5,10 @@ from typing import NamedTuple
 
 import jax
 
-from nrt_jax import hardware, kernels, programs
-from nrt_jax.planning import collectives, guess, hlo, program, roofline
-from nrt_jax.planning.topology import Topology
+from nrt_jax.model import kernels
+from nrt_jax.performance.planning import collectives, guess, hlo, program, roofline
+from nrt_jax.performance.planning.topology import Topology
+from nrt_jax.step import hardware, programs
 
 GIB = hardware.GIB
 

@@ -6,9 +6,11 @@ step of a small batch, whose collectives move little, takes longer.
 
 from typing import NamedTuple
 
-from nrt_jax import costs, programs, sharding
-from nrt_jax.hardware import Chip
-from nrt_jax.planning.program import Rows
+from nrt_jax import sharding
+from nrt_jax.model import costs
+from nrt_jax.performance.planning.program import Rows
+from nrt_jax.step import programs
+from nrt_jax.step.hardware import Chip
 
 # Scopes of the program that are one phase here.
 MERGED = {"sample_token": "decode", "gradients": "update"}

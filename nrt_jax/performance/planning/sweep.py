@@ -3,12 +3,13 @@
 import dataclasses
 from typing import NamedTuple
 
-from nrt_jax import programs, sharding
-from nrt_jax.architecture import REMATS
+from nrt_jax import sharding
 from nrt_jax.config import RunConfig
 from nrt_jax.errors import UserError
-from nrt_jax.planning import guess, program, report, roofline
-from nrt_jax.planning.topology import Topology
+from nrt_jax.model.architecture import REMATS
+from nrt_jax.performance.planning import guess, program, report, roofline
+from nrt_jax.performance.planning.topology import Topology
+from nrt_jax.step import programs
 
 
 class Layout(NamedTuple):

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import jax
 
-from nrt_jax import hardware
 from nrt_jax.errors import UserError, choices
+from nrt_jax.step import hardware
 
 FLAT = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"}
 CUBIC = {

@@ -5,12 +5,14 @@ import json
 
 import jax
 import pytest
-
 import toy
-from nrt_jax import __main__, config, costs, hardware, sharding
-from nrt_jax.architecture import REMATS
+
+from nrt_jax import __main__, config, sharding
 from nrt_jax.commands import configs
-from nrt_jax.planning import guess, program, roofline, sweep, topology
+from nrt_jax.model import costs
+from nrt_jax.model.architecture import REMATS
+from nrt_jax.performance.planning import guess, program, roofline, sweep, topology
+from nrt_jax.step import hardware
 
 MESSAGE = """RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space \
 hbm. Used 21.31G of 15.75G hbm. Exceeded hbm capacity by 5.56G.

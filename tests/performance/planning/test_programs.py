@@ -6,10 +6,11 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-
 import toy
-from nrt_jax import costs, model
-from nrt_jax.planning import collectives, hlo, program, report, topology
+
+from nrt_jax.model import costs, decoder
+from nrt_jax.performance.planning import collectives, hlo, program, report, topology
+
 
 def compiled_step(**over):
   """The toy's step on eight CPU devices; 12 rows on each, so that no activation has the size of a weight."""
@@ -52,8 +53,8 @@ def test_products_of_a_forward_pass_are_those_of_costs():
   token = jnp.zeros((N, T), jnp.int32)
 
   def run(params):
-    hidden, _ = model.forward(params, config, token, jnp.arange(T)[None] + token)
-    return model.logits(params, config, hidden)
+    hidden, _ = decoder.forward(params, config, token, jnp.arange(T)[None] + token)
+    return decoder.logits(params, config, hidden)
 
   compiled = jax.jit(run).lower(toy.params(config)).compile()
   module = hlo.parse(compiled.as_text())

@@ -4,16 +4,17 @@ golden/planning/step.hlo is written by hand in the notation of a TPU program, so
 """
 
 import dataclasses
-import pathlib
 
 import pytest
-
 import toy
-from nrt_jax import __main__, hardware
-from nrt_jax.errors import UserError
-from nrt_jax.planning import collectives, hlo, topology
+from paths import GOLDEN
 
-TEXT = (pathlib.Path(__file__).parent / "golden" / "planning" / "step.hlo").read_text()
+from nrt_jax import __main__
+from nrt_jax.errors import UserError
+from nrt_jax.performance.planning import collectives, hlo, topology
+from nrt_jax.step import hardware
+
+TEXT = (GOLDEN / "planning" / "step.hlo").read_text()
 MESH = {"data": 1, "fsdp": 2, "tensor": 2}
 # A gate of 16 x 64 entries, 16 x 32 on each tensor device.
 GOLDEN_MODEL = dataclasses.replace(toy.MODEL, hidden_size=16, intermediate_size=64, vocab_size=56)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from nrt_jax import quantized_moments as quantized
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.optimizers import quantized_moments as quantized
 
 # Leaves that weight decay leaves out, by name: layers are stacked, so a norm's scale has two axes and ndim can't tell.
 UNDECAYED = ("scale", "bias")

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from nrt_jax.errors import UserError
-from nrt_jax.optimizer import OptimizerConfig, decay_mask, learning_rate, make_optimizer
+from nrt_jax.optimizers.update_rule import OptimizerConfig, decay_mask, learning_rate, make_optimizer
 
 BASE = OptimizerConfig(
   learning_rate=0.1, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.3, max_grad_norm=0.0, warmup_steps=2
@@ -17,7 +17,7 @@ BASE = OptimizerConfig(
 
 
 def tiny_params():
-  """The names and stacking of model.py: a norm's scale and a bias under `layers` have two axes."""
+  """The names and stacking of model/decoder.py: a norm's scale and a bias under `layers` have two axes."""
   rng = np.random.default_rng(0)
   draw = lambda *shape: rng.normal(size=shape).astype(np.float32)
   return {

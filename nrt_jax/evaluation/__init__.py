@@ -1,0 +1,4 @@
+"""Completions of held-out questions, graded for people to read; training never sees these grades.
+
+Read held_out.py first. No program is compiled here: what generates is passed in.
+"""
