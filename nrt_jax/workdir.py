@@ -19,6 +19,7 @@ from nrt_jax.model import hf_weights, lora
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.hf_config import read_json
 from nrt_jax.records.checkpoint import Checkpoints
+from nrt_jax.sharding import RULES
 from nrt_jax.step import policy, programs
 from nrt_jax.step.state import States
 
@@ -88,12 +89,30 @@ def placed(abstract, shardings):
 
 
 def read_policy(workdir: str, config: ModelConfig, mesh=None, step: int | None = None, averaged: bool = False):
-  """The policy's parameters alone from a checkpoint of a workdir (None: its newest), whatever its optimizer was.
+  """The policy's parameters alone from a checkpoint of a workdir (None: its newest), whatever its optimizer and mesh.
 
   averaged: of those that are trained the average over the steps, which the checkpoint must hold.
   """
+  stored = stored_architecture(workdir, config)
+  if stored != config:  # its vocabulary may not divide over this mesh: read it whole, pad it anew, then cut it
+    uncut = policy.param_shardings(stored, mesh, {**RULES, "vocab": None})
+    params = policy.repad(_restore_policy(workdir, stored, uncut, step, averaged), stored, config)
+    return params if mesh is None else jax.device_put(params, policy.param_shardings(config, mesh))
+  return _restore_policy(workdir, config, policy.param_shardings(config, mesh), step, averaged)
+
+
+def stored_architecture(workdir: str, config: ModelConfig) -> ModelConfig:
+  """`config` with the vocabulary padding of the run in `workdir`, which its own tensor mesh asked for."""
+  if not os.path.isfile(os.path.join(workdir, "config.json")):
+    return config
+  rows = config.vocab_size - config.vocab_padding
+  return policy.with_padding(config, policy.vocabulary_padding(rows, read_run(workdir)[-1].parallel.tensor))
+
+
+def _restore_policy(workdir: str, config: ModelConfig, shardings, step: int | None, averaged: bool):
+  """The policy's parameters as a checkpoint holds them."""
   checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), read_only=True)
-  params = placed(policy.abstract_params(config), policy.param_shardings(config, mesh))
+  params = placed(policy.abstract_params(config), shardings)
   if not averaged:
     tree, _ = checkpoints.restore(step, {"policy": {"params": params}}, partial=True)
     return tree["policy"]["params"]
@@ -113,7 +132,7 @@ def export_checkpoint(workdir: str, directory: str, step: int | None = None, dty
   # The directory that it started from may be gone by now.
   model = dataclasses.replace(run.model, path=os.path.join(workdir, "tokenizer"))
   _, form = policy.open_tokenizer(model, dataclasses.replace(run.prompt, tokenizer=None))
-  config = policy.read_architecture(model, form, run.parallel.tensor)
+  config = policy.read_architecture(model, form)
   params = read_policy(workdir, config, step=step, averaged=programs.averages(run, "export"))
   export(params, run, config, form, workdir, directory, dtype)
 

@@ -208,6 +208,20 @@ def test_another_run_can_start_from_its_policy(values, uninterrupted, tmp_path):
   assert any(np.abs(np.asarray(a)).max() > 0 for a in jax.tree.leaves(left))
 
 
+def test_another_run_can_start_from_its_policy_over_another_tensor_mesh(values, uninterrupted, tmp_path):
+  """Its 15 words need a row of padding over two devices, none on one: there and back the policy is the same."""
+  model = hf_weights.read_model_config(uninterrupted / "export")
+  source = uninterrupted
+  for ways in (2, 1):
+    fresh = json.loads(json.dumps({**values, "from_checkpoint": str(source), "stages": [], "total_steps": 1}))
+    fresh["optimizer"]["learning_rate"] = 0.0
+    fresh["parallel"].update(data=-1, tensor=ways)
+    source = tmp_path / str(ways)
+    train(fresh, source)
+    found, expected = (workdir.read_policy(str(run), model) for run in (source, uninterrupted))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
 def test_pmap_makes_the_same_run(values, uninterrupted, tmp_path):
   pmapped = json.loads(json.dumps(values))
   pmapped["parallel"]["kind"] = "pmap"

@@ -32,7 +32,7 @@ def main() -> None:
   parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the padded step's config")
   parser.add_argument("--repeats", type=int, default=5)
   args = parser.parse_args()
-  cap = setups.Sizes(hidden=256, layers=4, trace_length=args.cap, answer_length=32)
+  cap = setups.Sizes(hidden=256, mlp=1024, layers=4, head_dim=64, trace_length=args.cap, answer_length=32)
   heavy = setups.Step(setups.dataclasses.replace(cap, stops=round(cap.vocab / (args.cap / 4))), args.set)
   sampled, valid = mean_lengths([heavy() for _ in range(3)])
   # A row's trace and its marker: the sampled stop token gives way to the marker.

@@ -75,6 +75,8 @@ def main() -> None:
   args = parser.parse_args()
   sizes = setups.Sizes(
     hidden=args.hidden,
+    mlp=4 * args.hidden,
+    head_dim=args.hidden // 4,
     layers=args.layers,
     prompts=args.prompts,
     samples=args.samples,

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+import workload
 
 from nrt_jax import config, sharding
 from nrt_jax.commands.configs import override
@@ -23,31 +24,33 @@ MARKER, END = 0, 1  # ids that close a trace and an answer; all others are words
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
-  """A model and a step. Fixed lengths: every prompt and answer is as long as allowed."""
+class Sizes(workload.Sizes):
+  """A smaller model and step than in peers.py. Every prompt and answer is as long as allowed."""
 
   hidden: int = 128
+  mlp: int = 512
   layers: int = 2
-  vocab: int = 512
-  prompts: int = 8
-  samples: int = 8
-  prompt_length: int = 64
+  head_dim: int = 32
   trace_length: int = 64
   answer_length: int = 16
   stops: int = 0  # words that end a trace, each with a probability near 1 / vocab; 0: no trace ends by itself
 
-  @property
-  def model(self) -> ModelConfig:
-    return ModelConfig(
-      vocab_size=self.vocab,
-      hidden_size=self.hidden,
-      intermediate_size=4 * self.hidden,
-      num_hidden_layers=self.layers,
-      num_attention_heads=4,
-      num_key_value_heads=2,
-      head_dim=self.hidden // 4,
-      max_position_embeddings=4096,
-    )
+
+def model_config(sizes: workload.Sizes, run: config.RunConfig, **over) -> ModelConfig:
+  """The decoder of these sizes, computed as the run says."""
+  computed = {f.name for f in dataclasses.fields(ModelConfig)} & {f.name for f in dataclasses.fields(run.model)}
+  return ModelConfig(
+    vocab_size=sizes.vocab,
+    hidden_size=sizes.hidden,
+    intermediate_size=sizes.mlp,
+    num_hidden_layers=sizes.layers,
+    num_attention_heads=sizes.heads,
+    num_key_value_heads=sizes.kv_heads,
+    head_dim=sizes.head_dim,
+    max_position_embeddings=4096,
+    **over,
+    **{name: getattr(run.model, name) for name in computed},
+  )
 
 
 def make_setup(sizes: Sizes, overrides=(), algorithm: str = "nrt", devices=None) -> programs.Setup:
@@ -64,9 +67,7 @@ def make_setup(sizes: Sizes, overrides=(), algorithm: str = "nrt", devices=None)
   # Ids beyond the vocabulary can't be sampled: such a trace goes on to its limit.
   stop_ids = tuple(range(2, 2 + sizes.stops)) or (sizes.vocab,)
   form = PromptFormat("plain", (), (MARKER,), stop_ids, END, END, sizes.vocab, ())
-  computed = {f.name for f in dataclasses.fields(ModelConfig)} & {f.name for f in dataclasses.fields(run.model)}
-  model = dataclasses.replace(sizes.model, **{name: getattr(run.model, name) for name in computed})
-  return programs.Setup(run, model, form, mesh)
+  return programs.Setup(run, model_config(sizes, run), form, mesh)
 
 
 def make_prompts(setup: programs.Setup, sizes: Sizes, seed: int = 0):

@@ -9,6 +9,7 @@ import importlib.metadata
 
 import jax
 import jax.numpy as jnp
+import setups
 import workload
 
 from nrt_jax import config, sharding
@@ -66,20 +67,7 @@ def run_config(name: str, sizes: workload.Sizes, steps: int, overrides=()) -> co
 
 
 def model_config(sizes: workload.Sizes, run: config.RunConfig) -> ModelConfig:
-  computed = {f.name for f in dataclasses.fields(ModelConfig)} & {f.name for f in dataclasses.fields(run.model)}
-  return ModelConfig(
-    vocab_size=sizes.vocab,
-    hidden_size=sizes.hidden,
-    intermediate_size=sizes.mlp,
-    num_hidden_layers=sizes.layers,
-    num_attention_heads=sizes.heads,
-    num_key_value_heads=sizes.kv_heads,
-    head_dim=sizes.head_dim,
-    rms_norm_eps=workload.RMS_NORM_EPS,
-    rope_theta=workload.ROPE_THETA,
-    max_position_embeddings=512,
-    **{name: getattr(run.model, name) for name in computed},
-  )
+  return setups.model_config(sizes, run, rms_norm_eps=workload.RMS_NORM_EPS, rope_theta=workload.ROPE_THETA)
 
 
 def save_model(sizes: workload.Sizes, path: str) -> None:

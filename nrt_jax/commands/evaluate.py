@@ -24,8 +24,7 @@ def run(args) -> None:
   if args.model is not None and args.step is not None:
     raise UserError(f"--step: found {args.step!r} with --model, which holds no checkpoints, allowed: --checkpoint")
   workdir, step = (None, None) if args.model is not None else find_checkpoint(args)
-  stage, tensor = with_source(stage, args.model, workdir)
-  setup, tokenizer, dataset = prepare(stage, tensor)
+  setup, tokenizer, dataset = prepare(with_source(stage, args.model, workdir))
   with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
     params = read_params(setup, workdir, step)
     arguments = (build_generate(setup), params, dataset, stage.evaluation, tokenizer, setup.form)
@@ -57,21 +56,16 @@ def find_checkpoint(args) -> tuple[str, int]:
   return workdir, step
 
 
-def with_source(stage: config.RunConfig, model: str | None, workdir: str | None) -> tuple[config.RunConfig, int]:
-  """The stage with its model read from a directory, or from a workdir: then with the architecture of its own run.
-
-  And over how many devices the vocabulary is to divide: a run's checkpoints hold the rows that padded it there.
-  """
+def with_source(stage: config.RunConfig, model: str | None, workdir: str | None) -> config.RunConfig:
+  """The stage with its model read from a directory, or from a workdir: then with the architecture of its own run."""
   if model is not None:
-    stage = dataclasses.replace(stage, model=dataclasses.replace(stage.model, path=model, lora_rank=0))
-    return stage, stage.parallel.tensor
+    return dataclasses.replace(stage, model=dataclasses.replace(stage.model, path=model, lora_rank=0))
   run = workdirs.read_run(workdir)[-1]
   source = dataclasses.replace(run.model, path=os.path.join(workdir, "tokenizer"))
-  stage = dataclasses.replace(stage, model=source, prompt=dataclasses.replace(stage.prompt, tokenizer=None))
-  return stage, run.parallel.tensor
+  return dataclasses.replace(stage, model=source, prompt=dataclasses.replace(stage.prompt, tokenizer=None))
 
 
-def prepare(stage: config.RunConfig, tensor: int):
+def prepare(stage: config.RunConfig):
   """(Setup, tokenizer, TokenDataset): what can be wrong with files, mesh and model surfaces here."""
   mesh = None if stage.parallel.kind == "pmap" else sharding.make_mesh(stage.parallel)
   ways = 1 if mesh is None else sharding.data_parallel_ways(mesh)
@@ -81,7 +75,7 @@ def prepare(stage: config.RunConfig, tensor: int):
       f"evaluation.batch_prompts: found {found}, allowed: a multiple of {ways}, the data-parallel devices"
     )
   tokenizer, form = policy.open_tokenizer(stage.model, stage.prompt)
-  model = policy.read_architecture(stage.model, form, tensor, mesh)
+  model = policy.read_architecture(stage.model, form, stage.parallel.tensor, mesh)
   dataset = held_out.load_dataset(stage.evaluation, stage.prompt, tokenizer, form)
   return programs.Setup(stage, model, form, mesh), tokenizer, dataset
 

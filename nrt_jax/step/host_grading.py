@@ -40,7 +40,9 @@ def lower_programs(setup: programs.Setup, states, batch) -> tuple:
   labels = jax.ShapeDtypeStruct(shapes.length_N.shape, np.float32)
   sums = None
   if setup.max_draws > 1:
-    sums = jax.eval_shape(programs.build_draws(setup)[1], None, batch, shapes, labels)[2][1][2]
+    _, start, add = programs.build_draws(setup)
+    drawn = (batch, shapes, labels)
+    sums = jax.eval_shape(add, jax.eval_shape(start, *drawn), *drawn)[2][1][2]
   return complete, train_step.lower(states, batch, (shapes, labels, sums))
 
 
@@ -56,13 +58,14 @@ def assemble(setup: programs.Setup, tokenizer, *compiled):
 
   if setup.max_draws == 1:
     return lambda states, batch: second(states, batch, (*graded(states, batch), None))
-  part, add = programs.build_draws(setup)
+  part, start, add = programs.build_draws(setup)
 
   def step(states, batch):
     kept, full, number = None, False, 0
     while number < setup.max_draws and not full:
       prompts = part(batch, number)
-      kept, full, chosen = add(kept, prompts, *graded(states, prompts))
+      drawn = (prompts, *graded(states, prompts))
+      kept, full, chosen = add(start(*drawn) if kept is None else kept, *drawn)
       full, number = bool(np.asarray(full.addressable_data(0)).all()), number + 1  # the same on every host
     return second(states, *chosen)
 

@@ -71,12 +71,27 @@ def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFor
 
 def without_padding(params, config: ModelConfig) -> tuple[dict, ModelConfig]:
   """The parameters and architecture that a model directory holds: adapters merged, no rows that are no tokens."""
-  params, rows = lora.merge(params, config), config.vocab_size - config.vocab_padding
-  if config.vocab_padding:
+  params, config = lora.merge(params, config), lora.without(config)
+  plain = with_padding(config, 0)
+  return repad(params, config, plain), plain
+
+
+def with_padding(config: ModelConfig, padding: int) -> ModelConfig:
+  """The same tokens, followed by `padding` rows that are no tokens."""
+  rows = config.vocab_size - config.vocab_padding
+  return dataclasses.replace(config, vocab_size=rows + padding, vocab_padding=padding)
+
+
+def repad(params, old: ModelConfig, new: ModelConfig):
+  """Parameters of `old` with the vocabulary padding of `new`, which differs in nothing else."""
+  rows = old.vocab_size - old.vocab_padding
+  if old.vocab_padding:
     params = {**params, "embedder": {"embedding": params["embedder"]["embedding"][:rows]}}
-    if not config.tie_word_embeddings:
+    if not old.tie_word_embeddings:
       params["head"] = {"kernel": params["head"]["kernel"][:, :rows]}
-  return params, dataclasses.replace(lora.without(config), vocab_size=rows, vocab_padding=0)
+  if new.vocab_padding:
+    params, _ = hf_weights.resize_vocabulary(params, with_padding(old, 0), new.vocab_size, 0, ())
+  return params
 
 
 def abstract_params(config: ModelConfig):

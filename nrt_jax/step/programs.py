@@ -121,7 +121,6 @@ def averages(run: RunConfig, use: str) -> bool:
   return run.optimizer.ema_decay > 0 and use in run.optimizer.ema_for
 
 
-
 def reference_kind(setup: Setup) -> str:
   """none | frozen | moving_average."""
   return getattr(setup.run.algorithm, "reference", "none")
@@ -213,27 +212,35 @@ def build_complete(setup: Setup):
 def build_draws(setup: Setup):
   """What runs between `complete` and the step where the host's verdicts decide which groups are drawn again.
 
-  Returns: part(prompts [K * B], number) -> prompts [B], those of a draw; and add(kept (first None), prompts, rollouts,
-  label_N) -> (Kept, whether all groups vary, the step's arguments behind the states).
+  Returns: part(prompts [K * B], number) -> prompts [B], those of a draw; start(prompts, rollouts, label_N) -> a Kept of
+  their shapes that keeps nothing yet; add(Kept, prompts, rollouts, label_N) -> (Kept, whether all groups vary, the
+  step's arguments after the states).
   """
   axis, G = setup.axis_name, setup.samples_per_prompt
 
   def part(prompts, number):
     return draws.part(prompts, setup.max_draws, number)
 
+  def judged(rollouts, label_N):
+    return rlvr.judged(make_tools(setup), setup.run.algorithm, rollouts, label_N)
+
+  def start(prompts, rollouts, label_N):
+    return draws.nothing(prompts, judged(rollouts, label_N), G)
+
   def add(kept, prompts, rollouts, label_N):
-    made = rlvr.judged(make_tools(setup), setup.run.algorithm, rollouts, label_N)
-    kept = draws.add(draws.nothing(prompts, made, G) if kept is None else kept, prompts, made, G, axis)
+    kept = draws.add(kept, prompts, judged(rollouts, label_N), G, axis)
     return kept, draws.full(kept, axis), (kept.prompts, (*draws.flat(kept), draws.metrics(kept, axis)))
 
   if axis:
-    return jax.pmap(part, axis_name=axis, in_axes=(0, None)), jax.pmap(add, axis_name=axis)
+    by_device = functools.partial(jax.pmap, axis_name=axis)
+    return by_device(part, in_axes=(0, None)), by_device(start), by_device(add)
   if setup.mesh is None:
-    return jax.jit(part), jax.jit(add)
+    return jax.jit(part), jax.jit(start), jax.jit(add)
   everywhere, by_rows = sharding.replicated(setup.mesh), sharding.rows_sharding(setup.mesh)
   kept = draws.Kept(by_rows, by_rows, by_rows, everywhere, everywhere, everywhere)
   arguments = (by_rows, (by_rows, by_rows, everywhere))
-  return jax.jit(part, out_shardings=by_rows), jax.jit(add, out_shardings=(kept, everywhere, arguments))
+  start, add = jax.jit(start, out_shardings=kept), jax.jit(add, out_shardings=(kept, everywhere, arguments))
+  return jax.jit(part, out_shardings=by_rows), start, add
 
 
 def build_generate(setup: Setup, sampling: sampler.SamplingConfig, samples: int = 1):

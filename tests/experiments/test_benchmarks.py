@@ -14,7 +14,8 @@ import setups
 import slots
 
 TINY = setups.Sizes(
-  hidden=16, layers=1, vocab=32, prompts=8, samples=4, prompt_length=4, trace_length=6, answer_length=3, stops=8
+  hidden=16, mlp=64, layers=1, head_dim=4, vocab=32, prompts=8, samples=4,
+  prompt_length=4, trace_length=6, answer_length=3, stops=8,
 )
 
 

@@ -130,6 +130,14 @@ def test_random_init_exports_to_torch(tmp_path):
   assert model.config.eos_token_id == 7 and model.config.bos_token_id is None
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_every_parameter_has_a_name_in_the_file(tied):
+  config = ModelConfig(qk_norm=True, qkv_bias=True, output_bias=True, mlp_bias=True, tie_word_embeddings=tied)
+  tree = jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+  paths = {jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in jax.tree.leaves_with_path(tree)}
+  assert {entry.path for entry in hf_weights.tensor_entries(config)} == paths and len(paths) == 21 - tied
+
+
 # ---- vocabulary -----------------------------------------------------------------------------------------------------
 
 

@@ -200,7 +200,7 @@ def test_scoring_on_caches_is_compared_with_whole_sequences(monkeypatch):
   import scoring
   import setups
 
-  sizes = setups.Sizes(16, 1, 32, prompts=8, samples=2, prompt_length=4, trace_length=6, answer_length=3)
+  sizes = setups.Sizes(32, 16, 64, 1, 4, 2, 4, prompts=8, samples=2, prompt_length=4, trace_length=6, answer_length=3)
   seconds = scoring.compare(sizes, repeats=2)
   assert all(len(each) == 2 and min(s.wall for s in each) > 0 for each in seconds.values())
   monkeypatch.setattr(scoring, "on_caches", lambda *a: scoring.whole_sequences(*a[:-1]) + 0.01)
