@@ -14,9 +14,10 @@ FLAGS = (
 if jaxlib.__version__.startswith("0.10."):  # others may not know these flags, and XLA refuses what it does not know
   # The old way to compile loops takes two thirds of the time; code is not cut into parts, for two tests run at a time.
   FLAGS += ("--xla_cpu_use_fusion_emitters=false", "--xla_cpu_parallel_codegen_split_count=1")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 # Subprocesses that tests start inherit both: eight devices on one CPU, and one cache of compiled programs.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if os.environ["JAX_PLATFORMS"] == "cpu":  # the GPU compiler has no optimization level below 2
+  os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"nrt_jax_tests_{os.getuid()}"))
 
 import jax  # noqa: E402  (the environment comes first)
