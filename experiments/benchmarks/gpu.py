@@ -82,13 +82,15 @@ class Measurement:
     return " ".join([self.kind, f"{sizes};", *s.settings, self.xla_flags]).strip()
 
 
-QWEN_05B = Shape("qwen25_05b", 8, 16, trace=1024, settings=("parallel.micro_batches=4",))
-LORA = ("model.lora_rank=32", "model.lora_alpha=32", "optimizer.learning_rate=1e-4", "parallel.micro_batches=4")
-INT8 = ("optimizer.moment_dtype=int8", "parallel.micro_batches=8")
+QWEN_05B = Shape("qwen25_05b", 8, 16, trace=1024)
+LORA = ("model.lora_rank=32", "model.lora_alpha=32", "optimizer.learning_rate=1e-4")
+INT8 = ("optimizer.moment_dtype=int8",)
 DECODED = replace(QWEN_05B, trace=128, settings=("sampling.cache_stages=1", "model.layer_loop=scan"))
 UNROLLED = replace(DECODED, settings=("sampling.cache_stages=1", "model.layer_loop=unroll"))
 GRAPHS = "--xla_gpu_enable_command_buffer=+WHILE,+CONDITIONAL"
 
+# One micro-batch each, as is the default on a GPU: with remat=full the layers' inputs take less memory than the second
+# copy of all gradients that micro-batches add up in.
 # By value: the first are wanted most. Full fine-tuning of 8B is left out: float32 parameters, gradients and two moments
 # are 8.03e9 x 16 bytes = 128 GB.
 MEASUREMENTS = {
@@ -96,7 +98,7 @@ MEASUREMENTS = {
   "05b": Measurement("benchmark", 170, QWEN_05B, repeats=3),
   "ratios": Measurement("ratios", 110, Shape("qwen25_05b", 4, 8, trace=256, settings=("sampling.cache_stages=1",))),
   "8b_lora": Measurement("benchmark", 190, Shape("llama31_8b", 4, 8, settings=LORA)),
-  "15b": Measurement("benchmark", 150, Shape("qwen25_15b", 8, 8, settings=("parallel.micro_batches=4",))),
+  "15b": Measurement("benchmark", 150, Shape("qwen25_15b", 8, 8)),
   "3b": Measurement("benchmark", 170, Shape("llama32_3b", 8, 4, settings=INT8)),
   "attention": Measurement("attention", 90),
   "decode_scan": Measurement("decode", 60, DECODED),
@@ -110,7 +112,16 @@ TEST_FILES = (
   "kernels", "attention", "sampler", "scoring", "model", "losses", "rewards", "advantages", "update", "verifier_free",
   "rows", "masked", "caches", "lora", "optimizer", "quantized_moments", "remat", "continuous", "packing", "programs",
 )  # fmt: skip
-SEVERAL_DEVICES = ()
+SEVERAL_DEVICES = (
+  "kernels::test_mesh", "kernels::test_rows_that_do_not_divide_over_the_mesh_are_left_to_xla", "kernels::test_pmap",
+  "sampler::test_tokens_are_drawn_where_the_vocabulary_lies", "continuous::test_over_a_mesh",
+  "continuous::test_under_pmap", "continuous::test_errors", "update::test_kernels_run_rows_that_have_their_own_prompt",
+  "update::test_a_shared_prompt_must_not_be_cut", "lora::test_a_step_changes_adapters_and_nothing_else[over1]",
+  "quantized_moments::test_every_way_to_run_gives_the_same_parameters",
+  "quantized_moments::test_blocks_do_not_straddle_shards", "quantized_moments::test_it_goes_with[adapters]",
+  "programs::test_every_way_to_run_gives_the_same_numbers[mesh", "programs::test_state_is_cut_by_the_mesh",
+  "programs::test_supervised_steps_are_the_same_too", "programs::test_nothing_leaves_the_program_but_its_results[mesh",
+)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------ processes
@@ -135,10 +146,7 @@ def command(name: str, args, place: pathlib.Path) -> list[str]:
   """What the process of a measurement runs."""
   m = MEASUREMENTS[name]
   if m.kind == "tests":
-    files = [path for stem in TEST_FILES if (path := ROOT / "tests" / f"test_{stem}.py").exists()]
-    flags = ["-v", "--tb=line", "--color=no", "-p", "no:cacheprovider", "-n", str(args.workers), "--dist=worksteal"]
-    deselected = [f"--deselect=tests/{test}" for test in SEVERAL_DEVICES]
-    return [sys.executable, "-m", "pytest", *flags, *deselected, *map(str, files[:1] if args.tiny else files)]
+    return [sys.executable, "-m", "pytest", *test_flags(args)]
   if m.kind == "attention":
     return [sys.executable, str(HERE / "gpu_parts.py"), "attention", *(["--tiny"] if args.tiny else [])]
   shape = m.shape.tiny() if args.tiny else m.shape
@@ -149,6 +157,19 @@ def command(name: str, args, place: pathlib.Path) -> list[str]:
     repeats = str(args.repeats or m.repeats)
     return [sys.executable, "-m", "nrt_jax", "benchmark", "--repeats", repeats, "--json", str(place / "out"), *config]
   return [sys.executable, str(HERE / "gpu_parts.py"), m.kind, *config]
+
+
+def find_tests(stem: str) -> list[str]:
+  return [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob(f"test_{stem}.py")]
+
+
+def test_flags(args) -> list[str]:
+  """What pytest is given. It deselects what starts with a name."""
+  flags = ["-v", "--tb=line", "--color=no", "-p", "no:cacheprovider", "-n", str(args.workers), "--dist=worksteal"]
+  for stem, _, name in (test.partition("::") for test in SEVERAL_DEVICES):
+    flags += [f"--deselect={path}::{name}" for path in find_tests(stem)]
+  stems = TEST_FILES[5:8] if args.tiny else TEST_FILES
+  return [*flags, *(path for stem in stems for path in find_tests(stem))]
 
 
 def environment(name: str, args) -> dict:
@@ -212,7 +233,9 @@ def count_tests(text: str) -> dict:
       if word in words[:4] and any("::" in w for w in words):
         found[word].add(next(w for w in words if "::" in w).removeprefix("tests/"))
   failed = sorted(found["FAILED"] | found["ERROR"])
-  return {**{word.lower(): len(names) for word, names in found.items()}, "failures": failed}
+  missing = [stem for stem in TEST_FILES if not find_tests(stem)]
+  counts = {word.lower(): len(names) for word, names in found.items()}
+  return {**counts, "failures": failed, **({"missing": missing} if missing else {})}
 
 
 def keep_log(args, name: str, text: str) -> None:
@@ -238,7 +261,7 @@ def lines_of(line: dict) -> list[str]:
   if not result:
     return told
   if kind == "tests":
-    counts = ", ".join(f"{count} {word}" for word, count in result.items() if word != "failures")
+    counts = ", ".join(f"{count} {word}" for word, count in result.items() if word != "failures")  # and missing files
     return [*told, f"  {counts}", *(f"  failed: {name}" for name in result["failures"])]
   if kind == "benchmark":
     return [*told, *benchmark_lines(result)]
