@@ -26,7 +26,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from nrt_jax.prompts import word_tokenizer  # noqa: E402  (this file is started by its path; jax is not imported here)
+from nrt_jax.data.prompts import word_tokenizer  # noqa: E402  (this file is started by its path; jax is not imported here)
 
 WORDS = [f"w{i}" for i in range(1000)]
 EXAMPLES = 256
@@ -109,18 +109,24 @@ MEASUREMENTS = {
 # What makes sense on one GPU, by value. Left out are files that compile for TPUs, read or write files, and know no
 # arrays; files that start processes of their own; and the tests below.
 TEST_FILES = (
-  "kernels", "attention", "sampler", "scoring", "model", "losses", "rewards", "advantages", "update", "verifier_free",
-  "rows", "masked", "caches", "lora", "optimizer", "quantized_moments", "remat", "continuous", "packing", "programs",
+  "model/kernels", "model/attention", "rollout/sampler", "rollout/scoring", "model/decoder", "objectives/losses",
+  "objectives/rewards", "objectives/advantages", "step/update", "algorithms/verifier_free", "rows",
+  "objectives/masked", "rollout/caches", "model/lora", "optimizers/update_rule", "optimizers/quantized_moments",
+  "model/remat", "rollout/continuous", "data/packing", "step/programs",
 )  # fmt: skip
 SEVERAL_DEVICES = (
-  "kernels::test_mesh", "kernels::test_rows_that_do_not_divide_over_the_mesh_are_left_to_xla", "kernels::test_pmap",
-  "sampler::test_tokens_are_drawn_where_the_vocabulary_lies", "continuous::test_over_a_mesh",
-  "continuous::test_under_pmap", "continuous::test_errors", "update::test_kernels_run_rows_that_have_their_own_prompt",
-  "update::test_a_shared_prompt_must_not_be_cut", "lora::test_a_step_changes_adapters_and_nothing_else[over1]",
-  "quantized_moments::test_every_way_to_run_gives_the_same_parameters",
-  "quantized_moments::test_blocks_do_not_straddle_shards", "quantized_moments::test_it_goes_with[adapters]",
-  "programs::test_every_way_to_run_gives_the_same_numbers[mesh", "programs::test_state_is_cut_by_the_mesh",
-  "programs::test_supervised_steps_are_the_same_too", "programs::test_nothing_leaves_the_program_but_its_results[mesh",
+  "model/kernels::test_mesh", "model/kernels::test_rows_that_do_not_divide_over_the_mesh_are_left_to_xla",
+  "model/kernels::test_pmap", "rollout/sampler::test_tokens_are_drawn_where_the_vocabulary_lies",
+  "rollout/continuous::test_over_a_mesh", "rollout/continuous::test_under_pmap", "rollout/continuous::test_errors",
+  "step/update::test_kernels_run_rows_that_have_their_own_prompt",
+  "step/update::test_a_shared_prompt_must_not_be_cut",
+  "model/lora::test_a_step_changes_adapters_and_nothing_else[over1]",
+  "optimizers/quantized_moments::test_every_way_to_run_gives_the_same_parameters",
+  "optimizers/quantized_moments::test_blocks_do_not_straddle_shards",
+  "optimizers/quantized_moments::test_it_goes_with[adapters]",
+  "step/programs::test_every_way_to_run_gives_the_same_numbers[mesh", "step/programs::test_state_is_cut_by_the_mesh",
+  "step/programs::test_supervised_steps_are_the_same_too",
+  "step/programs::test_nothing_leaves_the_program_but_its_results[mesh",
 )  # fmt: skip
 
 
@@ -159,17 +165,17 @@ def command(name: str, args, place: pathlib.Path) -> list[str]:
   return [sys.executable, str(HERE / "gpu_parts.py"), m.kind, *config]
 
 
-def find_tests(stem: str) -> list[str]:
-  return [str(path.relative_to(ROOT)) for path in (ROOT / "tests").rglob(f"test_{stem}.py")]
+def test_file(name: str) -> str:
+  folder, _, stem = name.rpartition("/")
+  return "/".join(filter(None, ["tests", folder, f"test_{stem}.py"]))
 
 
 def test_flags(args) -> list[str]:
   """What pytest is given. It deselects what starts with a name."""
   flags = ["-v", "--tb=line", "--color=no", "-p", "no:cacheprovider", "-n", str(args.workers), "--dist=worksteal"]
-  for stem, _, name in (test.partition("::") for test in SEVERAL_DEVICES):
-    flags += [f"--deselect={path}::{name}" for path in find_tests(stem)]
-  stems = TEST_FILES[5:8] if args.tiny else TEST_FILES
-  return [*flags, *(path for stem in stems for path in find_tests(stem))]
+  for file, _, name in (test.partition("::") for test in SEVERAL_DEVICES):
+    flags.append(f"--deselect={test_file(file)}::{name}")
+  return [*flags, *map(test_file, TEST_FILES[5:8] if args.tiny else TEST_FILES)]
 
 
 def environment(name: str, args) -> dict:
@@ -233,9 +239,7 @@ def count_tests(text: str) -> dict:
       if word in words[:4] and any("::" in w for w in words):
         found[word].add(next(w for w in words if "::" in w).removeprefix("tests/"))
   failed = sorted(found["FAILED"] | found["ERROR"])
-  missing = [stem for stem in TEST_FILES if not find_tests(stem)]
-  counts = {word.lower(): len(names) for word, names in found.items()}
-  return {**counts, "failures": failed, **({"missing": missing} if missing else {})}
+  return {**{word.lower(): len(names) for word, names in found.items()}, "failures": failed}
 
 
 def keep_log(args, name: str, text: str) -> None:
@@ -261,7 +265,7 @@ def lines_of(line: dict) -> list[str]:
   if not result:
     return told
   if kind == "tests":
-    counts = ", ".join(f"{count} {word}" for word, count in result.items() if word != "failures")  # and missing files
+    counts = ", ".join(f"{count} {word}" for word, count in result.items() if word != "failures")
     return [*told, f"  {counts}", *(f"  failed: {name}" for name in result["failures"])]
   if kind == "benchmark":
     return [*told, *benchmark_lines(result)]

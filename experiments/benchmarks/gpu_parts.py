@@ -12,9 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nrt_jax import benchmark_phases, ceilings, config, data, kernels, programs, tools, training
-from nrt_jax.architecture import ModelConfig
+from nrt_jax import config, training
 from nrt_jax.commands import configs
+from nrt_jax.data import batches
+from nrt_jax.model import kernels
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.performance import ceilings, phases
+from nrt_jax.step import programs, tools
 
 REPEATS = 3
 # (name, compute dtype, precision of float32 products): by default a GPU multiplies float32 as TF32.
@@ -34,7 +38,7 @@ def open_run(args, *overrides):
   stage = stages[-1]
   with mesh_of(stage.setup):
     states = training.fresh_states(stage, training.first_params(stage.setup), jax.random.key(0))
-    return stage.setup, states, training.read_batch(stage, data.Position())
+    return stage.setup, states, training.read_batch(stage, batches.Position())
 
 
 def mesh_of(setup):
@@ -104,11 +108,11 @@ def decode(args) -> None:
       return tools.sample_wave(setup, weights, key, False, prompts)[0]
 
     start = time.perf_counter()
-    program = benchmark_phases.build(setup, sample, weights, key, prompts)
+    program = phases.build(setup, sample, weights, key, prompts)
     compiling = time.perf_counter() - start
-    seconds, rollouts = benchmark_phases.repeat(functools.partial(program, weights, key, prompts), REPEATS)
+    seconds, rollouts = phases.repeat(functools.partial(program, weights, key, prompts), REPEATS)
   steps, median = int(np.max(rollouts.length_N)), statistics.median(seconds)
-  moved = benchmark_phases.decode_bytes(setup, prompts, rollouts)
+  moved = phases.decode_bytes(setup, prompts, rollouts)
   share = moved / median / ceilings.find(setup.model.compute_dtype).bandwidth
   tell(rows=len(rollouts.length_N), steps=steps, ms_per_token=1e3 * median / steps, bandwidth_share=share,
        seconds=seconds, compile_seconds=compiling)  # fmt: skip
@@ -144,7 +148,7 @@ def one_attention(kind: str, rows: int, length: int, tiny: bool, wanted):
     return jax.grad(lambda *qkv: jnp.sum(jnp.sin(forward(*qkv, position))), (0, 1, 2))(q, k, v)
 
   programs_ = [jax.jit(function).lower(*arguments).compile() for function in (forward, backward)]
-  times = [benchmark_phases.repeat(functools.partial(program, *arguments), 10) for program in programs_]
+  times = [phases.repeat(functools.partial(program, *arguments), 10) for program in programs_]
   outputs = jax.device_get([out for _, out in times])
   found = {
     "forward_ms": 1e3 * statistics.median(times[0][0]),
