@@ -176,18 +176,24 @@ def in_cudnn(config, query_NTHh, segments, rows: Rows, window):
   """cuDNN's flash attention of rows that `align_left` has turned; off a GPU, XLA's form of the same call.
 
   XLA partitions the call over rows and heads by itself. With a window no lengths are given: a causal mask is enough.
+  JAX refuses an odd number of columns where there is a gradient: such rows get one more, which the mask hides.
   """
-  (key_NKTh, value_NKTh), position_NT = segments[-1], rows.positions[-1]
+  (key_NKTh, value_NKTh), position_NT, T = segments[-1], rows.positions[-1], query_NTHh.shape[1]
   length_N = jnp.maximum(jnp.sum(position_NT >= 0, axis=1, dtype=jnp.int32), 1)  # 0 keys would be 0 / 0
   lengths = {"query_seq_lengths": length_N, "key_value_seq_lengths": length_N}
-  return jax.nn.dot_product_attention(
-    query_NTHh,
-    key_NKTh.swapaxes(1, 2),
-    value_NKTh.swapaxes(1, 2),
+  query, key, value = (
+    jnp.pad(x, ((0, 0), (0, T % 2), (0, 0), (0, 0)))
+    for x in (query_NTHh, key_NKTh.swapaxes(1, 2), value_NKTh.swapaxes(1, 2))
+  )
+  mixed = jax.nn.dot_product_attention(
+    query,
+    key,
+    value,
     is_causal=True,
     implementation="cudnn" if config.target == "gpu" else "xla",
     **(lengths if window is None else {"local_window_size": (window - 1, 0)}),
   )
+  return mixed[:, :T]
 
 
 # ------------------------------------------------------------------------------------------- splash attention, on TPUs

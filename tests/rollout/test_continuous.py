@@ -12,7 +12,7 @@ from compiled import while_body_copies
 from experiments.benchmarks.slots import count_in_slots, count_plain
 from nrt_jax import training
 from nrt_jax.errors import UserError
-from nrt_jax.rollout import continuous
+from nrt_jax.rollout import continuous, sampler
 from nrt_jax.rollout.sampler import SamplingConfig, choose
 from nrt_jax.step import programs
 
@@ -85,7 +85,7 @@ def test_turns_are_those_counted_by_hand(monkeypatch):
     jax.debug.callback(lambda u: decoded.append(u.size), uniform_N)
     return choose(logits_NV, uniform_N, config)
 
-  monkeypatch.setattr(continuous, "choose", watched)
+  monkeypatch.setattr(sampler, "choose", watched)
   _, function = lowered(16, sampling__temperature=1.0 + 1e-6)  # its own entry in the cache of programs
   got = jax.block_until_ready(function(toy.params(), toy.prompts(B), jax.random.key(0)))
   jax.effects_barrier()
