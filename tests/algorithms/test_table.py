@@ -49,7 +49,7 @@ def test_other_settings_are_told():
   over = {"reward": "mean_log_prob", "answer_coef": 0.5, "trace_loss": "cispo", "clip_answer": True, "format_coef": 0.3}
   config = ALGORITHMS["rl_logit"].config(**over)
   reward, baseline, advantage, weight, region, tokens = make_methods.cells(config)
-  assert (reward, weight, advantage) == ("mean log c", "0.5 · 1/T", "as it is") and baseline == "mean of the others"
+  assert (reward, weight, advantage) == ("mean log c", "0.5 · 1/T", "unscaled") and baseline == "mean of the others"
   assert region == "CISPO 0.8, 1.28, the answer's tokens too" and "forced marker (0.3 cross-entropy)" in tokens
 
 
