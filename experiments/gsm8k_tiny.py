@@ -1,23 +1,23 @@
-"""NRT on GSM8K with a tiny random Llama: the real data path, start to end, in minutes on a CPU.
+"""NRT on GSM8K with a tiny random Llama: the real data path end to end, in minutes on a CPU.
 
   command    python experiments/gsm8k_tiny.py --workdir DIR [--data PATH/train.jsonl] [--method nrt|trace_only|sft]
   variations nrt-jax train --config experiments/gsm8k_tiny.py --workdir OTHER --config.model.path=DIR/model
              --config.data.source=PATH/train.jsonl [--config.KEY=VALUE ...]
-  cost       9 minutes on 2 CPU cores that were busy with other work as well
+  cost       9 minutes on 2 CPU cores that were also busy with other work
   expected   log p(answer) per token of unseen examples from -4.03 (steps 1 to 10) to -3.60 (steps 91 to 100), traces
              near their cap of 24 tokens. The SFT control rises as much, -4.02 to -3.58: here the traces do not help.
-             Without the answer term log p falls to -7.8. Table and reading: docs/results/gsm8k_tiny.md.
+             Without the answer term log p falls to -7.8. See docs/results/gsm8k_tiny.md.
 
-DIR/model is made first: a byte-pair tokenizer trained on the file's text and a config.json in Hugging Face format. Then
-two stages on halves of the file that don't overlap: a brief next-token pretraining on question and answer, never on a
-trace, and 100 steps of NRT from question-answer pairs alone. These are less than one epoch, and a step measures
-log p(answer) before it trains on it: all figures of this stage are of examples that the model has not seen.
+The script first writes DIR/model: a byte-pair tokenizer trained on the file's text and a config.json in Hugging Face
+format. Two stages follow, on disjoint parts of the file: a brief next-token pretraining on question and answer, without
+traces, and 100 steps of NRT from question-answer pairs alone. The second stage is less than one epoch, and a step
+measures log p(answer) before training on it, so all of its figures are on unseen examples.
 
-The reference answer is the `answer` column as it stands: the whole worked solution with its last line "#### N". The
-final number alone would be two or three tokens, whose log p rises as soon as the model knows how numbers are spread;
-the worked solution is the long free-form answer that NRT is for. A model of this size cannot reason about it, so expect
-the rise to come from the answer term. `--method sft` is the control: the same answers, no traces. `--method trace_only`
-leaves the answer term out: what rose there would rise by the traces alone.
+The reference answer is the unmodified `answer` column: the whole worked solution with its last line "#### N". The final
+number alone would be two or three tokens, whose log p rises as soon as the model knows the distribution of numbers; the
+worked solution is the kind of long free-form answer that NRT is for. A model of this size cannot reason about it, so
+expect the rise to come from the answer term. `--method sft` is the control: the same answers, no traces.
+`--method trace_only` removes the answer term, so any rise would come from the traces alone.
 """
 
 import argparse
@@ -39,14 +39,14 @@ DATA = ROOT.parent / "shared" / "data" / "gsm8k" / "train.jsonl"
 METHODS = ("nrt", "trace_only", "sft")
 MARKER = "<|response_start|>"
 TRACE, ANSWER = 24, 96  # tokens
-WIDTH = TRACE + 1 + ANSWER  # of trace, marker and answer: what the released code divides the losses by
+WIDTH = TRACE + 1 + ANSWER  # trace, marker and answer: the released code divides losses by this width
 STEPS = 100  # of each stage
 TABLE = ("answer/logp", "answer/logp_empty_trace", "answer/logp_gain", "reward/mean", "trace/length_mean",
          "trace/marker_fraction")  # fmt: skip
 
 
-# The method is the released code's variant, whose values and sources nrt_llama31_8b_tulu3.py lists; all sizes, steps
-# and rates are choices for two CPU cores, not the paper's.
+# The released code's variant of NRT; full_size/nrt_llama31_8b_tulu3.py lists its values and sources. Sizes, steps and
+# learning rates are chosen for two CPU cores and are not the paper's.
 def get_config(method: str = "nrt"):
   constant = {"normalisation": "constant", "normalisation_constant": float(WIDTH)}
   config = base_config("nrt")
@@ -57,9 +57,9 @@ def get_config(method: str = "nrt"):
   config.data.source = os.path.relpath(DATA)
   config.data.question_column = "question"
   config.data.answer_column = "answer"
-  config.prompt.template = "plain"  # the question, then the trace at once
+  config.prompt.template = "plain"  # the question, directly followed by the trace
   config.prompt.marker = MARKER
-  config.prompt.max_prompt_length = 80  # tokens; with the next one, 43% of the file fit, the rest is dropped
+  config.prompt.max_prompt_length = 80  # tokens; with this and the next limit, 43% of the file is kept
   config.prompt.max_answer_length = ANSWER
 
   config.prompts_per_step = 16
@@ -72,9 +72,9 @@ def get_config(method: str = "nrt"):
   config.algorithm.train_forced_marker = True
   config.algorithm.update(constant)
 
-  config.optimizer.eps = 1e-8  # Adam's usual one
+  config.optimizer.eps = 1e-8  # Adam's usual value
   config.checkpoint.every_steps = 100
-  config.evaluation.data = None  # its exact match of whole solutions would be 0
+  config.evaluation.data = None  # exact match of whole solutions would be 0
   config.logging.tensorboard = False
 
   config.stages = [
@@ -82,7 +82,7 @@ def get_config(method: str = "nrt"):
       name="pretrain",
       total_steps=STEPS,
       prompts_per_step=32,
-      # The marker is not learnt here: the model would close an empty trace at once, and never open one.
+      # The marker is not trained here: the model would learn to close an empty trace at once.
       algorithm=dict(name="sft", train_prompt=True, train_marker=False),
       data=dict(limit=3500),
       optimizer=dict(learning_rate=3e-3, warmup_steps=20, schedule="cosine", end_ratio=0.25),
@@ -99,7 +99,7 @@ def get_config(method: str = "nrt"):
 
 
 def make_model(data: str, directory: str) -> None:
-  """Writes tokenizer and config.json, trained on and sized for the file `data`; keeps what is there already."""
+  """Writes a tokenizer trained on the file `data` and a matching config.json; keeps an existing directory."""
   if os.path.exists(os.path.join(directory, "config.json")):
     return
   path = pathlib.Path(data)
@@ -127,7 +127,7 @@ def make_model(data: str, directory: str) -> None:
 
 
 def print_table(workdir: str, first_step: int, every: int = 10) -> None:
-  """The metrics of the second stage, each line the mean over `every` steps."""
+  """Prints the metrics of the second stage, each line the mean over `every` steps."""
   with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
     lines = [line for line in map(json.loads, file) if line["step"] > first_step]
   print("steps".ljust(9) + "  ".join(TABLE))
@@ -141,7 +141,7 @@ def print_table(workdir: str, first_step: int, every: int = 10) -> None:
 
 
 def run(method: str, data: str, workdir: str, overrides: dict | None = None) -> None:
-  """Makes the model directory, trains, and prints the table. `overrides`: key with dots -> value as text."""
+  """Writes the model directory, trains, and prints the table. `overrides` maps dotted keys to values as text."""
   model = os.path.join(workdir, "model")
   make_model(data, model)
   values = plain(get_config(method), "")

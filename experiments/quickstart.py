@@ -2,16 +2,17 @@
 
     python experiments/quickstart.py                      # three runs under runs/quickstart; the same command resumes
 
-The task: "add 0 0 3 1 4 2 0 1 modulo 5" -> "the sum is 1 modulo 5". Two layers cannot add eight digits in one pass,
-but they can along a trace of running sums. Three runs:
+The task is "add 0 0 3 1 4 2 0 1 modulo 5" -> "the sum is 1 modulo 5". Two layers cannot add eight digits in one pass,
+but they can with a trace of running sums. There are three runs:
 
-  pretrain   next-token prediction; one example in five shows its trace. Greedy, the model answers at once, wrongly.
-  sft        control: goes on with the question-answer pairs alone, supervised, and gets no further.
-  nrt        NRT on the same pairs: traces are sampled and rewarded by how likely they make the reference answer
-             (WS(-log p), arXiv 2602.11549); the answer's own gradient is the control's. No verifier, no shown trace.
+  pretrain   Next-token prediction; one example in five shows its trace. With greedy decoding, the model answers
+             immediately and is wrong.
+  sft        Control: supervised training on question-answer pairs alone. It does not improve.
+  nrt        NRT on the same pairs: sampled traces are rewarded by how likely they make the reference answer
+             (WS(-log p), arXiv 2602.11549). The gradient on the answer is the control's. No verifier, no trace shown.
 
 Cost: 4 minutes on 2 CPU cores. Measured: held-out greedy accuracy 0.22 -> 0.15 (sft) and 0.22 -> 1.00 (nrt), with
-traces of 8 tokens where there were none. docs/results/quickstart.md has the figures.
+traces of 8 tokens after nrt and none before. See docs/results/quickstart.md.
 """
 
 import argparse
@@ -34,7 +35,7 @@ EXAMPLES = 20000  # of 390,625 possible questions
 
 
 def make_model_directory(path: str) -> None:
-  """A tiny Llama in Hugging Face format: config.json and a word tokenizer. Its weights are drawn at random."""
+  """Writes a tiny Llama in Hugging Face format: config.json and a word tokenizer. The weights are random."""
   tokenizer = word_tokenizer(RunningSum().words, path)
   config = ModelConfig(
     vocab_size=len(tokenizer),
@@ -50,13 +51,13 @@ def make_model_directory(path: str) -> None:
 
 
 def get_config(algorithm: str, model_path: str, steps: int):
-  """What the three runs share."""
+  """The settings that all three runs share."""
   config = base_config(algorithm)
   config.total_steps = steps
   config.model.path = model_path
-  config.model.weights = "random"  # of no effect where a run starts from another's policy
+  config.model.weights = "random"  # no effect when a run starts from another's policy
   config.prompt.max_prompt_length = 11  # tokens: "add", eight digits, "modulo 5"
-  config.prompt.max_answer_length = 8  # "the sum is 1 modulo 5" and the end token, and one to spare
+  config.prompt.max_answer_length = 8  # "the sum is 1 modulo 5", the end token, and one spare
   config.data.source = "task:running_sum"
   config.data.examples = EXAMPLES
   config.evaluation.data = {"source": "task:running_sum", "split": "test", "examples": 500}
@@ -69,7 +70,7 @@ def get_config(algorithm: str, model_path: str, steps: int):
 
 
 def pretrain_config(model_path: str, steps: int):
-  """Next-token prediction on a mixture in which one example in five shows its trace."""
+  """Next-token prediction; one example in five shows its trace."""
   config = get_config("sft", model_path, steps)
   config.data.task_options = {"trace_share": 0.2}
   config.data.max_trace_length = 8
@@ -81,7 +82,7 @@ def pretrain_config(model_path: str, steps: int):
 
 
 def pairs_config(algorithm: str, model_path: str, steps: int, start: str):
-  """Question-answer pairs alone, from the pretrained policy: the same data and optimizer for NRT and its control."""
+  """Question-answer pairs alone, from the pretrained policy. NRT and its control share data and optimizer."""
   config = get_config(algorithm, model_path, steps)
   config.from_checkpoint = start
   config.prompts_per_step = 32
@@ -96,7 +97,7 @@ def pairs_config(algorithm: str, model_path: str, steps: int, start: str):
 
 
 def run(name: str, config, root: str, seed: int) -> dict:
-  """Trains (or resumes, or finds finished) one of the runs; returns its first and last evaluation."""
+  """Trains or resumes one run and returns its first and last evaluation."""
   config.seed = seed
   print(f"\n== {name}: {config.total_steps} steps ({config.algorithm.name}) ==", file=sys.stderr)
   values = plain(config, "")

@@ -1,12 +1,12 @@
-"""A step whose traces have a mean length of a quarter of the cap, against an ideal step without padding.
+"""A step whose traces average a quarter of the cap, against an ideal step without padding.
 
     python experiments/benchmarks/padding.py
     python experiments/benchmarks/padding.py --set parallel.micro_batches=8 --set parallel.length_buckets=4
 
-A few minutes on 2 CPU cores. To reach: at most 1.4 of the ideal step. A random model gives every word a probability
-near 1 / vocabulary, so with `vocabulary / mean` words that end a trace its length is geometric: one in sixty reaches
-the cap of four times the mean. The ideal step has as many rows, each with a trace of the mean length, so it has as many
-valid tokens and not one pad; it runs at the same settings, and at those of one micro-batch, and the faster counts.
+A few minutes on 2 CPU cores. Target: at most 1.4 of the ideal step. A random model gives every word a probability near
+1 / vocabulary, so with `vocabulary / mean` words that end a trace, its length is geometric: one in sixty reaches the
+cap of four times the mean. The ideal step has as many rows, each with a trace of the mean length, so it has as many
+valid tokens and no padding. It runs with the same settings and with one micro-batch; the faster one counts.
 """
 
 import argparse
@@ -18,7 +18,7 @@ ONE_PIECE = ("parallel.micro_batches=1", "parallel.length_buckets=1")
 
 
 def mean_lengths(found: list) -> tuple[float, float]:
-  """(sampled tokens per row with the stop token, valid tokens per row) over steps."""
+  """Means over steps: (sampled tokens per row, stop token included; valid tokens per row)."""
   metrics = [values for _, values in found]
   rows = statistics.mean(values["tokens/sequences"] for values in metrics)
   return tuple(
@@ -29,13 +29,13 @@ def mean_lengths(found: list) -> tuple[float, float]:
 def main() -> None:
   parser = argparse.ArgumentParser()
   parser.add_argument("--cap", type=int, default=128, help="longest trace, tokens")
-  parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the padded step's config")
+  parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for the padded step")
   parser.add_argument("--repeats", type=int, default=5)
   args = parser.parse_args()
   cap = setups.Sizes(hidden=256, mlp=1024, layers=4, head_dim=64, trace_length=args.cap, answer_length=32)
   heavy = setups.Step(setups.dataclasses.replace(cap, stops=round(cap.vocab / (args.cap / 4))), args.set)
   sampled, valid = mean_lengths([heavy() for _ in range(3)])
-  # A row's trace and its marker: the sampled stop token gives way to the marker.
+  # In a row, the marker replaces the sampled stop token.
   trace = round(valid - cap.prompt_length - cap.answer_length - 1)
   even = setups.dataclasses.replace(cap, trace_length=trace)
   steps = {"padded": heavy, "ideal": setups.Step(even, args.set), "ideal, one piece": setups.Step(even, ONE_PIECE)}

@@ -2,15 +2,15 @@
 
     python experiments/benchmarks/peers.py --trl-python ENV/bin/python --tunix-python ENV/bin/python
 
-Every side runs in an environment of its own:
+Every side runs in its own environment:
 
     python3.11 -m venv peers-trl && peers-trl/bin/pip install torch==2.13.0 && peers-trl/bin/pip install trl==1.16.0
     python3.11 -m venv peers-tunix && peers-tunix/bin/pip install google-tunix==0.1.7
 
-Two workloads (see workload.py): `grpo`, all three; `verifier_free`, nrt_jax's `nrt` against TRL with a reward function
-that scores the reference answer by another forward pass. The sides run in turn, A B C A B C, so that what else the
-machine does hits them alike; a ratio is formed within a round. Cost on 2 CPU cores: 13 minutes, 3 rounds of 4 steps.
-Use `taskset` to pin cores. docs/results/speed.md has the figures.
+There are two workloads (see workload.py). `grpo` runs on all three. `verifier_free` compares nrt_jax's `nrt` with TRL,
+whose reward function scores the reference answer by another forward pass. The sides run in turn, A B C A B C, so that
+other load on the machine affects them equally; ratios are taken within a round. Cost on 2 CPU cores: 13 minutes, 3
+rounds of 4 steps. Use `taskset` to pin cores. Results: docs/results/speed.md.
 """
 
 import argparse
@@ -32,11 +32,11 @@ from nrt_jax.files import write_json
 
 HERE = pathlib.Path(__file__).parent
 SIDES = {"nrt_jax": "side_nrt_jax.py", "trl": "side_trl.py", "tunix": "side_tunix.py"}
-DISTRIBUTION = {"nrt_jax": "jax", "trl": "trl", "tunix": "google-tunix"}  # what its environment must have
+DISTRIBUTION = {"nrt_jax": "jax", "trl": "trl", "tunix": "google-tunix"}  # required in its environment
 TAKES_PART = {"grpo": ("nrt_jax", "trl", "tunix"), "verifier_free": ("nrt_jax", "trl")}
 TO_REACH = {("grpo", "trl"): 0.70, ("grpo", "tunix"): 0.35, ("verifier_free", "trl"): 0.55}
-LOGITS_AGREE = 1e-4  # largest difference over the largest logit
-QUIET = 0.95  # share of the machine's busy time that is the side's own
+LOGITS_AGREE = 1e-4  # maximum difference over the largest logit
+QUIET = 0.95  # minimum share of the machine's busy time that is the side's own
 
 
 def parse(argv=None) -> argparse.Namespace:
@@ -59,7 +59,7 @@ def parse(argv=None) -> argparse.Namespace:
 
 
 def find_pythons(args) -> dict:
-  """side -> Python. Raises UserError where an environment is missing or lacks what the side needs."""
+  """Maps each side to its Python. Raises UserError if an environment is missing or lacks the side's package."""
   pythons = {"nrt_jax": sys.executable, "trl": args.trl_python, "tunix": args.tunix_python}
   wanted = {side for name in args.workloads for side in TAKES_PART[name] if side in args.sides}
   for side in sorted(wanted):
@@ -83,14 +83,14 @@ def usable_cores() -> int:
 
 
 def run_side(python: str, side: str, name: str, args) -> dict:
-  """One run of one side: what its RESULT line says. Raises UserError with its last line where it fails."""
+  """Runs one side and returns its RESULT line. Raises UserError with its last error line if it fails."""
   command = [python, str(HERE / SIDES[side]), "--workload", name, "--steps", str(args.steps)]
   command += ["--model", os.path.join(args.workdir, "model"), "--scratch", args.workdir]
   command += ["--threads", str(usable_cores()), *(["--tiny"] if args.tiny else [])]
   if side == "nrt_jax":
     command += [word for text in args.set for word in ("--set", text)]
   environment = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(usable_cores())}
-  environment["JAX_COMPILATION_CACHE_DIR"] = os.path.join(args.workdir, "compiled", side)  # later rounds start faster
+  environment["JAX_COMPILATION_CACHE_DIR"] = os.path.join(args.workdir, "compiled", side)  # speeds up later rounds
   done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
   lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
   if done.returncode or not lines:
@@ -105,7 +105,7 @@ def last_error(text: str) -> str:
 
 
 def run_rounds(pythons: dict, args) -> list:
-  """All runs, in turn."""
+  """Runs all sides in turn, round by round."""
   runs = []
   for name in args.workloads:
     for number in range(args.rounds):
@@ -124,7 +124,7 @@ def run_rounds(pythons: dict, args) -> list:
 
 
 def check_tokens(runs: list, sizes: workload.Sizes) -> None:
-  """Every side must have sampled the same number of tokens in every step."""
+  """Raises UserError unless every side sampled the same number of tokens in every step."""
   for run in runs:
     if set(run["tokens"]) != {sizes.sampled_tokens} or len(run["tokens"]) != len(run["step_s"]) + 1:
       allowed = f"{sizes.sampled_tokens} in each of {len(run['step_s']) + 1} steps"
@@ -137,7 +137,7 @@ def logit_difference(logits: np.ndarray, reference: np.ndarray) -> float:
 
 
 def check_logits(sides, workdir: str) -> dict:
-  """side -> how far its first logits are from nrt_jax's. Raises UserError where they are not the same weights."""
+  """Maps each side to the distance of its first logits from nrt_jax's. Raises UserError if the weights differ."""
   arrays = {side: np.load(os.path.join(workdir, f"{side}.npy")) for side in sides}
   apart = {side: logit_difference(arrays[side], arrays["nrt_jax"]) for side in arrays if side != "nrt_jax"}
   for side, difference in apart.items():
@@ -147,10 +147,10 @@ def check_logits(sides, workdir: str) -> dict:
 
 
 def check_rewards(runs: list, sizes: workload.Sizes) -> None:
-  """Mean rewards of the first step may differ by chance alone: no side has learnt anything yet."""
+  """Raises UserError if the first step's mean rewards differ by more than chance: nothing has been learned yet."""
   for name in {run["workload"] for run in runs}:
     first = {run["side"]: run["rewards"][0] for run in runs if run["workload"] == name}
-    # A share of even words has deviation 0.5 / sqrt(tokens); the answers' likelihood hardly depends on random traces.
+    # A share of even words has deviation 0.5 / sqrt(tokens); answers' likelihoods hardly depend on random traces.
     allowed = 7 * 0.5 / sizes.sampled_tokens**0.5 if name == "grpo" else 0.05 * max(first.values())
     if max(first.values()) - min(first.values()) > allowed:
       raise UserError(f"{name}: mean rewards of the first step {first}, allowed: {allowed:.2g} apart")
@@ -160,31 +160,31 @@ def check_rewards(runs: list, sizes: workload.Sizes) -> None:
 
 
 def step_time(run: dict) -> float:
-  """Median seconds of the run's timed steps."""
+  """Median seconds over the run's timed steps."""
   return statistics.median(run["step_s"])
 
 
 def paired_ratios(runs: list, name: str, peer: str) -> list:
-  """nrt_jax's step time over the peer's, in each round that has both."""
+  """nrt_jax's step time over the peer's, for each round that has both."""
   times = {(run["side"], run["round"]): step_time(run) for run in runs if run["workload"] == name}
   rounds = sorted({number for side, number in times if side == peer and ("nrt_jax", number) in times})
   return [times["nrt_jax", number] / times[peer, number] for number in rounds]
 
 
 def own_share(run: dict) -> float:
-  """The share of the machine's busy time that was the run's own: below QUIET, others were at work too."""
+  """The run's share of the machine's busy time; below QUIET, other processes were running."""
   return run["own_s"] / max(run["busy_s"], 1e-9)
 
 
 def quiet_rounds(runs: list) -> list:
-  """The runs of those rounds of a workload in which nobody else was at work; all of a workload that has none."""
+  """The runs of a workload's quiet rounds, or all of its runs if it has none."""
   loud = {(run["workload"], run["round"]) for run in runs if own_share(run) < QUIET}
   quiet = {run["workload"] for run in runs if (run["workload"], run["round"]) not in loud}
   return [run for run in runs if run["workload"] not in quiet or (run["workload"], run["round"]) not in loud]
 
 
 def summarise(runs: list) -> dict:
-  """Step times of each side, ratios, and how quiet the machine was."""
+  """Step times of each side, ratios, and each side's least share of busy time."""
   names = [name for name in workload.WORKLOADS if any(run["workload"] == name for run in runs)]
   summary = {}
   for name in names:
@@ -198,14 +198,14 @@ def summarise(runs: list) -> dict:
 
 
 def spread(values: list, digits: int = 2) -> str:
-  """The median, and the smallest and largest value."""
+  """Formats the median with the smallest and largest value."""
   low, middle, high = (f"{v:.{digits}f}" for v in (min(values), statistics.median(values), max(values)))
   return f"{middle} ({low} to {high})"
 
 
 def table(summary: dict) -> str:
-  """The summary as Markdown: one line per side, medians with the range over rounds."""
-  lines = ["| workload | side | s per step | nrt_jax / side | to reach | own share of busy time, least |"]
+  """The summary as a Markdown table: one line per side, medians with the range over rounds."""
+  lines = ["| workload | side | s per step | nrt_jax / side | target | own share of busy time, least |"]
   lines.append("|---|---|---|---|---|---|")
   for name, part in summary.items():
     for side, times in part["step_s"].items():
@@ -216,7 +216,7 @@ def table(summary: dict) -> str:
 
 
 def describe(runs: list, apart: dict) -> list:
-  """The lines under the table: when, on what, with which versions, and whether the machine was quiet."""
+  """The lines under the table: date, machine, versions, and whether the machine was quiet."""
   versions = {name: version for run in runs for name, version in run["versions"].items() if run["side"] != "tunix"}
   tunix = next((run["versions"] for run in runs if run["side"] == "tunix"), {})
   lines = [f"{time.strftime('%Y-%m-%d %H:%M')} UTC, {usable_cores()} cores, {platform.machine()}, "]
@@ -238,7 +238,7 @@ def describe(runs: list, apart: dict) -> list:
 
 def save_model(args, sizes: workload.Sizes) -> None:
   """The weights that all sides start from."""
-  import side_nrt_jax  # here: it imports JAX, which the driver has no use for otherwise
+  import side_nrt_jax  # imported here: the driver does not need JAX otherwise
 
   side_nrt_jax.save_model(sizes, os.path.join(args.workdir, "model"))
 

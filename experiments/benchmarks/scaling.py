@@ -1,12 +1,12 @@
-"""Step time from 1 to 8 virtual devices at the same work for each, and from 1 to 64 samples a prompt at 64 rows.
+"""Step time on 1 to 8 virtual devices at constant work per device, and with 1 to 64 samples per prompt at 64 rows.
 
     python experiments/benchmarks/scaling.py
     python experiments/benchmarks/scaling.py --kinds data --devices 1 8 --samples
 
-About 5 minutes on 2 CPU cores. Virtual devices share the cores: n of them do n times the work of one with what one
-has, so the ideal is a time that grows by n, and time / n that stays as it is. What rises above it is the cost of being
-several: collectives, smaller pieces, threads that take turns. Steps of all settings run in turn, each number of devices
-in a process of its own that waits while others run.
+About 5 minutes on 2 CPU cores. Virtual devices share the cores: n of them do n times the work of one on the same
+hardware, so ideally time / n is constant. Any increase is the cost of distribution: collectives, smaller pieces, and
+threads that take turns. Steps of all settings run in turn. Each number of devices has its own process, which waits
+while others run.
 """
 
 import argparse
@@ -18,19 +18,19 @@ import sys
 
 DEVICES = (1, 2, 4, 8)
 SAMPLES = (1, 2, 4, 8, 16, 32, 64)
-ROWS = 64  # of a step whose samples vary
+ROWS = 64  # per step, whatever the number of samples
 KINDS = {
   "data": ("parallel.data=-1",),
   "fsdp": ("parallel.fsdp={n}",),
   "pmap": ("parallel.kind=pmap",),
 }
-# No method that compares samples: the same at one sample a prompt.
+# Settings that do not compare samples, so that one sample per prompt is the same method.
 ALONE = ("algorithm.center=none", "algorithm.scale=none")
 
 
 def serve(prompts: int, samples: int, overrides: list) -> None:
-  """Compiles a step, then runs one for each line on standard input and prints its seconds."""
-  import setups  # with the number of devices that the environment says
+  """Compiles a step, then runs it for each line on standard input and prints its seconds."""
+  import setups  # imported here: the environment sets the number of devices
 
   step = setups.Step(setups.Sizes(prompts=prompts, samples=samples), overrides)
   print(json.dumps({"where": setups.where(), "compile_seconds": step.compile_seconds}), flush=True)
@@ -40,7 +40,7 @@ def serve(prompts: int, samples: int, overrides: list) -> None:
 
 
 class Worker:
-  """A process that holds a compiled step."""
+  """A process with a compiled step."""
 
   def __init__(self, devices: int, prompts: int, samples: int, overrides):
     command = [sys.executable, __file__, "--serve", str(prompts), str(samples), *overrides]
@@ -49,7 +49,7 @@ class Worker:
     self.about = json.loads(self.process.stdout.readline())
 
   def __call__(self) -> list:
-    """[wall, CPU] seconds of a step."""
+    """Runs a step and returns its [wall, CPU] seconds."""
     print("step", file=self.process.stdin, flush=True)
     return json.loads(self.process.stdout.readline())
 
@@ -59,7 +59,7 @@ class Worker:
 
 
 def measure(workers: dict, repeats: int) -> dict:
-  """name -> (wall, CPU) seconds of each step, in turn, after one that is not counted; the workers end."""
+  """Maps each name to (wall, CPU) seconds per step, run in turn after a warm-up step. Closes the workers."""
   found = {name: [] for name in workers}
   for number in range(repeats + 1):
     for name, worker in workers.items():
@@ -71,7 +71,7 @@ def measure(workers: dict, repeats: int) -> dict:
 
 
 def cell(seconds: list, one: list, ways: float) -> str:
-  """Wall and CPU, each: median seconds, and the median of how many times they are `ways` times the first setting's."""
+  """For wall and CPU: median seconds, and the median ratio to `ways` times the first setting's seconds."""
   parts = []
   for mine, first in zip(zip(*seconds), zip(*one)):
     ratio = statistics.median(s / (ways * o) for s, o in zip(mine, first, strict=True))

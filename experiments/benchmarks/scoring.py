@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/scoring.py
 
-About a minute on 2 quiet CPU cores. To reach: at most 0.15 of the time, at trace 1024 and answer 64. Both ways read the same
-weights and score the same sampled traces; the script stops where their log-probabilities differ by more than 1e-3. The
-whole sequences get what is fair: their head runs over marker and answer alone.
+About a minute on 2 quiet CPU cores. Target: at most 0.15 of the time, with trace 1024 and answer 64. Both use the same
+weights and score the same sampled traces; the script stops if their log-probabilities differ by more than 1e-3. For a
+fair comparison, the head of the whole sequences runs on marker and answer only.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from nrt_jax.step import programs, tools
 
 
 def whole_sequences(setup, weights, prompts, rollouts):
-  """log c of each answer token `[N, A]` by one pass over everything."""
+  """log c of each answer token `[N, A]`, by one forward pass over the whole sequence."""
   prompts_N, form = repeat_rows(prompts, setup.samples_per_prompt), setup.form
   spliced = rows.splice(
     prompts_N.prompt_BP,
@@ -40,12 +40,12 @@ def whole_sequences(setup, weights, prompts, rollouts):
 
 
 def on_caches(setup, weights, prompts, rollouts, context):
-  """The same on what sampling has left."""
+  """The same, on the caches that sampling left."""
   return tools.score_wave(setup, weights, False, prompts, rollouts, context)[1].answer_logp_NA
 
 
 def compare(sizes: setups.Sizes, repeats: int) -> dict:
-  """name -> Seconds of each repeat, in turn."""
+  """Maps each way to the Seconds of its repeats, run in turn."""
   setup = setups.make_setup(sizes)
   with jax.set_mesh(setup.mesh):
     states, prompts = setups.make_states(setup), setups.make_prompts(setup, sizes)

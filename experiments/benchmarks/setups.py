@@ -1,4 +1,4 @@
-"""Runs without a tokenizer for the benchmarks beside this file: a random model, made-up prompts, one program."""
+"""Runs without a tokenizer for the benchmarks in this directory: a random model, made-up prompts, one program."""
 
 import contextlib
 import dataclasses
@@ -25,7 +25,7 @@ MARKER, END = 0, 1  # ids that close a trace and an answer; all others are words
 
 @dataclasses.dataclass(frozen=True)
 class Sizes(workload.Sizes):
-  """A smaller model and step than in peers.py. Every prompt and answer is as long as allowed."""
+  """A smaller model and step than in peers.py. Every prompt and answer has the maximum length."""
 
   hidden: int = 128
   mlp: int = 512
@@ -33,11 +33,11 @@ class Sizes(workload.Sizes):
   head_dim: int = 32
   trace_length: int = 64
   answer_length: int = 16
-  stops: int = 0  # words that end a trace, each with a probability near 1 / vocab; 0: no trace ends by itself
+  stops: int = 0  # words that end a trace, each with probability near 1 / vocab; 0: every trace runs to its limit
 
 
 def model_config(sizes: workload.Sizes, run: config.RunConfig, **over) -> ModelConfig:
-  """The decoder of these sizes, computed as the run says."""
+  """The decoder of these sizes, with the run's compute settings."""
   computed = {f.name for f in dataclasses.fields(ModelConfig)} & {f.name for f in dataclasses.fields(run.model)}
   return ModelConfig(
     vocab_size=sizes.vocab,
@@ -54,7 +54,7 @@ def model_config(sizes: workload.Sizes, run: config.RunConfig, **over) -> ModelC
 
 
 def make_setup(sizes: Sizes, overrides=(), algorithm: str = "nrt", devices=None) -> programs.Setup:
-  """A run of `sizes`; `overrides` are KEY=VALUE, as on the command line without --config."""
+  """A run of `sizes`. `overrides` are KEY=VALUE, as on the command line without --config."""
   values = config.defaults(algorithm)
   values.update(prompts_per_step=sizes.prompts, samples_per_prompt=sizes.samples)
   values["sampling"]["max_trace_length"] = sizes.trace_length
@@ -64,14 +64,14 @@ def make_setup(sizes: Sizes, overrides=(), algorithm: str = "nrt", devices=None)
     override(values, key.split("."), value)
   run = config.stages_of(values)[0]
   mesh = None if run.parallel.kind == "pmap" else sharding.make_mesh(run.parallel, devices)
-  # Ids beyond the vocabulary can't be sampled: such a trace goes on to its limit.
+  # Ids beyond the vocabulary can't be sampled, so such a trace runs to its limit.
   stop_ids = tuple(range(2, 2 + sizes.stops)) or (sizes.vocab,)
   form = PromptFormat("plain", (), (MARKER,), stop_ids, END, END, sizes.vocab, ())
   return programs.Setup(run, model_config(sizes, run), form, mesh)
 
 
 def make_prompts(setup: programs.Setup, sizes: Sizes, seed: int = 0):
-  """The prompts of a step on its devices."""
+  """The prompts of a step, placed on its devices."""
   rng, B = np.random.default_rng(seed), sizes.prompts
   words = rng.integers(2 + sizes.stops, sizes.vocab, (B, sizes.prompt_length + sizes.answer_length))
   prompts, answers = words[:, : sizes.prompt_length], words[:, sizes.prompt_length :].copy()
@@ -95,21 +95,21 @@ def make_states(setup: programs.Setup):
 
 
 class Seconds(NamedTuple):
-  """What something took."""
+  """The time that a call took."""
 
   wall: float
-  cpu: float  # of all threads of this process: the figure to go by where other work shares the machine
+  cpu: float  # over all threads of this process; more reliable than wall time on a shared machine
 
 
 def timed(program, *arguments):
-  """(Seconds, what `program` returned)."""
+  """Runs `program`; returns (Seconds, its result)."""
   start, cpu = time.perf_counter(), time.process_time()
   out = jax.block_until_ready(program(*arguments))
   return Seconds(time.perf_counter() - start, time.process_time() - cpu), out
 
 
 class Step:
-  """A compiled step with its states, to be run again and again."""
+  """A compiled step with its states, which can be run repeatedly."""
 
   def __init__(self, sizes: Sizes, overrides=(), algorithm: str = "nrt", devices=None):
     self.sizes, self.setup = sizes, make_setup(sizes, overrides, algorithm, devices)
@@ -123,7 +123,7 @@ class Step:
     return jax.set_mesh(self.setup.mesh) if self.setup.mesh is not None else contextlib.nullcontext()
 
   def __call__(self) -> tuple[tuple, dict]:
-    """Runs one step: its Seconds and metrics."""
+    """Runs one step; returns its Seconds and metrics."""
     with self.mesh():
       seconds, (self.states, metrics, _) = timed(self.program, self.states, self.prompts)
     metrics = programs.unreplicate(metrics) if self.setup.axis_name else metrics
@@ -131,7 +131,7 @@ class Step:
 
 
 def in_turn(functions: dict, repeats: int) -> dict:
-  """name -> what each call returned, after one that is not counted; all in turn, so that drift hits all alike."""
+  """Maps each name to its results. Calls run in turn after a warm-up call each, so that drift affects all equally."""
   for function in functions.values():
     function()
   found = {name: [] for name in functions}
@@ -142,12 +142,12 @@ def in_turn(functions: dict, repeats: int) -> dict:
 
 
 def medians(seconds: list) -> str:
-  """Cells of a table: wall and CPU."""
+  """Table cells: wall and CPU."""
   return " | ".join(f"{statistics.median(each):.3f}" for each in zip(*seconds))
 
 
 def paired(above: list, below: list) -> str:
-  """Cells of a table, wall and CPU: median and range of the ratios of each turn."""
+  """Table cells, wall and CPU: median and range of the ratios of each turn."""
   cells = []
   for a, b in zip(zip(*above), zip(*below)):  # wall, then CPU
     ratios = [x / y for x, y in zip(a, b, strict=True)]

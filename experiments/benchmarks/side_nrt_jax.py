@@ -1,7 +1,7 @@
 """nrt_jax's side of peers.py, in this repository's own environment: one compiled program per step.
 
-A config, and `programs.build_train_step`. `grpo`'s reward is computed in the program: a verifier that reads tokens
-alone needs no trip to the host.
+It uses a config and `programs.build_train_step`. `grpo`'s reward is computed inside the program, since a verifier that
+only reads tokens needs no host call.
 """
 
 import dataclasses
@@ -28,14 +28,14 @@ ROW = "grpo_even_words"
 
 
 def even_share(token_NR, length_N):
-  """The share of even ids among the words of each completion, float32 `[N]`."""
+  """The share of even ids among each completion's words, float32 `[N]`."""
   sampled_NR = jnp.arange(token_NR.shape[1])[None] < length_N[:, None]
   word_NR = sampled_NR & (token_NR >= workload.FIRST_WORD)
   return (word_NR & (token_NR % 2 == 0)).sum(1) / jnp.maximum(word_NR.sum(1), 1)
 
 
 def collect(tools, algorithm, states, prompts, key):
-  """GRPO whose verifier is `even_share`: from there on, it is a label like one that a grader on the host gave."""
+  """GRPO with `even_share` as verifier. Its value is passed on like a label from a grader on the host."""
   rollouts = tools.complete(states.policy.params, prompts, key)[0]
   label_N = even_share(rollouts.token_NR, rollouts.length_N)
   tools = tools._replace(complete=lambda *_: (rollouts, None, None), host_label_N=label_N)
@@ -46,19 +46,19 @@ EVEN_WORDS = ALGORITHMS["grpo"]._replace(collect=collect)
 
 
 def run_config(name: str, sizes: workload.Sizes, steps: int, overrides=()) -> config.RunConfig:
-  """The config of a workload, `overrides` (KEY=VALUE) laid over it."""
+  """The config of a workload, with `overrides` (KEY=VALUE) applied."""
   ALGORITHMS.setdefault(ROW, EVEN_WORDS)
   values = config.defaults({"grpo": ROW, "verifier_free": "nrt"}[name])
   values.update(total_steps=steps, prompts_per_step=sizes.prompts, samples_per_prompt=sizes.samples)
   values["sampling"]["max_trace_length"] = sizes.trace_length
   values["prompt"].update(max_prompt_length=sizes.prompt_length, max_answer_length=sizes.answer_length)
-  # As torch's AdamW; the schedule and the clipping are those of TRL's trainer.
+  # As in torch's AdamW; schedule and clipping as in TRL's trainer.
   values["optimizer"].update(learning_rate=workload.LEARNING_RATE, beta2=0.999, eps=1e-8, weight_decay=0.0)
   values["optimizer"].update(schedule="linear", max_grad_norm=1.0)
   if name == "grpo":
     values["algorithm"].update(reference="none", kl_coef=0.0)
   else:
-    # What TRL's reward function computes. Beyond it, nrt learns the answer (its supervised term) and the marker.
+    # What TRL's reward function computes. In addition, nrt trains on the answer (its supervised term) and the marker.
     values["algorithm"].update(reward="geometric_mean", baseline="none")
   for text in overrides:
     key, _, value = text.partition("=")
@@ -71,14 +71,14 @@ def model_config(sizes: workload.Sizes, run: config.RunConfig) -> ModelConfig:
 
 
 def save_model(sizes: workload.Sizes, path: str) -> None:
-  """Random weights in Hugging Face format, for all sides to start from."""
+  """Writes random weights in Hugging Face format, from which all sides start."""
   model = model_config(sizes, run_config("grpo", sizes, 1))
   hf_weights.save_params(jax.jit(init_params, static_argnums=0)(model, jax.random.key(0)), model, path)
 
 
 def make_setup(name: str, sizes: workload.Sizes, steps: int, overrides=()) -> programs.Setup:
   run = run_config(name, sizes, steps, overrides)
-  end = sizes.end_id  # out of the model's reach, so that every sample has its full length
+  end = sizes.end_id  # outside of the vocabulary, so that every sample has full length
   form = PromptFormat("plain", (), (sizes.marker_id,), (end,), end, 0, sizes.vocab, ())
   return programs.Setup(run, model_config(sizes, run), form, sharding.make_mesh(run.parallel))
 
@@ -109,7 +109,7 @@ def first_logits(setup: programs.Setup, params, sizes: workload.Sizes):
 
 
 def train(setup: programs.Setup, path: str, sizes: workload.Sizes, steps: int, clock: workload.Clock):
-  """Runs `steps` steps as training.py does, without its files; returns tokens and mean rewards of each."""
+  """Runs `steps` steps as training.py does, but writes no files; returns each step's tokens and mean reward."""
   tokens, rewards = [], []
   with jax.set_mesh(setup.mesh):
     states, given = start_states(setup, path), make_batches(setup, sizes, steps)

@@ -1,7 +1,7 @@
 """TRL's side of peers.py, in an environment with torch and trl: GRPOTrainer with a reward function.
 
-`verifier_free`: the reward function scores the reference answer by another forward pass of the same model over prompt,
-trace, marker and answer. TRL has no term for the answer's own gradient, so the answer is not learnt here.
+In `verifier_free`, the reward function scores the reference answer by another forward pass of the same model over
+prompt, trace, marker and answer. TRL has no loss term for the answer, so it is not trained here.
 """
 
 import os
@@ -31,7 +31,7 @@ def likelihood(model, tokenizer, sizes: workload.Sizes):
     width = max(len(row) for row in rows)
     token = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    keep = sizes.answer_length + 1  # the head runs on the marker and the answer alone
+    keep = sizes.answer_length + 1  # the head runs on the marker and the answer only
     with torch.no_grad():
       logits = model(input_ids=token, attention_mask=mask, logits_to_keep=keep, use_cache=False).logits[:, :-1]
     target = token[:, -sizes.answer_length :, None]
@@ -42,7 +42,7 @@ def likelihood(model, tokenizer, sizes: workload.Sizes):
 
 
 class Recorder(TrainerCallback):
-  """Marks the ends of steps and keeps their mean rewards."""
+  """Marks the end of each step and records its mean reward."""
 
   def __init__(self, clock: workload.Clock):
     self._clock = clock
@@ -57,7 +57,7 @@ class Recorder(TrainerCallback):
 
 
 def with_token_counts(reward, counts: list):
-  """The reward function, which also counts the sampled tokens of each step."""
+  """Wraps a reward function to also count the sampled tokens of each step."""
 
   def counted(completion_ids, **inputs):
     counts.append(sum(len(ids) for ids in completion_ids))

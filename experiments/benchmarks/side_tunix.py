@@ -1,6 +1,6 @@
 """tunix's side of peers.py, in an environment with google-tunix: GRPOLearner with its vanilla sampler.
 
-`grpo` alone: its reward functions are given texts, and no model to score an answer with.
+`grpo` only: its reward functions get texts, and no model to score an answer with.
 """
 
 import os
@@ -78,7 +78,7 @@ def make_cluster(model, sizes: workload.Sizes, steps: int, mesh):
 
 
 def count_tokens(cluster, clock: workload.Clock, counts: list) -> None:
-  """Makes each rollout count its tokens and mark the end of the step before it: tunix has no call at a step's end."""
+  """Wraps rollouts to count tokens and mark the end of the previous step: tunix has no callback at a step's end."""
   generate = cluster.generate
 
   def timed(*args, **kwargs):

@@ -1,11 +1,11 @@
-"""How much a rollout in slots decodes, by arithmetic: no model, no device, seconds.
+"""How much a rollout in slots decodes, by arithmetic. No model and no device; takes seconds.
 
     python experiments/benchmarks/slots.py
 
-Follows the turns of nrt_jax/rollout/continuous.py over given trace lengths and counts rows decoded and cache columns
-read; tests/rollout/test_continuous.py compares its count with the program's. Lengths: three quarters of the rows are
-geometric with a mean of a tenth of the cap, one quarter with a mean of 1.2 caps, so about one row in ten is cut at the
-cap and the mean is about a quarter of it. Times are measured by padding.py, `--set sampling.slots=...`.
+Simulates nrt_jax/rollout/continuous.py on given trace lengths and counts rows decoded and cache columns read;
+tests/rollout/test_continuous.py compares the count with the program's. Lengths are geometric, three quarters with a
+mean of a tenth of the cap and one quarter with a mean of 1.2 caps, so about one row in ten is cut at the cap and the
+mean is about a quarter of it. To measure times, use padding.py with `--set sampling.slots=...`.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from nrt_jax.rollout.sampler import cache_sizes
 
 
 def heavy_tail(rows: int, cap: int, seed: int = 0):
-  """Trace lengths, the stop token included."""
+  """Trace lengths, including the stop token."""
   rng = np.random.default_rng(seed)
   long = rng.random(rows) < 0.25
   return np.minimum(np.where(long, rng.geometric(1 / (1.2 * cap), rows), rng.geometric(10 / cap, rows)), cap)
@@ -29,7 +29,7 @@ def count_plain(length_N, cap: int, stages: int) -> dict:
 
 
 def count_in_slots(length_N, slots: int, cap: int, stages: int) -> dict:
-  """Steps of the token loop, rows that they decode, cache columns that these read, rows that are scored."""
+  """Counts steps of the token loop, rows decoded, cache columns read, and rows scored."""
   N, S, K = len(length_N), slots, max(1, slots // 8)
   W = cap if S == N else cap + max(1, cap // 8)
   table = shapes(S, W, stages)

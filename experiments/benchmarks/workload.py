@@ -1,11 +1,11 @@
-"""What every side of peers.py shares: sizes, prompts, answers, rewards, the clock. Standard library alone.
+"""What every side of peers.py shares: sizes, prompts, answers, rewards, the clock. Standard library only.
 
 Two workloads on one random Llama, 8 prompts x 8 samples:
 
   grpo           plain GRPO; the reward is the share of even words among the sampled ones
-  verifier_free  the reward is how likely the trace makes a reference answer: its geometric mean probability
+  verifier_free  the reward is the geometric mean probability of a reference answer after the trace
 
-No sampled token ever ends a text: the end token's id lies outside of the model's vocabulary. So every side samples the
+No sampled token ends a text, since the end token's id is outside of the model's vocabulary. Every side thus samples the
 same number of tokens in every step.
 """
 
@@ -22,7 +22,7 @@ WORKLOADS = ("grpo", "verifier_free")
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-  """The model, and a step. Token 0 is <pad>, 1 <bos>, 2 <unk>, the others are words; the last word is the marker."""
+  """A model and a step. Token 0 is <pad>, 1 <bos>, 2 <unk>, the rest are words; the last word is the marker."""
 
   vocab: int = 512
   hidden: int = 256
@@ -33,13 +33,13 @@ class Sizes:
   head_dim: int = 64
   prompts: int = 8  # per step
   samples: int = 8  # per prompt
-  prompt_length: int = 64  # tokens, <bos> included
+  prompt_length: int = 64  # tokens, including <bos>
   trace_length: int = 128  # sampled tokens
-  answer_length: int = 32  # tokens, the end word included; verifier_free alone
+  answer_length: int = 32  # tokens, including the end word; verifier_free only
 
   @property
   def end_id(self) -> int:
-    """The end token, which the model has no logit for."""
+    """The end token, for which the model has no logit."""
     return self.vocab
 
   @property
@@ -48,12 +48,12 @@ class Sizes:
 
   @property
   def sampled_tokens(self) -> int:
-    """Of a step."""
+    """Sampled tokens per step."""
     return self.prompts * self.samples * self.trace_length
 
 
 TINY = Sizes(64, 32, 64, 2, 2, 1, 16, 8, 4, 8, 8, 4)  # for tests
-ROPE_THETA = 1_000_000.0  # tunix 0.1.7 computes with this whatever its config says, so that all sides can agree
+ROPE_THETA = 1_000_000.0  # tunix 0.1.7 always uses this value, whatever its config says, so all sides do
 RMS_NORM_EPS = 1e-5
 LEARNING_RATE = 1e-3
 FIRST_WORD = 3
@@ -86,7 +86,7 @@ def even_share(text: str) -> float:
 
 
 def make_tokenizer(sizes: Sizes):
-  """A word-level tokenizer for the sides that want text; pads on the left."""
+  """A word-level tokenizer for the sides that need text; pads on the left."""
   from tokenizers import Tokenizer, models, pre_tokenizers
   from transformers import PreTrainedTokenizerFast
 
@@ -102,10 +102,10 @@ def make_tokenizer(sizes: Sizes):
 
 
 def arguments(argv=None) -> argparse.Namespace:
-  """The flags that peers.py gives to each side."""
+  """The flags that peers.py passes to each side."""
   parser = argparse.ArgumentParser()
   parser.add_argument("--workload", choices=WORKLOADS, required=True)
-  parser.add_argument("--steps", type=int, required=True, help="timed ones: one more goes before them")
+  parser.add_argument("--steps", type=int, required=True, help="timed steps, after one that is not timed")
   parser.add_argument("--model", required=True, help="directory with config.json and safetensors")
   parser.add_argument("--scratch", required=True, help="directory for what the side writes")
   parser.add_argument("--threads", type=int, required=True)
@@ -119,7 +119,7 @@ def sizes_of(args) -> Sizes:
 
 
 def busy_seconds() -> float:
-  """CPU seconds that the whole machine has worked since its start; nan where there is no /proc/stat."""
+  """CPU seconds that the whole machine has been busy since boot; nan without /proc/stat."""
   try:
     with open("/proc/stat", encoding="ascii") as file:
       user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, file.readline().split()[1:9])
@@ -129,7 +129,7 @@ def busy_seconds() -> float:
 
 
 class Clock:
-  """Marks the ends of steps. Times count from the end of the first step, which compiles."""
+  """Marks the ends of steps. Times start at the end of the first step, which compiles."""
 
   def __init__(self):
     self._ends = []
@@ -146,19 +146,19 @@ class Clock:
     return [after - before for before, after in zip(self._ends, self._ends[1:])]
 
   def load(self) -> dict:
-    """CPU seconds from the end of the first step until now: the machine's, and this process's own."""
+    """CPU seconds since the end of the first step, of the machine and of this process."""
     return {"busy_s": busy_seconds() - self._from[0], "own_s": time.process_time() - self._from[1]}
 
 
 def save_logits(args, side: str, logits) -> None:
-  """Keeps the side's first logits `[2, P, V]`, for peers.py to compare."""
-  import numpy as np  # every side has it, the driver needs none until it compares
+  """Saves the side's first logits `[2, P, V]` for peers.py to compare."""
+  import numpy as np  # every side has NumPy
 
   np.save(os.path.join(args.scratch, f"{side}.npy"), np.asarray(logits, np.float32))
 
 
 def report(side: str, args, clock: Clock, versions: dict, tokens: list, rewards: list, **more) -> None:
-  """Prints the side's one line of JSON. tokens, rewards: of every step, sampled tokens and the mean reward."""
+  """Prints the side's line of JSON. tokens, rewards: sampled tokens and mean reward of every step."""
   line = {
     "side": side,
     "workload": args.workload,

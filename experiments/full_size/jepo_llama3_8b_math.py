@@ -1,25 +1,25 @@
-"""JEPO, its multi-sample bound, on Llama-3-8B with MATH: short answers (arXiv 2503.19618).
+"""JEPO with its multi-sample bound on Llama-3-8B with MATH: short answers (arXiv 2503.19618).
 
   command    nrt-jax train --config experiments/full_size/jepo_llama3_8b_math.py --workdir DIR --config.model.path=LLAMA
                --config.data.source=math.jsonl [--config.from_checkpoint=SFT]
-             LLAMA: a copy of meta-llama/Meta-Llama-3-8B. math.jsonl: MATH's 7,500 training problems, each a line with
-             question and answer, the text in the solution's box. SFT: the workdir of a run with algorithm.name sft on
-             MATH's solutions as traces, which the paper warms up with. To try the pipeline: a smaller LLAMA,
+             LLAMA: a copy of meta-llama/Meta-Llama-3-8B. math.jsonl: MATH's 7,500 training problems, one per line with
+             question and answer (the text in the solution's box). SFT: the workdir of a run with algorithm.name sft on
+             MATH's solutions as traces, the paper's warm-up. To try the pipeline: a smaller LLAMA,
              --config.total_steps=3, --config.parallel.fsdp=1 --config.parallel.tensor=1.
-  cost       unknown: not run here. The mesh below is for 64 TPU v5p chips and has not been tried on them. Tested: the
+  cost       unknown, not run. The mesh below is for 64 TPU v5p chips and has not been tried on them. Tested: the
              program traces and lowers.
-  expected   not reproduced here. [PAPER] has curves and no tables: on MATH the multi-sample bound does about as well as
-             RL with a verifier, and better than the single-sample one; more samples are better (1, 2, 4, 8).
+  expected   not reproduced. [PAPER] has curves but no tables: on MATH the multi-sample bound does about as well as RL
+             with a verifier, and better than the single-sample one; more samples are better (1, 2, 4, 8).
 
-Where values come from:
-  [PAPER]  arXiv 2503.19618 (NeurIPS 2025), section on practice and experiments, as our notes have them
-  [ours]   a choice of this file. "unknown" marks what the paper doesn't say, or our notes of it.
+Sources of values:
+  [PAPER]  arXiv 2503.19618 (NeurIPS 2025), section on practice and experiments, from our notes
+  [ours]   a choice of this file. "unknown" means that the paper, or our notes on it, give no value.
 
 Known departures:
-  - Well formatted means "the final answer is" in the completion there, and the marker here: one added token, a copy of
-    the end token. The bound's loss leaves out traces without it, in both.
-  - The warm-up is a run of its own, see SFT above; its length and learning rate are unknown.
-  - Over which samples std(A) is taken is unknown; here over those of the prompt.
+  - The paper calls a completion well formatted if it contains "the final answer is"; here, if it contains the marker,
+    one added token copied from the end token. In both, the bound's loss excludes traces without it.
+  - The warm-up is a separate run, see SFT above; its length and learning rate are unknown.
+  - The samples over which std(A) is taken are unknown; here they are those of the prompt.
 """
 
 import shared_settings as shared
@@ -52,26 +52,26 @@ def get_config():
   sampling.top_p = 1.0  # [PAPER]
 
   algorithm = config.algorithm
-  algorithm.reward = "log_prob"  # [PAPER] of the sequence, summed, never over its length
+  algorithm.reward = "log_prob"  # [PAPER] summed over the sequence, never divided by its length
   algorithm.baseline = "none"  # [PAPER]
-  algorithm.center = "multi_sample"  # [PAPER] the multi-sample bound, which does better on MATH
+  algorithm.center = "multi_sample"  # [PAPER] the multi-sample bound, which is better on MATH
   algorithm.scale = "advantage_std"  # [PAPER] A / std(A)
   algorithm.advantage_clip = 1.0  # [PAPER] clip(A / std(A), -1, 1)
   algorithm.answer_weight = "group_softmax"  # [PAPER] its gradient g2
-  algorithm.answer_coef = 1e-2  # [PAPER] β_sup: 0 to 1e-2 is good for short answers
-  algorithm.format_penalty = 10.0  # [PAPER] reward -10, an advantage of its own
-  algorithm.unmarked = "mask"  # [PAPER] badly formatted samples are left out of the bound
+  algorithm.answer_coef = 1e-2  # [PAPER] β_sup: 0 to 1e-2 works for short answers
+  algorithm.format_penalty = 10.0  # [PAPER] reward -10, as a separate advantage
+  algorithm.unmarked = "mask"  # [PAPER] badly formatted samples are excluded from the bound
   algorithm.trace_loss = "reinforce"  # unknown
-  algorithm.reference = "frozen"  # [PAPER] KL against the start
+  algorithm.reference = "frozen"  # [PAPER] KL to the initial policy
   algorithm.kl_coef = 1e-3  # [PAPER] β
   algorithm.kl_estimator = "k3"  # unknown
   algorithm.format_coef = 0.0  # [PAPER] no such term
   algorithm.normalisation = "constant"  # unknown; keeps the equation's weights
   algorithm.normalisation_constant = 1.0  # unknown
 
-  shared.verl_adamw(config, learning_rate=1e-6)  # unknown, all of the optimizer: verl's values are [ours]
+  shared.verl_adamw(config, learning_rate=1e-6)  # unknown, like the whole optimizer; verl's values are [ours]
   config.optimizer.minibatches = 1  # unknown
 
   config.checkpoint.every_steps = 50  # [ours]
-  config.evaluation.data = None  # [ours] the paper: 2,500 held-out problems; `nrt-jax evaluate` on a checkpoint
+  config.evaluation.data = None  # [ours] the paper: 2,500 held-out problems; run `nrt-jax evaluate` on a checkpoint
   return config

@@ -2,19 +2,20 @@
 
   command    nrt-jax train --config experiments/full_size/nrt_llama31_8b_tulu3.py --workdir DIR
              --config.model.path=LLAMA
-             LLAMA: a copy of meta-llama/Llama-3.1-8B (config.json, safetensors, tokenizer); the data set is fetched
-             from the hub because data.source names it. To try the pipeline: a smaller LLAMA, --config.total_steps=3,
-             --config.parallel.fsdp=1 --config.parallel.tensor=1, and data.source=rows.jsonl with a messages column.
-  cost       unknown: not run here. The released example used one node of 8 GPUs; the mesh below is for 64 TPU v5p chips
-             (fsdp 16 x tensor 4) and has not been tried on them. What is tested: both programs trace and lower.
-  expected   not reproduced here. Reported for the paper's own run, an average over nine benchmarks: 56.2, against 46.0
-             for SFT on the same data (papernotes.org's table; the paper's was not seen).
+             LLAMA: a copy of meta-llama/Llama-3.1-8B (config.json, safetensors, tokenizer). The data set is downloaded
+             from the hub. To try the pipeline: a smaller LLAMA, --config.total_steps=3, --config.parallel.fsdp=1
+             --config.parallel.tensor=1, and data.source=rows.jsonl with a messages column.
+  cost       unknown, not run. The released example used one node of 8 GPUs; the mesh below is for 64 TPU v5p chips
+             (fsdp 16 x tensor 4) and has not been tried on them. Tested: both programs trace and lower.
+  expected   not reproduced. Reported for the paper's own run, an average over nine benchmarks: 56.2, against 46.0 for
+             SFT on the same data (papernotes.org's table; we have not seen the paper's).
 
-Where values come from:
+Sources of values:
   [CODE]  github.com/sharkwyf/native-reasoning-models at ad3a7e9c: nrt_trainer.yaml, run_example_log_prob.sh and
-          recipe/nrt, as our notes have them. Its README warns that details may differ from the paper's own runs.
+          recipe/nrt, from our notes. Its README warns that details may differ from the paper's own runs.
   [PN]    papernotes.org's notes on the paper: secondary.
-  [ours]  a choice of this file. "unknown" marks what neither says.
+  [ours]  a choice of this file. "unknown" means that neither gives a value.
+
 The paper's own form of the method is in nrt_paper_llama31_8b_tulu3.py.
 """
 
@@ -25,10 +26,10 @@ from nrt_jax.commands.configs import base_config
 
 def get_config():
   config = base_config("nrt")
-  config.seed = 42  # unknown; [CODE] names 42 for the shuffling of the data only
+  config.seed = 42  # unknown; [CODE] uses 42 to shuffle the data only
   config.total_steps = 810  # [CODE] about 207,000 prompts, one epoch
   config.prompts_per_step = 256  # [CODE]
-  config.samples_per_prompt = 8  # [CODE] rollout.n (the example's name holds an unexplained "-K1")
+  config.samples_per_prompt = 8  # [CODE] rollout.n (the example's name contains an unexplained "-K1")
 
   # [ours] 64 chips; one row of 8,192 tokens per device group at a time
   shared.on_a_slice(config, fsdp=16, tensor=4, micro_batches=32)
@@ -37,19 +38,19 @@ def get_config():
   data.source = "hub:allenai/tulu-3-sft-mixture"  # [CODE][PN]
   data.split = "train"  # [ours] the hub's only split
   data.messages_column = "messages"  # [CODE] the last assistant turn is the answer, earlier turns stay in the prompt
-  data.shuffle_seed = 42  # [CODE] though another generator: not the same examples
-  data.limit = 220_000  # [CODE] train_size; its 1,024 test examples are not used: log p is measured on unseen prompts
+  data.shuffle_seed = 42  # [CODE] but with another generator, so other examples
+  data.limit = 220_000  # [CODE] train_size; we skip its 1,024 test examples: log p is measured on unseen prompts
 
   prompt = config.prompt
-  prompt.template = "llama3"  # [CODE] a chat template with generation prompt; which one for the base model: unknown
+  prompt.template = "llama3"  # [CODE] a chat template with generation prompt; unknown which one for the base model
   prompt.system = ""  # [CODE] no instruction is added
   prompt.marker = "<|response_start|>"  # [CODE] one added token, its embedding and head row copied from the end token
-  prompt.trace_open = ""  # [CODE] generation starts the trace at once
+  prompt.trace_open = ""  # [CODE] generation starts directly with the trace
   prompt.stop_at_special = True  # [CODE] stop string "<|": any special token ends a trace
   prompt.max_prompt_length = 4096  # [CODE]
   prompt.overlong_prompt = "drop"  # [CODE]
-  # [CODE] bounds trace + marker + answer by 4,096 and shortens the trace where the answer is longer. Here each part
-  # has columns of its own: 2,048 + 1 + 2,047, and a longer answer drops its example.
+  # [CODE] bounds trace + marker + answer by 4,096 and shortens the trace for a longer answer. Here each part has its
+  # own columns, 2,048 + 1 + 2,047, and an example with a longer answer is dropped.
   prompt.max_answer_length = 2047  # [ours]
   prompt.overlong_answer = "drop"  # [ours]
 
@@ -60,21 +61,21 @@ def get_config():
   sampling.top_k = 0  # [CODE] off
 
   algorithm = config.algorithm
-  algorithm.reward = "weighted_sum_log_prob"  # [PN] the best average; which f the example run uses: unknown
-  algorithm.baseline = "none"  # [CODE] the empty trace's pass serves the weights only
-  algorithm.base_policy = "current"  # [CODE] recomputed at every step with the policy before its update
-  algorithm.center = "mean"  # [CODE] center_reward_by, of the whole group
+  algorithm.reward = "weighted_sum_log_prob"  # [PN] the best average; unknown which f the example run uses
+  algorithm.baseline = "none"  # [CODE] the empty-trace pass is used for the weights only
+  algorithm.base_policy = "current"  # [CODE] recomputed every step with the policy before its update
+  algorithm.center = "mean"  # [CODE] center_reward_by, over the whole group
   algorithm.scale = "std"  # [CODE] scale_reward_by, unbiased; 0 where the group has no variance
   algorithm.trace_loss = "cispo"  # [CODE]
-  algorithm.clip_low = 0.8  # [CODE] clip_ratio_low, a bound of the ratio itself
+  algorithm.clip_low = 0.8  # [CODE] clip_ratio_low, a bound on the ratio itself
   algorithm.clip_high = 1.28  # [CODE] clip_ratio_high
   algorithm.answer_weight = "one"  # [CODE] use_fixed_token_reward=True "in main experiments"
   algorithm.trace_coef = 1.0  # [CODE]
   algorithm.answer_coef = 1.0  # [CODE]
   algorithm.format_coef = 0.3  # [CODE] the example; the yaml's default is 1.0
-  algorithm.train_forced_marker = True  # [CODE] the trace's mask holds the marker, forced or not
-  # [CODE] sums over tokens, divided by the padded response width. It sums over the rows of a micro-batch where we take
-  # their mean: a factor that Adam cancels, but that clipping by norm sees. The example's micro-batch size: unknown.
+  algorithm.train_forced_marker = True  # [CODE] the trace's mask includes the marker, forced or not
+  # [CODE] sums over tokens and divides by the padded response width. It sums over the rows of a micro-batch, while we
+  # take their mean. Adam cancels this factor, clipping by norm does not. The example's micro-batch size is unknown.
   algorithm.normalisation = "constant"
   algorithm.normalisation_constant = 4096.0  # [CODE]
 
@@ -91,5 +92,5 @@ def get_config():
   optimizer.minibatches = 4  # [CODE] 64 prompts each, one pass over them
 
   config.checkpoint.every_steps = 90  # [ours]
-  config.evaluation.data = None  # [ours] answers are free text: watch log p and trace length in metrics.jsonl
+  config.evaluation.data = None  # [ours] answers are free text; watch log p and trace length in metrics.jsonl
   return config

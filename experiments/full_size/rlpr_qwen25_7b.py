@@ -1,26 +1,26 @@
 """RLPR on Qwen2.5-7B with its training set of general questions (arXiv 2506.18254).
 
   command    nrt-jax train --config experiments/full_size/rlpr_qwen25_7b.py --workdir DIR --config.model.path=QWEN
-             QWEN: a copy of Qwen/Qwen2.5-7B; the data set is fetched from the hub because data.source names it. To try
-             the pipeline: a smaller QWEN, --config.total_steps=3, --config.parallel.fsdp=1 --config.parallel.tensor=1,
-             and smaller prompts_per_step and sampling lengths.
-  cost       unknown: not run here. The mesh below is for 64 TPU v5p chips and has not been tried on them. Tested: the
+             QWEN: a copy of Qwen/Qwen2.5-7B. The data set is downloaded from the hub. To try the pipeline: a smaller
+             QWEN, --config.total_steps=3, --config.parallel.fsdp=1 --config.parallel.tensor=1, and smaller
+             prompts_per_step and sampling lengths.
+  cost       unknown, not run. The mesh below is for 64 TPU v5p chips and has not been tried on them. Tested: the
              program traces and lowers.
-  expected   not reproduced here. [PAPER] MMLU-Pro 56.0, TheoremQA 55.4; 7.6 above VeriFree on TheoremQA, 7.5 on
+  expected   not reproduced. [PAPER] MMLU-Pro 56.0, TheoremQA 55.4; 7.6 above VeriFree on TheoremQA, 7.5 on
              Minerva, and 1.6 above General-Reasoner on the average of seven sets.
 
-Where values come from:
-  [CODE]   github.com/OpenBMB/RLPR as our notes have it, its Qwen values
+Sources of values:
+  [CODE]   github.com/OpenBMB/RLPR, its Qwen values, from our notes
   [PAPER]  abstract and model card
   [CARD]   the card of openbmb/RLPR-Benchmarks, for the columns: those of verl
-  [verl]   the default of verl, on which the code stands
-  [ours]   a choice of this file. "unknown" marks what none of them says.
+  [verl]   the default of verl, on which the code is built
+  [ours]   a choice of this file. "unknown" means that none of them gives a value.
 
 Known departures:
-  - Format R1 there: <think>, </think>, <answer> and </answer>, each once, as text. Here the marker "<answer>" is one
-    added token, a copy of the end token, and well formatted means marker and end token.
-  - r' there is scored once before the training, here at each step, by the frozen first policy: the same number.
-  - [CODE] rounds r to bfloat16; and splices the reference behind badly formatted completions, without use.
+  - [CODE]'s format R1 needs <think>, </think>, <answer> and </answer> as text, once each. Here the marker "<answer>" is
+    one added token, a copy of the end token, and a completion is well formatted if it has marker and end token.
+  - [CODE] scores r' once before training; here the frozen first policy scores it every step, with the same result.
+  - [CODE] rounds r to bfloat16. It also appends the reference to badly formatted completions, without effect.
 """
 
 import shared_settings as shared
@@ -40,7 +40,7 @@ def get_config():
   data = config.data
   data.source = "hub:openbmb/RLPR-Train-Dataset"  # [CODE]
   data.split = "train"  # [ours] the hub's only one
-  data.question_column = "prompt"  # [CARD] a conversation, which asks for the format in words of its own
+  data.question_column = "prompt"  # [CARD] a conversation with its own instruction on the format
   data.answer_column = "reward_model.ground_truth"  # [CARD]
 
   prompt = config.prompt
@@ -52,7 +52,7 @@ def get_config():
   prompt.overlong_answer = "drop"  # unknown
 
   sampling = config.sampling
-  sampling.max_trace_length = 3072  # [CODE] of the whole completion
+  sampling.max_trace_length = 3072  # [CODE] the whole completion
   sampling.temperature = 1.0  # [verl]; [CODE] has 0.6 for Llama
   sampling.top_p = 1.0  # [verl]
   sampling.wave_prompts = 192  # [ours] bounds the caches: 1,536 rows at a time
@@ -60,7 +60,7 @@ def get_config():
   algorithm = config.algorithm
   algorithm.reward = "arithmetic_mean"  # [CODE] mean_exp_log_softmax
   algorithm.baseline = "subtract_and_clip"  # [CODE] clip(r - r', 0, 1)
-  algorithm.base_policy = "reference"  # [CODE] r' of the initial actor
+  algorithm.base_policy = "reference"  # [CODE] r' under the initial actor
   algorithm.reference = "frozen"  # [CODE] the same
   algorithm.format_share = 0.1  # [CODE]
   algorithm.center = "mean"  # [CODE] adv_estimator=grpo
@@ -73,7 +73,7 @@ def get_config():
   algorithm.std_filter_start = 11  # [CODE]
   algorithm.std_average_start = 6  # [CODE]
   algorithm.std_average_decay = 0.99  # [CODE]
-  algorithm.max_draws = 4  # unknown; [CODE] draws again until the batch is full
+  algorithm.max_draws = 4  # unknown; [CODE] redraws until the batch is full
   algorithm.repetition_penalty = 1.0  # [CODE] -1 where a 10-gram occurs 10 times or more
   algorithm.repetition_ngram = 10  # [CODE] of tokens or of words: unknown
   algorithm.repetition_times = 10  # [CODE]
@@ -81,8 +81,8 @@ def get_config():
   algorithm.entropy_coef = 0.0  # unknown
 
   shared.verl_adamw(config, learning_rate=1e-6)  # [CODE]
-  config.optimizer.minibatches = 4  # [CODE] of 192 prompts
+  config.optimizer.minibatches = 4  # [CODE] 192 prompts each
 
   config.checkpoint.every_steps = 20  # [ours]
-  config.evaluation.data = None  # [ours] the paper's seven sets: `nrt-jax evaluate` on a checkpoint
+  config.evaluation.data = None  # [ours] for the paper's seven sets run `nrt-jax evaluate` on a checkpoint
   return config

@@ -1,15 +1,15 @@
-"""What the full-size files share: a slice of accelerators, DAPO-Math, the optimizer of verl. No run by itself.
+"""Settings that the full-size files share: a slice of accelerators, DAPO-Math, verl's optimizer. Not a run itself.
 
-Every value here is [ours] or has its source beside it, as in the files that call these functions.
+Every value is [ours] or has its source next to it, as in the files that call these functions.
 """
 
 
 def on_a_slice(config, fsdp: int, tensor: int, micro_batches: int) -> None:
-  """bfloat16 on `fsdp` x `tensor` devices and any multiple of them; all of it is [ours]."""
+  """bfloat16 on `fsdp` x `tensor` devices, or any multiple of them. All values are [ours]."""
   config.model.path = None  # given by the user
   config.model.compute_dtype = "bfloat16"  # float32 master weights
   config.model.remat = "full"
-  config.model.layer_loop = "scan"  # a program of one layer, not of all
+  config.model.layer_loop = "scan"  # compiles one layer, not all
   config.parallel.data = -1
   config.parallel.fsdp = fsdp
   config.parallel.tensor = tensor
@@ -17,12 +17,12 @@ def on_a_slice(config, fsdp: int, tensor: int, micro_batches: int) -> None:
 
 
 def verl_adamw(config, learning_rate: float) -> None:
-  """AdamW as verl's configs have it where a script says no more; the rate is the caller's."""
+  """AdamW with verl's defaults and the caller's learning rate, for whatever a script does not set."""
   optimizer = config.optimizer
   optimizer.name = "adamw"
   optimizer.learning_rate = learning_rate
   optimizer.schedule = "constant"
-  optimizer.beta1 = 0.9  # unknown in all papers here; torch's default, as the next two
+  optimizer.beta1 = 0.9  # unknown in all papers here; torch's default, like the next two
   optimizer.beta2 = 0.999
   optimizer.eps = 1e-8
   optimizer.weight_decay = 0.01  # unknown; verl's default
@@ -30,9 +30,9 @@ def verl_adamw(config, learning_rate: float) -> None:
 
 
 def dapo_math(config) -> None:
-  """DAPO-Math-17k: integer answers. Whole completions are graded, since base models box their answers."""
+  """DAPO-Math-17k: integer answers. Grades whole completions, since base models box their answers."""
   data = config.data
-  # [ours] each question once, and without an instruction around it; the original is BytedTsinghua-SIA/DAPO-Math-17k.
+  # [ours] deduplicated, and without instructions; the original is BytedTsinghua-SIA/DAPO-Math-17k.
   data.source = "hub:open-r1/DAPO-Math-17k-Processed:all"
   data.split = "train"
   data.question_column = "prompt"
@@ -40,7 +40,7 @@ def dapo_math(config) -> None:
 
   prompt = config.prompt
   prompt.answer_in = "completion"
-  prompt.marker = "<|fim_pad|>"  # [ours] a token that Qwen2.5 has and never writes: nothing is read behind it
-  prompt.max_answer_length = 32  # [ours] columns for the reference alone; completions have sampling.max_trace_length
+  prompt.marker = "<|fim_pad|>"  # [ours] a Qwen2.5 token that is never written; nothing after it is read
+  prompt.max_answer_length = 32  # [ours] for the reference only; completions use sampling.max_trace_length
   prompt.overlong_answer = "drop"
-  config.algorithm.verifier = "math"  # on the host; the papers': string match of the normalised box or answer line
+  config.algorithm.verifier = "math"  # on the host; the papers match the normalized box or answer line as text

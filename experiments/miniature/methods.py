@@ -1,12 +1,12 @@
 """The miniature study: every method of the table ALGORITHMS from the same start, on small tasks, over seeds.
 
-    python experiments/miniature/methods.py                       # all of it under runs/methods; the same command resumes
+    python experiments/miniature/methods.py                       # everything, under runs/methods; it resumes
     python experiments/miniature/methods.py --tasks running_sum --methods sft nrt_prob --seeds 0
     python experiments/miniature/methods.py --report_only         # tables and curves of what is finished
 
 For each task and seed a tiny Llama is pretrained once, by next-token prediction on examples of which few show their
-trace. Every method starts from that checkpoint, sees the same prompts in the same order, with the same number of
-samples, steps and optimizer updates, and the same limit on a trace. Each finished run is one line of results.jsonl.
+trace. Every method starts from that checkpoint and sees the same prompts in the same order, with the same number of
+samples, steps and optimizer updates and the same trace limit. Each finished run is one line of results.jsonl.
 
 Cost and results: docs/results/methods.md.
 """
@@ -32,15 +32,15 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.step import host_grading, policy, programs, tools
 
-POINTS = 3  # evaluations after the first one
-PROBE_PROMPTS, PROBE_SAMPLES = 64, 4  # sampled traces after which held-out answers are scored
+POINTS = 3  # evaluations after the initial one
+PROBE_PROMPTS, PROBE_SAMPLES = 64, 4  # held-out prompts, and traces sampled per prompt to score answers after
 
 
 # --------------------------------------------------------------------------------------------------------------- runs
 
 
 class Bench:
-  """What the runs of one task share: data, starting points and compiled programs, which no seed changes."""
+  """What the runs of one task share: data, pretrained models and compiled programs. These do not depend on the seed."""
 
   def __init__(self, task: str, root: str, steps: int, pretrain_steps: int):
     self.task, self.root, self.steps, self.pretrain_steps = task, os.path.join(root, task), steps, pretrain_steps
@@ -57,7 +57,7 @@ class Bench:
     self._datasets, self._programs, self._starts = {}, {}, {}
 
   def start(self, seed: int):
-    """(parameters after pretraining, their evaluation); trains them where that was not yet done."""
+    """Returns (pretrained parameters, their evaluation), pretraining first if necessary."""
     if seed not in self._starts:
       directory = os.path.join(self.root, f"pretrain_{self.pretrain_steps}_{seed}")
       values = plain(methods_recipe.pretrain_config(self.task, self.model_path, self.pretrain_steps, seed), "")
@@ -67,8 +67,8 @@ class Bench:
     return self._starts[seed]
 
   def evaluate(self, params, step: int) -> dict:
-    """A point of the curves: greedy completions, and answers scored after sampled traces."""
-    key = jax.random.key(0)  # the same draws for all methods
+    """One point of the curves: greedy completions, and answers scored after sampled traces."""
+    key = jax.random.key(0)  # the same random numbers for all methods
     greedy, _ = held_out.evaluate(
       self._generate, params, self._held_out, self._evaluation, self.tokenizer, self.form, key
     )
@@ -83,7 +83,7 @@ class Bench:
     return self._datasets[hints]
 
   def program(self, name: str, states, batch, setup):
-    """The method's compiled step. Compiled once: the seed is in the states and in the batch."""
+    """The method's step, compiled once for all seeds: the seed is in the states and the batch."""
     if name not in self._programs:
       self._programs[name] = host_grading.compile_train_step(setup, states, batch, self.tokenizer)
     return self._programs[name]
@@ -95,7 +95,7 @@ class Bench:
     run = methods_recipe.method_config(self.task, name, self.model_path, self.steps)
     setup = programs.Setup(run, self.model, self.form, mesh=None)
     dataset = self.dataset(run, setup.algorithm.needs_hints)
-    # A step donates its states, so that they must not share memory with the start of the other methods.
+    # A step donates its states, so they must not share buffers with the other methods' start.
     states = programs.init_states(setup, jax.tree.map(jnp.copy, params), jax.random.key(seed))
     points = {round(self.steps * share / POINTS) for share in range(1, POINTS + 1)}
     position, curve, history, generated = batches.Position(), [first], [], 0.0
@@ -116,7 +116,7 @@ class Bench:
 
 
 def build_probe(setup: programs.Setup, hard: tuple):
-  """(params, prompts, key) -> metrics of held-out answers after traces sampled as in training, {name: []}."""
+  """Returns (params, prompts, key) -> {name: []}, metrics of held-out answers after traces sampled as in training."""
   run = setup.run.__class__(**{**vars(setup.run), "samples_per_prompt": PROBE_SAMPLES})
   setup = setup._replace(run=run)
 
@@ -128,12 +128,12 @@ def build_probe(setup: programs.Setup, hard: tuple):
     empty_NA = arrays.repeat_rows(empty.answer_logp_NA, PROBE_SAMPLES)
     mean = jnp.mean(scores.answer_logp_NA, where=mask_NA)
     found = {
-      "logp": mean,  # per token of the answer, end token included
+      "logp": mean,  # per answer token, including the end token
       "gain": mean - jnp.mean(empty_NA, where=mask_NA),
       "prob": jnp.mean(jnp.exp(jnp.sum(scores.answer_logp_NA, axis=1, where=mask_NA))),
       "trace": jnp.mean(rollouts.length_N - rollouts.ended_N),
       "marker": jnp.mean(rollouts.marker_N),
-      # E[-log π] of the sampled tokens, stop token included, is the entropy of the policy.
+      # E[-log π] over the sampled tokens, including the stop token, is the policy's entropy.
       "entropy": -rollouts.logp_NR.sum() / rollouts.length_N.sum(),
     }
     if hard:
@@ -147,7 +147,7 @@ TRAINING = ("reward/mean", "reward/std", "advantage/abs_mean", "trace/length_mea
 
 
 def columns(history: list[dict]) -> dict:
-  """What the steps themselves measured: {metric: [of each step]}, of those that the method has."""
+  """Metrics of the training steps, {metric: [value per step]}, for those that the method has."""
   return {name: [line[name] for line in history] for name in TRAINING if name in history[0]}
 
 
@@ -170,12 +170,12 @@ def planned(args) -> list[tuple]:
 
 
 def lengths(args, task: str) -> tuple[int, int]:
-  """Steps of each method and of pretraining: the flags', or the task's own."""
+  """Steps of each method and of pretraining, from the flags or the task."""
   return args.steps or TASKS[task].steps, args.pretrain_steps or TASKS[task].pretrain_steps
 
 
 def finished(path: str, args) -> dict:
-  """(task, seed, method) -> its line, of the runs with as many steps. A half-written line counts for nothing."""
+  """Maps (task, seed, method) to its line, for runs with the same number of steps. Skips incomplete lines."""
   found = {}
   if not os.path.exists(path):
     return found
@@ -191,7 +191,7 @@ def finished(path: str, args) -> dict:
 
 
 def append(path: str, line: dict) -> None:
-  """Adds a line, behind a half-written one of an interrupted study if there is one."""
+  """Appends a line, after ending an incomplete one that an interrupted study may have left."""
   with open(path, "a+b") as file:
     file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
     broken = file.read(1) not in (b"", b"\n")
@@ -199,7 +199,7 @@ def append(path: str, line: dict) -> None:
 
 
 def study(args) -> None:
-  """Runs what is not finished yet."""
+  """Runs whatever is not finished yet."""
   path = os.path.join(args.workdir, "results.jsonl")
   os.makedirs(args.workdir, exist_ok=True)
   workdir.keep_compiled(args.workdir)

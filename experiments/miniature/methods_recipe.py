@@ -1,4 +1,4 @@
-"""What the miniature study runs: its tasks, its methods, and the config of each run."""
+"""The miniature study's tasks, methods and configs."""
 
 from dataclasses import dataclass, field
 
@@ -9,37 +9,37 @@ from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.tasks import table as tasks
 
-PROMPTS, SAMPLES = 16, 8  # of a step: 128 traces
+PROMPTS, SAMPLES = 16, 8  # per step: 128 traces
 LEARNING_RATE = 3e-4
 PRETRAIN_EXAMPLES = 20000
-TRAIN_EXAMPLES = 4096  # of which 30 steps use 480, in an order that the seed gives
+TRAIN_EXAMPLES = 4096  # 30 steps use 480 of them, in an order that depends on the seed
 TEST_EXAMPLES = 256  # greedy completions
 
 
 @dataclass(frozen=True)
 class StudyTask:
-  """A task with the widths and the pretraining that suit it. Lengths are tokens."""
+  """A task with its lengths (in tokens) and pretraining."""
 
   prompt: int
-  trace: int  # limit on a sampled trace, its stop token included
-  answer: int  # end token included
-  shown: int  # the longest trace that pretraining shows
-  trace_share: float  # of the pretraining examples, those that show their trace
+  trace: int  # limit on a sampled trace, including its stop token
+  answer: int  # including the end token
+  shown: int  # longest trace shown in pretraining
+  trace_share: float  # share of pretraining examples that show their trace
   pretrain_steps: int
   steps: int  # of each method
-  families: tuple  # of methods that run on it
-  verifier: str  # of the methods that need one: token_match, or host where many answers are right
-  hard: tuple = ()  # columns of the answer that only a trace makes easy
+  families: tuple  # of the methods that run on it
+  verifier: str  # for methods that need one: token_match, or host if many answers are right
+  hard: tuple = ()  # answer columns that only a trace makes easy
 
 
 @dataclass(frozen=True)
 class Method:
-  """A row of the table of methods with settings laid over its defaults."""
+  """An entry of ALGORITHMS with settings that override its defaults."""
 
   algorithm: str
   family: str
-  settings: dict = field(default_factory=dict)  # keys of the config, dotted
-  whole: bool = False  # the model samples its own answer too: the limit is on trace, marker and answer
+  settings: dict = field(default_factory=dict)  # dotted config keys
+  whole: bool = False  # the model samples its own answer too; the limit covers trace, marker and answer
   verified: bool = False
 
 
@@ -73,7 +73,7 @@ METHODS = {
   "nrt_ws_inverse": nrt("weighted_sum_inverse_prob"),
   "nrt_ws_log": nrt("weighted_sum_log_prob"),
   "nrt_paper": Method("nrt", "nrt"),  # WS(-log p), answer weights derived from the reward
-  # Advantages as large as the rewards make them: the group's deviation hides how little a reward says.
+  # Advantages not divided by the group's deviation, which hides small differences between rewards.
   "unscaled_log_prob": nrt("log_prob", "none"),
   "unscaled_prob": nrt("prob", "none"),
   "unscaled_gm": nrt("geometric_mean", "none"),
@@ -90,7 +90,7 @@ METHODS = {
   "rlpr": Method("rlpr", "completion", whole=True),
   "nover": Method("nover", "completion", whole=True),
   "dpo": Method("dpo", "offline"),
-  # The hint comes first, so that what stands before the trace is what stood there in pretraining.
+  # The hint comes first, so that the trace follows the question as in pretraining.
   "rationalization": Method("rationalization", "offline", {"prompt.hint_template": "{answer} {question}"}),
   "rft": verified("rft"),
   "nft": verified("nft"),
@@ -106,7 +106,7 @@ METHODS = {
 
 
 def make_model_directory(task: str, path: str) -> None:
-  """A tiny Llama in Hugging Face format: config.json and a word tokenizer."""
+  """Writes a tiny Llama in Hugging Face format: config.json and a word tokenizer."""
   tokenizer = word_tokenizer(tasks.TASKS[task]().words, path)
   config = ModelConfig(
     vocab_size=len(tokenizer),
@@ -122,11 +122,11 @@ def make_model_directory(task: str, path: str) -> None:
 
 
 def get_config(task: str, algorithm: str, model_path: str, steps: int):
-  """What pretraining and all methods share."""
+  """The settings that pretraining and all methods share."""
   study, config = TASKS[task], base_config(algorithm)
   config.total_steps = steps
   config.model.path = model_path
-  config.model.weights = "random"  # of no effect where a run starts from another's policy
+  config.model.weights = "random"  # no effect when a run starts from another's policy
   config.prompt.max_prompt_length = study.prompt
   config.prompt.max_answer_length = study.answer
   config.data.source = f"task:{task}"
@@ -136,7 +136,7 @@ def get_config(task: str, algorithm: str, model_path: str, steps: int):
 
 
 def pretrain_config(task: str, model_path: str, steps: int, seed: int):
-  """Next-token prediction on a mixture in which few examples show their trace."""
+  """Next-token prediction; few examples show their trace."""
   study, config = TASKS[task], get_config(task, "sft", model_path, steps)
   config.seed = seed
   config.data.task_options = {"trace_share": study.trace_share}
@@ -150,7 +150,7 @@ def pretrain_config(task: str, model_path: str, steps: int, seed: int):
 
 
 def method_config(task: str, name: str, model_path: str, steps: int) -> RunConfig:
-  """A method on question-answer pairs alone. It has no seed: that is of the state and of the data's order."""
+  """A method on question-answer pairs alone. The seed is not part of it: it is in the states and the data order."""
   study, method = TASKS[task], METHODS[name]
   config = get_config(task, method.algorithm, model_path, steps)
   config.data.examples = TRAIN_EXAMPLES

@@ -1,6 +1,7 @@
-"""Tables and curves of the miniature study, from the lines of results.jsonl. Nothing is run and nothing drawn by others.
+"""Tables and curves of the miniature study, from results.jsonl. Runs nothing and needs no plotting library.
 
-A table goes into a page between `<!-- table TASK -->` and `<!-- end -->`, a figure beside the page as methods_TASK.svg.
+A table is inserted between `<!-- table TASK -->` and `<!-- end -->` of a page; a figure is saved as methods_TASK.svg in
+the page's directory.
 """
 
 import math
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_text
 
-# heading, key of a point of the curve (the last one is shown), digits
+# heading, key in a point of the curve (the last point is shown), digits
 COLUMNS = (
   ("accuracy", "accuracy", 3),
   ("log p(answer)", "logp", 3),
@@ -31,22 +32,22 @@ ROWS = (
   ("with a verifier", ("verified",)),
 )
 CONTROL = "sft"  # drawn in every panel, dashed
-START = "start"  # the row of what all methods start from
+START = "start"  # the row of the common starting point
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
-WIDTH, HEIGHT, LEFT, TOP, LEGEND = 170, 110, 44, 30, 120  # pixels: of a panel, of the space before it, of the names
+WIDTH, HEIGHT, LEFT, TOP, LEGEND = 170, 110, 44, 30, 120  # pixels: panels, the space before them, the legend
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
 
 
 def mean_std(values: Iterable[float]) -> tuple[float, float]:
-  """Mean and unbiased standard deviation; NaN for the deviation of one value."""
+  """Mean and unbiased standard deviation; the deviation of a single value is NaN."""
   values = list(values)
   return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else math.nan
 
 
 def by_method(lines: list[dict]) -> dict:
-  """{method: its lines}, in the order in which the methods first occur."""
+  """Groups lines by method, in order of first occurrence."""
   found = {}
   for line in lines:
     found.setdefault(line["method"], []).append(line)
@@ -54,13 +55,13 @@ def by_method(lines: list[dict]) -> dict:
 
 
 def cell(values, digits: int) -> str:
-  """`mean ± std`, the mean alone for one value."""
+  """`mean ± std`, or just the mean for a single value."""
   mean, std = mean_std(values)
   return f"{mean:.{digits}f}" + ("" if math.isnan(std) else f" ± {std:.{digits}f}")
 
 
 def table(lines: list[dict]) -> str:
-  """A Markdown table of one task: what all methods start from, then a row a method, at the last point of its curve."""
+  """A Markdown table of one task: the starting point, then one row per method at the last point of its curve."""
   columns = [column for column in COLUMNS if column[1] in lines[0]["curve"][0]]
   first, last = lines[0]["curve"][1]["step"], lines[0]["curve"][-1]["step"]
   heads = ["method", f"accuracy, step {first}", f"step {last}", "by seed", *(head for head, _, _ in columns[1:])]
@@ -80,12 +81,12 @@ def row_of(name: str, points: list[dict], columns, early: str, generated: str) -
 
 
 def starts(lines: list[dict]) -> dict:
-  """{seed: the point that all runs of the seed start from}."""
+  """Maps each seed to the starting point of its runs."""
   return {line["seed"]: line["curve"][0] for line in lines}
 
 
 def series(lines: list[dict], key: str) -> list[tuple]:
-  """[(step, mean, std)] of a method's lines; std is 0 for one seed."""
+  """[(step, mean, std)] over a method's lines; std is 0 for a single seed."""
   points = {}
   for line in lines:
     for point in line["curve"]:
@@ -98,7 +99,7 @@ def series(lines: list[dict], key: str) -> list[tuple]:
 
 
 def figure(title: str, lines: list[dict], families: dict) -> str:
-  """An SVG: a row of panels for each family of methods, a column for each metric; mean, and mean ± std as a band."""
+  """An SVG with a row of panels per family of methods and a column per metric; the band is mean ± std."""
   methods = by_method(lines)
   rows = []
   for label, names in ROWS:
@@ -121,7 +122,7 @@ def figure(title: str, lines: list[dict], families: dict) -> str:
 
 
 def panel(x: float, y: float, head: str, curves: dict) -> list[str]:
-  """One panel with its upper left corner at (x, y), scaled to its own curves: some methods leave all others behind."""
+  """A panel with its upper left corner at (x, y), scaled to its own curves, since their ranges differ widely."""
   everyone = [point for curve in curves.values() for point in curve]
   low, high = min(m - s for _, m, s in everyone), max(m + s for _, m, s in everyone)
   span, steps = high - low or 1.0, max(step for step, _, _ in everyone) or 1
@@ -155,7 +156,7 @@ def legend(x: float, y: float, names: list[str]) -> list[str]:
 
 
 def style(name: str, number: int) -> tuple[str, str]:
-  """Colour of a curve, and its dashes."""
+  """A curve's color and dash pattern."""
   return ("#555555", ' stroke-dasharray="4 3"') if name == CONTROL else (COLOURS[number % len(COLOURS)], "")
 
 
@@ -167,7 +168,7 @@ def text(x: float, y: float, content: str, size: int, anchor: str = "start") -> 
 
 
 def fill(page: str, name: str, content: str) -> str:
-  """The page with `content` between `<!-- name -->` and the next `<!-- end -->`. UserError where it has no such place."""
+  """Puts `content` between `<!-- name -->` and the next `<!-- end -->`. Raises UserError if there is no such place."""
   place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
   if not place.search(page):
     raise UserError(f"--page: found no place '<!-- {name} -->' ... '<!-- end -->' in the page")
@@ -175,7 +176,7 @@ def fill(page: str, name: str, content: str) -> str:
 
 
 def report(lines: list[dict], families: dict, page: str | None, directory: str) -> None:
-  """Prints the tables of finished runs, fills them into the page, and draws the curves beside it, or in `directory`."""
+  """Prints the tables of finished runs, inserts them into `page`, and saves the curves next to it or in `directory`."""
   for task in dict.fromkeys(line["task"] for line in lines):
     own = [line for line in lines if line["task"] == task]
     seconds = sum(line["seconds"] for line in own)
