@@ -1,4 +1,4 @@
-"""Settings of JAX that every test shares. They must be made before the first array."""
+"""JAX settings that all tests share. They must be set before the first array is created."""
 
 import os
 import tempfile

@@ -1,6 +1,6 @@
-"""Plain NumPy twins of the maths, written from the papers' equations: float64, one row or token at a time, no masks.
+"""Plain NumPy twins of the math, from the papers' equations: float64, one row or token at a time, no masks.
 
-Probabilities c and plain loops stand here where the library works on padded arrays of log-probabilities.
+It uses probabilities c and plain loops where the library uses padded arrays of log-probabilities.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Configs: nested mappings to dataclasses, stages, config files and overrides; every mistake names its key."""
+"""Configs: nested mappings to dataclasses, stages, config files and overrides; every error names its key."""
 
 import dataclasses
 

@@ -1,8 +1,7 @@
-"""The docs say what the code does: links resolve, every module has its line, and the examples run and print what they
-show.
+"""The docs match the code: links resolve, every module is listed, and the examples run and print what is shown.
 
-A ```python block of a page runs after those before it, in one module. A ```text block right behind one is what it
-prints, numbers up to rounding.
+The ```python blocks of a page run in order, in one module. A ```text block directly after one is its output, with
+numbers up to rounding.
 """
 
 import contextlib

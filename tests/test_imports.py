@@ -1,4 +1,4 @@
-"""The order of the house: which folder may import which, and where each third party may be imported."""
+"""Import rules: which folder may import which, and where third-party packages may be imported."""
 
 import ast
 

@@ -1,4 +1,4 @@
-"""Whole runs at toy size: stages, resuming after any kind of interruption, saving and exporting."""
+"""Whole runs at toy size: stages, resuming after any interruption, saving and exporting."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""One battery for every row of the table of methods. What stands on the columns of a row: test_coefficients.py."""
+"""One battery of checks for every entry of ALGORITHMS. test_coefficients.py checks each entry's specifics."""
 
 import ast
 import dataclasses

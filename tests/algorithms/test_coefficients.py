@@ -1,4 +1,4 @@
-"""Coefficients of NRT and of sft, token by token, against lists in plain Python; each of their keys is felt."""
+"""Coefficients of NRT and sft, token by token, against plain Python lists; every config key has an effect."""
 
 import dataclasses
 import functools

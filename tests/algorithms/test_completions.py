@@ -1,4 +1,4 @@
-"""RLPR and NOVER, whose whole completions carry the gradient: each against its paper's equations."""
+"""RLPR and NOVER, which put the gradient on whole completions: each against its paper's equations."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Iterative DPO: the loss against its equation, how pairs are chosen and weighed, and that nothing parts them."""
+"""Iterative DPO: the loss against its equation, the choice and weighting of pairs, and that pairs are never split."""
 
 import dataclasses
 

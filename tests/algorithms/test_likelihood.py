@@ -1,4 +1,4 @@
-"""The methods rewarded by the likelihood of the reference answer: each against its paper's equations."""
+"""Methods rewarded by the likelihood of the reference answer: each against its paper's equations."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""The update against the objective itself: a policy so small that all of its traces can be summed over."""
+"""The update against the objective itself, for a policy so small that all traces can be enumerated."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Rationalization: what is sampled after the hint is learnt after the plain prompt, where it helps."""
+"""Rationalization: traces sampled after the hint are learned after the plain prompt, where they help."""
 
 import dataclasses
 

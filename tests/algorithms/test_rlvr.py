@@ -1,4 +1,4 @@
-"""Reinforcement learning from verifiable rewards: the rows of the table against lists."""
+"""Reinforcement learning with verifiable rewards: each method against plain lists."""
 
 import dataclasses
 

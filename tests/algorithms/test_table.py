@@ -1,4 +1,4 @@
-"""Every row of the table is a program; docs/methods.md is what make_methods.py writes today, and says what batches do."""
+"""Every entry of ALGORITHMS traces; docs/methods.md is up to date and matches what batches contain."""
 
 import dataclasses
 import functools

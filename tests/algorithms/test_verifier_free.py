@@ -1,4 +1,4 @@
-"""Details of the likelihood family that the battery of test_battery.py does not reach."""
+"""Details of the likelihood methods that test_battery.py does not cover."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -1,4 +1,4 @@
-"""The commands as users type them: one tiny run is trained, sampled, exported; each mistake is one line and code 2."""
+"""The commands end to end: a tiny run is trained, sampled and exported; each mistake gives one line and exit code 2."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""`nrt-jax evaluate` and `nrt-jax report` as users type them, on one tiny run that evaluates itself."""
+"""`nrt-jax evaluate` and `nrt-jax report` end to end, on one tiny run with evaluation."""
 
 import json
 

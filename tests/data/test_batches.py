@@ -1,4 +1,4 @@
-"""Data: token ids, overlong policies, and an order that (epoch, index) alone fixes. Sources: test_sources.py."""
+"""Data: token ids, overlong policies, and an order determined by (epoch, index) alone. Sources: test_sources.py."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Weights of examples: how often each is drawn, in an order that (epoch, index) alone fixes."""
+"""Example weights: how often each is drawn, in an order determined by (epoch, index) alone."""
 
 import json
 

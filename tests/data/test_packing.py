@@ -1,4 +1,4 @@
-"""Packed rows: every example once, and the numbers of rows of their own."""
+"""Packed rows: every example once, and their own row counts."""
 
 import dataclasses
 import functools

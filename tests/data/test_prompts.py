@@ -1,4 +1,4 @@
-"""Prompts: our chat templates against the public ones, and token sequences that never merge across a border."""
+"""Prompts: our chat templates against the public ones, and token sequences that never merge across a boundary."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Sources of examples: files, hub ids, tasks, conversations; each mistake names file and line."""
+"""Sources of examples: files, hub ids, tasks, conversations; each error names file and line."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Evaluation: which grader is used, and what is reported where answers can't be graded."""
+"""Evaluation: which grader is used, and what is reported for answers that cannot be graded."""
 
 import contextlib
 import dataclasses

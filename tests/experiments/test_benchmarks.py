@@ -1,4 +1,4 @@
-"""The scripts in experiments/benchmarks run at toy size. The comparison with other frameworks has test_peers.py."""
+"""The scripts in experiments/benchmarks run at toy size. For the comparison with other frameworks see test_peers.py."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Every experiment file loads and says how to start it; the small ones run on their real path."""
+"""Every experiment file loads and documents its command; the small ones run end to end."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The full-size files: their values are the papers', and their programs lower. Abstract values only, no weights."""
+"""The full-size files: their values are the papers' and their programs lower, on abstract values without weights."""
 
 import json
 import re

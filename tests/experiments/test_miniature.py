@@ -1,4 +1,4 @@
-"""The miniature study: its recipe covers the table, its reports are right, and it runs, shares programs and resumes."""
+"""The miniature study: it covers every method, reports correctly, runs, shares programs and resumes."""
 
 import json
 import math

@@ -1,8 +1,9 @@
-"""Makes the golden model directories with torch and transformers: `python tests/golden/make_hf_golden.py`.
+"""Generates the golden model directories with torch and transformers: `python tests/golden/make_hf_golden.py`.
 
-Each case is a tiny random model of one family with everything that can go wrong switched on. Beside its config.json and
-safetensors lies expected.npz: left-padded tokens, their positions, torch's float32 logits, and its greedy continuation.
-The files change only when this script is run; a test that then fails says that our model departs from transformers'.
+Each case is a tiny random model of one family with every option that can go wrong switched on. Its directory has
+config.json, safetensors and expected.npz: left-padded tokens, their positions, torch's float32 logits, and torch's
+greedy continuation. The files change only when this script is run. A failing test means that our model departs from
+transformers'.
 """
 
 from pathlib import Path

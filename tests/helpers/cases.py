@@ -1,4 +1,4 @@
-"""Each method of the table, and forms of NRT: name -> (row of ALGORITHMS, keys of its config)."""
+"""Every method and several forms of NRT: name -> (key of ALGORITHMS, config keys)."""
 
 from nrt_jax.algorithms.table import ALGORITHMS
 

@@ -1,4 +1,4 @@
-"""Checkpoints that are written at once, and the bits of an array."""
+"""Checkpoints written synchronously, and the bits of an array."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""What the text of an optimised program says."""
+"""Reads properties of a compiled program from its text."""
 
 import re
 

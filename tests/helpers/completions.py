@@ -1,4 +1,4 @@
-"""Completions made by hand for methods that train on whole ones: as lists for the twins, as arrays for the library."""
+"""Hand-made completions for methods that train on whole ones: as lists for the twins, as arrays for the library."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A policy that often answers, and runs of it whose completions are graded on the host or in the program."""
+"""A policy that often answers, and runs of it graded on the host or in the program."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""What the tests of graders share: answers of real benchmarks, and what grading needs."""
+"""What the grader tests share: answers from real benchmarks, and what grading needs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What a method rewarded by likelihoods makes of hand-made traces and probabilities of the answer."""
+"""Batches of likelihood-rewarded methods for hand-made traces and answer probabilities."""
 
 import jax
 import jax.numpy as jnp

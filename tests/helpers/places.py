@@ -1,4 +1,4 @@
-"""What users of the commands have: a directory with a tiny model directory and a config file."""
+"""The files a user of the commands has: a tiny model directory and a config file."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""Tiny models, prompts and runs that several test files share. No tokenizer: token ids are made up."""
+"""Tiny models, prompts and runs that several test files share. Token ids are made up; there is no tokenizer."""
 
 import functools
 

@@ -1,6 +1,7 @@
 """Kernels and blocks against attention.attend, which test_decoder.py and test_hf_weights.py test against torch.
 
-Here splash attention is interpreted, and cuDNN's call is made in XLA's form of it: what is tested is what we hand over.
+Splash attention is interpreted here, and cuDNN's call runs in XLA's version of it: the tests cover the arguments that
+we pass.
 """
 
 import functools

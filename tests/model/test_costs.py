@@ -1,4 +1,4 @@
-"""The chips' table, and costs worked out by hand and by counting."""
+"""The chip table, and costs computed by hand and by counting."""
 
 import dataclasses
 

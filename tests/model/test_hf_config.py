@@ -1,4 +1,4 @@
-"""config.json: what published ones mean to us, what is refused, and that ours say the same to others."""
+"""config.json: published files are read correctly or rejected, and exported ones mean the same to others."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Model directories: broken tensors are errors that name them, and exports are whole or not there."""
+"""Model directories: errors name broken tensors, and exports are complete or absent."""
 
 import json
 import shutil

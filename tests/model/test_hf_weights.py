@@ -1,6 +1,7 @@
-"""Parity with torch's transformers on random tiny models of every family, with a vocabulary that grew too.
+"""Parity with torch's transformers on random tiny models of every family, also with an extended vocabulary.
 
-tests/golden holds part of the parity as files (see make_hf_golden.py there), so that it runs without torch too.
+tests/golden stores some of the expected values as files (see make_hf_golden.py there), so that these tests also run
+without torch.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""Kinds of attention in the decoder, over a mesh and under pmap, and which one is chosen where."""
+"""Kinds of attention in the decoder, over a mesh and under pmap, and which one is selected where."""
 
 import dataclasses
 import functools

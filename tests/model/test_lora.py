@@ -1,4 +1,4 @@
-"""Low-rank adapters: alone in being trained, nothing at the start, merged for rollouts and exports."""
+"""Low-rank adapters: the only trained parameters, no effect at the start, merged for rollouts and exports."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What model.remat keeps for the backward pass, seen in the gradient's jaxpr: which kernels and products it runs."""
+"""What model.remat saves for the backward pass, from the gradient's jaxpr: which kernels and products it runs."""
 
 import collections
 import dataclasses

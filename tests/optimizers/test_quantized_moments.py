@@ -1,4 +1,4 @@
-"""Moments in eight bits: how far codes are off, block by block and over updates; and a run that keeps its state so."""
+"""Eight-bit moments: quantization error per block and over updates, and whole runs that use them."""
 
 import dataclasses
 

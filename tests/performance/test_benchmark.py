@@ -1,4 +1,4 @@
-"""The benchmark as users type it, the figures that it is made of, and that training compiles nothing after its start."""
+"""The benchmark command, its figures, and that training compiles nothing after its start."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Checkpoints: bit-exact, across meshes, the last k and the best. Whole or absent: test_checkpoint_kill.py."""
+"""Checkpoints: bit-exact, across meshes, the last k and the best. Complete or absent: test_checkpoint_kill.py."""
 
 import dataclasses
 import os

@@ -1,4 +1,4 @@
-"""Checkpoints are whole or absent, whenever the process that writes them is killed."""
+"""Checkpoints are complete or absent, whenever the writing process is killed."""
 
 import os
 import random

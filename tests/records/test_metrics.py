@@ -1,4 +1,4 @@
-"""Files and progress line of a run: valid JSON whatever the numbers, the same after a resume, legible on any stderr."""
+"""A run's files and progress line: valid JSON for any numbers, the same after resuming, readable on any stderr."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""Caches of keys and values in fewer bits, and what the decoding loop does with them."""
+"""Key/value caches in fewer bits, and what the decoding loop does with them."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Groups that teach nothing are drawn again: which are kept, on any number of devices, and what a step makes of it."""
+"""Redrawing groups without signal: which are kept, on any number of devices, and the resulting step."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""A step of two programs around a grader on the host: the same as one program, on one host or two, and over a resume."""
+"""A step with a grader on the host: the same as one program, on one host or two, and after resuming."""
 
 import contextlib
 import functools

@@ -1,4 +1,4 @@
-"""State that waits in the host's memory: the same numbers, less memory of the device, and checkpoints that know it."""
+"""State in host memory: the same numbers, less device memory, and checkpoints that restore it."""
 
 import importlib.util
 import json

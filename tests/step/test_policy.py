@@ -1,4 +1,4 @@
-"""What a run starts with: architecture and parameters that fit tokenizer and mesh, and what an export holds of them."""
+"""What a run starts with: architecture and parameters that fit tokenizer and mesh, and how they are exported."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The compiled step: one program, the same on every mesh. Its gradient is tested in algorithms/test_objective.py."""
+"""The compiled step: one program, the same on every mesh. algorithms/test_objective.py tests its gradient."""
 
 import collections
 import contextlib

@@ -1,5 +1,7 @@
-"""How a step's rows are laid out for the update: pieces, widths, shared prompts. That none of it changes the numbers is
-in test_programs.py."""
+"""How a step's rows are laid out for the update: pieces, widths, shared prompts.
+
+test_programs.py checks that none of this changes the numbers.
+"""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of tasks."""
+"""Fixtures for the task tests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Countdown: the parser against Fractions worked out by hand and hostile texts, the expert against brute force."""
+"""Countdown: the parser against hand-computed Fractions and hostile texts, the expert against brute force."""
 
 import itertools
 import operator

@@ -1,4 +1,4 @@
-"""Tasks: example i is a function of i, answers follow from the questions, and the splits never meet."""
+"""Tasks: example i is a function of i, answers follow from questions, and splits are disjoint."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""Graders: what they accept and refuse, on hostile texts as well, and on the answers of real benchmarks."""
+"""Graders: what they accept and reject, including hostile texts and answers from real benchmarks."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""Answers of GSM8K and MATH: what is extracted, what counts as equal, with math-verify and without."""
+"""GSM8K and MATH answers: what is extracted and what counts as equal, with math-verify and without."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""What a plan says where a program does not fit, its roofline, how layouts are ranked; and the command, with libtpu."""
+"""Plans of programs that do not fit, rooflines, the ranking of layouts, and the command with libtpu."""
 
 import dataclasses
 import json

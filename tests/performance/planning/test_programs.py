@@ -1,4 +1,4 @@
-"""Plans of programs that are compiled here: the toy's step on eight CPU devices."""
+"""Plans of locally compiled programs: the toy's step on eight CPU devices."""
 
 import dataclasses
 import json

@@ -1,6 +1,7 @@
-"""What a plan reads off compiled programs: loops, collectives, FLOPs and memory; and the names of slices.
+"""What a plan reads from compiled programs (loops, collectives, FLOPs, memory), and slice names.
 
-golden/planning/step.hlo is written by hand in the notation of a TPU program, so that each figure below can be counted.
+golden/planning/step.hlo is written by hand in the notation of a TPU program, so that each figure can be checked by
+counting.
 """
 
 import dataclasses
