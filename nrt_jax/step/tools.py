@@ -3,6 +3,7 @@
 Each function here fills one field of `algorithms.interface.Tools`; `make_tools` binds them to a run.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -38,8 +39,14 @@ class Setup(NamedTuple):
 
   @property
   def decoder(self) -> ModelConfig:
-    """The architecture of `rollout_weights`: adapters are merged into their matrices."""
-    return lora.without(self.model)
+    """The architecture of `rollout_weights`: adapters are merged into their matrices.
+
+    On a GPU its layers are unrolled unless the config says otherwise: a scan copies each layer's weights out of their
+    stack for every token (docs/results/gpu.md).
+    """
+    decoder = lora.without(self.model)
+    unroll = decoder.layer_loop == "auto" and decoder.target == "gpu"
+    return dataclasses.replace(decoder, layer_loop="unroll") if unroll else decoder
 
   @property
   def axis_name(self) -> str | None:

@@ -201,6 +201,15 @@ def executions(act):
     return collections.Counter(event.name for plane in profile.planes for line in plane.lines for event in line.events)
 
 
+@pytest.mark.parametrize("platform,loop,scans", [
+  ("gpu", "auto", (True, False)), ("gpu", "scan", (True, True)), ("tpu", "auto", (True, True)),
+  ("cpu", "auto", (False, False)),
+])  # fmt: skip
+def test_rollouts_unroll_the_layers_on_a_gpu(platform, loop, scans):
+  setup = toy.setup(model=dataclasses.replace(toy.MODEL, platform=platform, layer_loop=loop))
+  assert (setup.model.scan_layers, setup.decoder.scan_layers) == scans
+
+
 def test_a_step_runs_one_executable(one_device):
   """Counted by the profiler, whose events are first calibrated on a program that runs three times."""
   setup, step = one_device
