@@ -185,11 +185,11 @@ def environment(name: str, args) -> dict:
   flags = m.xla_flags
   if m.kind == "tests":  # tiny programs, compiled once and run once: choosing their kernels by timing pays nothing
     env |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    flags = "--xla_gpu_autotune_level=0"
+    flags = "--xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops=true"  # some compare bits
   else:
     env.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.93")
   if not args.tiny:
-    env.setdefault("JAX_PLATFORMS", "cuda")
+    env.setdefault("JAX_PLATFORMS", "cuda,cpu")  # callbacks hand their arguments over on a CPU device
   env["XLA_FLAGS"] = " ".join(filter(None, [env.get("XLA_FLAGS"), flags]))
   return env
 

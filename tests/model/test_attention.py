@@ -153,6 +153,7 @@ def test_caches_in_other_dtypes(kind, dtype):
   np.testing.assert_allclose(run(q, segments, kernels.Rows(kind, (cached, own))), expected, atol=2e-5)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="the bounds are those of XLA:CPU's plan")
 def test_blocks_bound_the_memory():
   """Of the gradient too: by what the compiler sets aside. Four heads of 512 x 512 scores are 4 MiB a row."""
   q, k = jax.ShapeDtypeStruct((2, 512, H, h), jnp.float32), jax.ShapeDtypeStruct((2, K, 512, h), jnp.float32)

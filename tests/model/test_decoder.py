@@ -142,8 +142,9 @@ def test_empty_cache_slots_are_invisible(params, token_NT):
   def poisoned(shape):
     return tuple(jnp.full(shape, 1e4) for _ in range(toy.MODEL.num_hidden_layers))
 
+  model = toy_model(layer_loop="unroll")  # its caches are one array for each layer
   cache = KVCache(poisoned((3, 2, 4, 4)), poisoned((3, 2, 4, 4)), jnp.full((3, 4), -1))
-  with_cache = jax.jit(lambda params, caches: forward(params, toy.MODEL, token_NT, positions(token_NT), caches)[0])
+  with_cache = jax.jit(lambda params, caches: forward(params, model, token_NT, positions(token_NT), caches)[0])
   expected, got = with_cache(params, ()), with_cache(params, (cache,))
   np.testing.assert_allclose(got, expected, atol=1e-5)
 
