@@ -1,4 +1,4 @@
-"""The docs match the code: links resolve, every module is listed, and the examples run and print what is shown.
+"""The docs match the code: links resolve, every folder is listed, and the examples run and print what is shown.
 
 The ```python blocks of a page run in order, in one module. A ```text block directly after one is its output, with
 numbers up to rounding.
@@ -13,14 +13,15 @@ import sys
 import types
 
 import pytest
-from paths import ROOT
+from order import ORDER
+from paths import EXPERIMENTS, ROOT
 
 from nrt_jax import config
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.objectives import rewards
 
 DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *EXPERIMENTS.rglob("*.md")])
 NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
 
 
@@ -92,20 +93,16 @@ def test_pages_name_no_machine():
       assert place not in page.read_text(), f"{page}: {place}"
 
 
-def test_rooms_are_those_of_the_tree():
-  rooms = re.search(r"```text\nnrt_jax/\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL).group(1)
-  drawn, folder = set(), ""
-  for line in rooms.splitlines():
-    indent, names = re.match(r"( *)((?:[\w/]+(?:\.py)?,? ?)*)", line).groups()
-    folder = folder if len(indent) > 2 else ""
-    for name in re.findall(r"\w+/|\w+\.py", names.split("  ")[0]):
-      if name.endswith("/"):
-        folder = name
-      else:
-        drawn.add(folder + name)
+def test_folders_are_those_of_the_tree():
+  """In the order of tests/test_imports.py, which is from the ground up."""
+  tree = re.search(r"```text\nnrt_jax/\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+  drawn = re.findall(r"^  (\w+)/ +\w", tree, re.MULTILINE)
+  files = re.findall(r"\w+\.py", " ".join(re.findall(r"^  (\w+\.py.*)$", tree, re.MULTILINE)))
   package = ROOT / "nrt_jax"
-  there = {str(p.relative_to(package)) for p in package.rglob("*.py") if p.name != "__init__.py"}
-  assert drawn == there, f"docs/index.md lacks {sorted(there - drawn)}, and draws {sorted(drawn - there)}"
+  assert set(drawn) == {path.parent.name for path in package.glob("*/__init__.py")}
+  assert {*files, "__init__.py"} == {path.name for path in package.glob("*.py")}
+  place = {name: i for i, line in enumerate(ORDER) for name in line}
+  assert [place[name] for name in drawn] == sorted(place[name] for name in drawn)
 
 
 def test_configuration_is_up_to_date():

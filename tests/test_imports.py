@@ -3,27 +3,10 @@
 import ast
 
 import pytest
+from order import ORDER
 from paths import ROOT
 
 PACKAGE = ROOT / "nrt_jax"
-
-# From the ground up: a folder, or a module at the top, imports only from lines before its own. Inside a folder, modules
-# import one another freely as long as there is no circle.
-ORDER = [
-  ["nrt_jax", "arrays", "errors", "files", "rows"],
-  ["objectives", "optimizers", "records", "sharding", "tasks"],
-  ["data", "model"],
-  ["rollout"],
-  ["algorithms"],
-  ["evaluation"],
-  ["config"],
-  ["step"],
-  ["workdir"],
-  ["training"],
-  ["performance"],
-  ["commands"],
-  ["__main__"],
-]
 
 # Third party -> the only modules or folders that may import it. Those not named here may be imported anywhere.
 CONFINED = {
@@ -87,7 +70,7 @@ def offences(files):
   wrong, inside = [], {}
   for name, path in files.items():
     if place_of(name) is None:
-      wrong.append(f"{name} has no place in ORDER of tests/test_imports.py")
+      wrong.append(f"{name} has no place in ORDER of tests/helpers/order.py")
       continue
     for imported in imports(path):
       target = own(imported, files)

@@ -1,0 +1,19 @@
+"""The order of the house."""
+
+# From the ground up: a folder, or a module at the top, imports only from lines before its own. Inside a folder, modules
+# import one another freely as long as there is no circle.
+ORDER = [
+  ["nrt_jax", "arrays", "errors", "files", "rows"],
+  ["objectives", "optimizers", "records", "sharding", "tasks"],
+  ["data", "model"],
+  ["rollout"],
+  ["algorithms"],
+  ["evaluation"],
+  ["config"],
+  ["step"],
+  ["workdir"],
+  ["training"],
+  ["performance"],
+  ["commands"],
+  ["__main__"],
+]
