@@ -27,7 +27,7 @@ from nrt_jax.records import stopping
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.records.metrics import MetricsWriter
 from nrt_jax.rollout import draws
-from nrt_jax.step import host_grading, offload, policy, programs, throughput
+from nrt_jax.step import host_grading, policy, programs, sizes, throughput
 from nrt_jax.step.state import States
 from nrt_jax.workdir import Progress
 
@@ -107,50 +107,11 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
   stages, first_step = [], 0
   for run in runs:
     setup = programs.Setup(run, model, form, mesh)
-    check_sizes(setup)
+    sizes.check(setup)
     host_grading.check(run)
     stages.append(Stage(setup, *read_data(run, tokenizer, form), first_step))
     first_step += run.total_steps
   return tokenizer, stages
-
-
-def check_sizes(setup: programs.Setup) -> None:
-  """Raises UserError where parameters do not divide over the mesh, or a step's prompts not into the pieces wanted."""
-  run, mesh = setup.run, setup.mesh
-  if run.parallel.offload:
-    offload.check(run.parallel, jax.devices() if mesh is None else list(mesh.devices.flat))
-  programs.state_shardings(setup)
-  ways = jax.device_count() if mesh is None else sharding.data_parallel_ways(mesh)
-  pieces = ways * run.optimizer.minibatches
-  if run.prompts_per_step % pieces:
-    raise UserError(
-      f"prompts_per_step: found {run.prompts_per_step}, allowed: a multiple of {pieces} "
-      f"({ways} data-parallel devices x optimizer.minibatches {run.optimizer.minibatches})"
-    )
-  rows = run.prompts_per_step * setup.rows_per_prompt // setup.rows_together // pieces
-  if rows % setup.micro_batches:
-    together = {1: "rows", 2: "pairs of rows"}.get(setup.rows_together, "groups of rows that share a prompt")
-    raise UserError(
-      f"parallel.micro_batches: found {setup.micro_batches}, allowed: a divisor of {rows}, "
-      f"the {together} that one device has in a minibatch"
-    )
-  wave = run.sampling.wave_prompts
-  if wave and setup.algorithm.samples_traces and (run.prompts_per_step % wave or wave % ways):
-    raise UserError(
-      f"sampling.wave_prompts: found {wave}, allowed: a divisor of prompts_per_step {run.prompts_per_step} "
-      f"that is a multiple of {ways}, the data-parallel devices"
-    )
-  slots = run.sampling.slots
-  if slots % ways or (slots and run.parallel.rollout_weights != "gathered"):
-    raise UserError(
-      f"sampling.slots: found {slots}, allowed: a multiple of {ways}, the data-parallel devices, with "
-      f"parallel.rollout_weights 'gathered' (found {run.parallel.rollout_weights!r})"
-    )
-  if run.evaluation.data is not None and mesh is not None and run.evaluation.batch_prompts % ways:
-    raise UserError(
-      f"evaluation.batch_prompts: found {run.evaluation.batch_prompts}, allowed: a multiple of {ways}, "
-      "the data-parallel devices"
-    )
 
 
 def check_start(run: RunConfig, workdir: str | None) -> None:

@@ -9,12 +9,12 @@ import pytest
 import reference
 import toy
 
-from nrt_jax import rows, training
+from nrt_jax import rows
 from nrt_jax.algorithms import dpo
 from nrt_jax.arrays import AnswerScores, Rollouts
 from nrt_jax.errors import UserError
 from nrt_jax.objectives import losses
-from nrt_jax.step import programs
+from nrt_jax.step import programs, sizes
 from nrt_jax.step.state import States, TrainState
 
 MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
@@ -287,9 +287,9 @@ def test_no_micro_batch_parts_a_pair():
 
 def test_pairs_must_divide_into_micro_batches():
   """16 prompts on 8 devices are 4 rows on each, but 2 pairs."""
-  training.check_sizes(toy.setup("dpo", prompts_per_step=16, parallel__micro_batches=2))
+  sizes.check(toy.setup("dpo", prompts_per_step=16, parallel__micro_batches=2))
   with pytest.raises(UserError, match="parallel.micro_batches: found 4, allowed: a divisor of 2, the pairs of rows"):
-    training.check_sizes(toy.setup("dpo", prompts_per_step=16, parallel__micro_batches=4))
+    sizes.check(toy.setup("dpo", prompts_per_step=16, parallel__micro_batches=4))
 
 
 @pytest.mark.parametrize(

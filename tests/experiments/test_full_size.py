@@ -9,10 +9,10 @@ import pytest
 from jax.sharding import AbstractMesh
 from paths import EXPERIMENTS
 
-from nrt_jax import config, sharding, training
+from nrt_jax import config, sharding
 from nrt_jax.commands.configs import load_config
 from nrt_jax.data import batches, prompts
-from nrt_jax.step import host_grading, policy, programs
+from nrt_jax.step import host_grading, policy, programs, sizes
 
 FILES = EXPERIMENTS / "full_size"
 SPECIAL = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>")
@@ -208,7 +208,7 @@ def shapes_of(tree):
 def test_program_lowers(name, directories):
   """On eight devices instead of a slice; every other value is the file's own."""
   setup = read_setup(name, directories, sharding.make_mesh, ["--config.parallel.fsdp=4", "--config.parallel.tensor=2"])
-  training.check_sizes(setup)
+  sizes.check(setup)
   states = programs.abstract_states(setup)
   count = sum(int(np.prod(p.shape)) for p in jax.tree.leaves(states.policy.params))
   tables = 1 if setup.model.tie_word_embeddings else 2
@@ -235,7 +235,7 @@ def test_fits_its_own_mesh(name, directories):
     return AbstractMesh((chips // parallel.fsdp // parallel.tensor, parallel.fsdp, parallel.tensor), sharding.MESH_AXES)
 
   setup = read_setup(name, directories, make_mesh)
-  training.check_sizes(setup)
+  sizes.check(setup)
   largest = max(jax.tree.leaves(programs.state_shardings(setup).policy.params), key=lambda s: len(set(s.spec)))
   assert {"fsdp", "tensor"} <= set(largest.spec)
 

@@ -10,11 +10,10 @@ import toy
 from compiled import while_body_copies
 
 from experiments.benchmarks.slots import count_in_slots, count_plain
-from nrt_jax import training
 from nrt_jax.errors import UserError
 from nrt_jax.rollout import continuous, sampler
 from nrt_jax.rollout.sampler import SamplingConfig, choose
-from nrt_jax.step import programs
+from nrt_jax.step import programs, sizes
 
 B, G, R = 8, 4, 8
 N = B * G
@@ -143,4 +142,4 @@ def test_errors():
   with pytest.raises(UserError, match="sampling.slots: found 8 with wave_prompts 2"):
     SamplingConfig(slots=8, wave_prompts=2)
   with pytest.raises(UserError, match="sampling.slots: found 12, allowed: a multiple of 8"):
-    training.check_sizes(toy.setup(sampling__slots=12, parallel__data=8))
+    sizes.check(toy.setup(sampling__slots=12, parallel__data=8))

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 import toy
 
-from nrt_jax import training
 from nrt_jax.errors import UserError
-from nrt_jax.step import programs
+from nrt_jax.step import programs, sizes
 from nrt_jax.step.tools import needed_columns, slots_run
 from nrt_jax.step.update import bucket_widths
 
@@ -81,7 +80,7 @@ def test_micro_batches_of_a_cpu_are_as_large_as_its_caches():
 def test_a_shared_prompt_must_not_be_cut():
   given = setup(parallel__kind="pmap", parallel__micro_batches=2, parallel__share_prompts="on")  # a prompt a device
   with pytest.raises(UserError, match="micro_batches: found 2, allowed: a divisor of 1, the groups of rows that share"):
-    training.check_sizes(given)
+    sizes.check(given)
 
 
 def test_widths(nrt):

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nrt_jax import sharding, training
+from nrt_jax import sharding
 from nrt_jax.config import RunConfig
 from nrt_jax.data import batches, packing, prompts
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_config
-from nrt_jax.step import host_grading, policy, programs, tools
+from nrt_jax.step import host_grading, policy, programs, sizes, tools
 
 
 class Memory(NamedTuple):
@@ -71,7 +71,7 @@ def open_setup(run: RunConfig, devices: list) -> tuple[programs.Setup, bool]:
   form = policy.open_tokenizer(run.model, run.prompt)[1] if known else placeholder_format(run)
   model = policy.read_architecture(run.model, form, run.parallel.tensor, mesh)
   setup = programs.Setup(run, model, form, mesh)
-  training.check_sizes(setup)
+  sizes.check(setup)
   return setup, not known
 
 
