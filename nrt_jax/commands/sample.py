@@ -11,7 +11,7 @@ import numpy as np
 
 from nrt_jax import config, sharding
 from nrt_jax.algorithms.table import ALGORITHMS
-from nrt_jax.data import batches, prompts
+from nrt_jax.data import batches, columns, prompts
 from nrt_jax.data.prompts import PromptConfig
 from nrt_jax.data.readers import read_jsonl
 from nrt_jax.errors import UserError
@@ -87,12 +87,9 @@ def is_unicode(text: str) -> bool:
 
 
 def _question(where: str, row: dict):
-  messages = row.get("messages")
-  if isinstance(messages, list) and messages and all(isinstance(m, dict) for m in messages):
-    fits = all(m.get("role") in prompts.ROLES and isinstance(m.get("content"), str) for m in messages)
-    if fits and messages[-1]["role"] == "user":
-      return tuple(messages)
-  elif isinstance(row.get("question"), str):
+  if isinstance(row.get("messages"), list):
+    return columns.question(row, "messages", where)
+  if isinstance(row.get("question"), str):
     return row["question"]
   raise UserError(f'{where}: allowed: {{"question": text}}, or {{"messages": [...]}} whose last turn is the user\'s')
 

@@ -1,7 +1,12 @@
 """Columns of a source's row as checked text, and conversations split into question and answer."""
 
+import math
+
 from nrt_jax import errors
 from nrt_jax.data import prompts
+
+# What a role may be called: as in OpenAI's messages, or as in ShareGPT's.
+ROLES = {**{role: role for role in prompts.ROLES}, "developer": "system", "human": "user", "gpt": "assistant"}
 
 
 def column(row, name, where: str):
@@ -25,6 +30,8 @@ def missing(row, name) -> bool:
 def text(row, name, where: str) -> str:
   """A column that must hold text, or a number; not empty, and valid Unicode. UserError otherwise."""
   value = column(row, name, where)
+  if isinstance(value, float) and not math.isfinite(value):  # JSON's NaN and 1e400, a table's missing numbers
+    raise errors.UserError(f"{where}: column {name!r} holds {value}, allowed: text or a finite number")
   if isinstance(value, (int, float)) and not isinstance(value, bool):
     value = str(value)
   if not isinstance(value, str):
@@ -43,33 +50,49 @@ def question(row, name, where: str):
   messages = column(row, name, where)
   if not isinstance(messages, list):
     return text(row, name, where)
-  roles = [message["role"] for message in _turns(messages, where)]
+  turns = _turns(messages, where)
+  roles = [turn["role"] for turn in turns]
   if roles[-1:] != ["user"] or "system" in roles[1:]:
     found = ", ".join(roles) or "none"
     raise errors.UserError(f"{where}: column {name!r}: found the turns {found}; allowed: [system,] user, ..., user")
-  return tuple({"role": m["role"], "content": text(m, "content", where)} for m in messages)
+  return tuple(turns)
 
 
-def _turns(messages, where: str):
-  """The messages, each checked to be an object with a known role."""
+def _turns(messages, where: str) -> list:
+  """Messages as dicts of role and content; a system turn without text is none. UserError for roles we do not know."""
   if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages):
     raise errors.UserError(f"{where}: messages must be a list of objects with role and content")
+  turns = []
   for message in messages:
-    errors.require_choice(f"{where}: role", message.get("role"), prompts.ROLES)
-  return messages
+    message = {"role": message.get("from"), "content": message.get("value"), **message}
+    errors.require_choice(f"{where}: role", message["role"], tuple(ROLES))
+    role, content = ROLES[message["role"]], _content(message["content"], where)
+    if role != "system" or str(content or "").strip():
+      turns.append({"role": role, "content": text({"content": content}, "content", where)})
+  return turns
+
+
+def _content(content, where: str):
+  """The text of a turn that is given in parts; anything else as it is."""
+  if not isinstance(content, list):
+    return content
+  for part in content:
+    kind = part.get("type", "text") if isinstance(part, dict) else "text"
+    errors.require_choice(f"{where}: type of content", kind, ("text",))
+  return "".join(text({"text": part} if isinstance(part, str) else part, "text", where) for part in content)
 
 
 def split_messages(messages, where: str):
   """The turns before the last assistant turn, and that turn's text. Turns after it are left out."""
-  roles = [m["role"] for m in _turns(messages, where)]
+  turns = _turns(messages, where)
+  roles = [turn["role"] for turn in turns]
   if "assistant" not in roles:
     raise errors.UserError(f"{where}: no assistant turn, so there is no answer")
   last = len(roles) - 1 - roles[::-1].index("assistant")
   if last == 0 or roles[last - 1] != "user" or "system" in roles[1:last]:
     found = ", ".join(roles)
     raise errors.UserError(f"{where}: found the turns {found}; allowed: [system,] user, ..., user, assistant")
-  turns = [{"role": m["role"], "content": text(m, "content", where)} for m in messages[: last + 1]]
-  return tuple(turns[:-1]), turns[-1]["content"]
+  return tuple(turns[:last]), turns[last]["content"]
 
 
 def weight(row, name, where: str) -> float:

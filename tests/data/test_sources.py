@@ -145,6 +145,58 @@ def test_messages_end_at_the_last_assistant_turn(tmp_path):
       pairs_of(str(path), **config)
 
 
+def test_conversations_as_others_write_them(tmp_path):
+  """ShareGPT's names, OpenAI's developer, text in parts; a system turn without text is none."""
+  path, wanted = tmp_path / "x.jsonl", (("system", "s"), ("user", "uv"), ("assistant", "a"))
+  turns = [{"role": role, "content": content} for role, content in wanted]
+  parts = [{"type": "text", "text": "u"}, {"type": "text", "text": "v"}]
+  same = [
+    [{"from": name, "value": text} for name, (_, text) in zip(("system", "human", "gpt"), wanted)],
+    [{"role": "developer", "content": "s"}, *turns[1:]],
+    [turns[0], {"role": "user", "content": parts}, turns[2]],
+    [turns[0], {"role": "user", "content": ["u", "v"]}, turns[2]],
+  ]
+  for messages in (turns, *same):
+    write_jsonl(path, [{"messages": messages, "prompt": messages[:-1], "answer": "a"}])
+    expected = [(tuple(turns[:2]), "a", None)]
+    assert pairs_of(str(path), messages_column="messages") == pairs_of(str(path), question_column="prompt") == expected
+  for empty in ("", " ", None, []):
+    write_jsonl(path, [{"messages": [{"role": "system", "content": empty}, *turns[1:]]}])
+    assert pairs_of(str(path), messages_column="messages") == [((turns[1],), "a", None)]
+  bad = {
+    "role: found 'tool', allowed: assistant, developer, gpt, human, system, user": {"role": "tool", "content": "x"},
+    "role: found 'function_call'": {"from": "function_call", "value": "x"},
+    "role: found None": {"content": "x"},
+    "role: found .'user'.": {"role": ["user"], "content": "x"},
+    "type of content: found 'image_url', allowed: text": {"role": "user", "content": [{"type": "image_url"}]},
+    "no column 'text'": {"role": "user", "content": [{"type": "text"}]},
+    "column 'content' is empty": {"role": "user", "content": []},
+  }
+  for message, row in bad.items():
+    write_jsonl(path, [{"messages": turns}, {"messages": [row, *turns[1:]]}])
+    with pytest.raises(errors.UserError, match=f"x.jsonl:2: {message}"):
+      pairs_of(str(path), messages_column="messages")
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e400"])
+@pytest.mark.parametrize("column", ["question", "answer", "why", "choices"])
+def test_numbers_that_are_none_are_refused_like_null(tmp_path, column, number):
+  path, row = tmp_path / "x.jsonl", {"question": '"q"', "answer": '"a"', "why": '"w"'}
+  options, row = {"trace_column": "why"}, {**row, column: number}
+  if column == "choices":
+    options, row = {"choices_column": "choices"}, {"question": '"q"', "answer": number, "choices": '["a", "b"]'}
+  path.write_text("{" + ", ".join(f'"{key}": {value}' for key, value in row.items()) + "}\n")
+  with pytest.raises(errors.UserError, match="x.jsonl:1: ") as caught:
+    pairs_of(str(path), **options)
+  assert "\n" not in str(caught.value) and ("nan" in str(caught.value) or "inf" in str(caught.value))
+
+
+def test_missing_numbers_of_a_table_are_refused(tmp_path):
+  path = write_parquet(tmp_path / "x.parquet", [{"question": "q", "answer": 1.5}, {"question": "q", "answer": float("nan")}])
+  with pytest.raises(errors.UserError, match="x.parquet: row 2: column 'answer' holds nan, allowed: text or a finite"):
+    pairs_of(path)
+
+
 @pytest.mark.parametrize(
   "name,content,message",
   [
