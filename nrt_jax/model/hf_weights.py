@@ -141,7 +141,7 @@ def _open_file(path: Path):
 
 
 def locate_tensors(directory, config: ModelConfig) -> dict:
-  """Opens the files and finds each tensor: name -> open file. Reads headers only.
+  """Opens the files and finds each tensor: name -> open file. Reads headers only. Tied ones may have HEAD alone.
 
   Raises UserError, with tensor and file, on a duplicate, unknown, missing or wrongly shaped tensor.
   """
@@ -159,9 +159,9 @@ def locate_tensors(directory, config: ModelConfig) -> dict:
       if name not in expected and name not in optional:
         raise UserError(f"{path}: unknown tensor {name}: config.json describes a model without it")
       found[name], where[name] = file, path
-      if name in expected:
-        _check_tensor(file.get_slice(name), expected[name], path)
-  missing = [name for name in expected if name not in found]
+      entry = expected.get(name, expected[EMBEDDING])._replace(name=name)
+      _check_tensor(file.get_slice(name), entry, path)
+  missing = [name for name in expected if name not in found and not (name == EMBEDDING and found.keys() & set(optional))]
   if missing:
     place = weight_map.get(missing[0], INDEX_FILE if weight_map else SINGLE_FILE)
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -202,7 +202,8 @@ def load_params(directory, config: ModelConfig, shardings=None) -> dict:
     stack = () if group[0].layer is None else (len(group),)
     host = np.empty((*stack, *group[0].shape), np.float32)
     for entry in group:
-      host[() if entry.layer is None else entry.layer] = _from_file(files[entry.name].get_tensor(entry.name), entry)
+      name = entry.name if entry.name in files else HEAD  # tied
+      host[() if entry.layer is None else entry.layer] = _from_file(files[name].get_tensor(name), entry)
     if config.tie_word_embeddings and group[0].name == EMBEDDING and HEAD in files:
       _require_tied(host, files[HEAD], directory)
     params[path] = _place(host, placement.get(path))
@@ -215,7 +216,6 @@ def _require_tied(embedding: np.ndarray, file, directory: Path) -> None:
       f"{directory}: tensor {HEAD} differs from {EMBEDDING} though config.json says tie_word_embeddings; "
       "set it to false there to keep both"
     )
-
 
 
 def save_params(

@@ -122,6 +122,22 @@ def test_known_buffers_and_tied_heads_are_ignored(golden):
   np.testing.assert_array_equal(untied["head"]["kernel"], embedding.T + 1)
 
 
+@pytest.mark.parametrize("case", ["qwen2_tied", "llama3_scaling_tied"])
+def test_tied_weights_are_read_under_either_name(golden, case):
+  directory = golden(case)
+  expected = load(directory)
+  rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": tensors.pop("model.embed_tokens.weight")}))
+  jax.tree.map(np.testing.assert_array_equal, load(directory), expected)
+  with pytest.raises(UserError, match="missing tensor model.embed_tokens.weight"):
+    load(directory, tie_word_embeddings=False)
+  rewrite(directory, lambda tensors: tensors.update({"lm_head.weight": tensors["lm_head.weight"][:-1]}))
+  with pytest.raises(UserError, match="wrong shape of tensor lm_head.weight"):
+    load(directory)
+  rewrite(directory, lambda tensors: tensors.pop("lm_head.weight"))
+  with pytest.raises(UserError, match="missing tensor model.embed_tokens.weight"):
+    load(directory)
+
+
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
 def test_half_precision_becomes_float32(golden, dtype):
   directory = golden("llama")
