@@ -11,7 +11,7 @@ import numpy as np
 from nrt_jax.data import batches, prompts
 from nrt_jax.data.batches import DataConfig
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.rollout.sampler import SamplingConfig
+from nrt_jax.rollout.sampler import SamplingConfig, check_temperature
 from nrt_jax.tasks import grading
 from nrt_jax.tasks import table as tasks
 
@@ -24,13 +24,14 @@ class EvaluationConfig:
   data: DataConfig | None = None  # None: no evaluation
   every_steps: int = 100  # training steps between evaluations; 0 = at the run's start and each stage's end only
   batch_prompts: int = 32  # prompts generated at a time
-  temperature: float = 0.0  # 0 = greedy
+  temperature: float = 0.0  # 0 = greedy, else 1e-6 or more
   max_completion_length: int = 0  # tokens; 0 = room for the longest trace, marker and answer of training
   grader: str | None = None  # a row of tasks.GRADERS; None = the built-in task's own, or exact_match for other data
 
   def __post_init__(self):
     if self.grader is not None:
       require_choice("evaluation.grader", self.grader, tasks.GRADERS)
+    check_temperature("evaluation.temperature", self.temperature)
     if self.every_steps < 0 or self.batch_prompts < 1 or self.max_completion_length < 0:
       raise UserError(
         f"evaluation: found every_steps={self.every_steps}, batch_prompts={self.batch_prompts}, "

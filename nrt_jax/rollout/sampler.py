@@ -17,6 +17,7 @@ from nrt_jax.model.attention import KVCache, empty_cache, grow_cache, store_cach
 from nrt_jax.model.decoder import forward, logits
 from nrt_jax.sharding import constrain
 
+MIN_TEMPERATURE = 1e-6
 BLOCK = 128  # columns of the vocabulary summed at once when inverting the cumulative distribution
 
 
@@ -25,7 +26,7 @@ class SamplingConfig:
   """How traces are drawn."""
 
   max_trace_length: int = 64  # tokens, the stop token included (R)
-  temperature: float = 1.0  # 0 = greedy
+  temperature: float = 1.0  # 0 = greedy, else 1e-6 or more
   top_k: int = 0  # 0 = off
   top_p: float = 1.0  # 1 = off
   cache_stages: int = 0  # the trace cache grows in so many steps, so that short traces attend to few slots; 0 = auto
@@ -36,8 +37,7 @@ class SamplingConfig:
   def __post_init__(self):
     if self.max_trace_length < 1:
       raise UserError(f"sampling.max_trace_length: found {self.max_trace_length}, allowed: 1 or more")
-    if self.temperature < 0:
-      raise UserError(f"sampling.temperature: found {self.temperature}, allowed: 0 (greedy) or more")
+    check_temperature("sampling.temperature", self.temperature)
     if self.top_k < 0:
       raise UserError(f"sampling.top_k: found {self.top_k}, allowed: 0 (off) or more")
     if not 0 < self.top_p <= 1:
@@ -48,6 +48,12 @@ class SamplingConfig:
         raise UserError(f"sampling.{key}: found {getattr(self, key)}, allowed: 0 (chosen for you) or more")
     if self.slots and self.wave_prompts:
       raise UserError(f"sampling.slots: found {self.slots} with wave_prompts {self.wave_prompts}, allowed: one of them")
+
+
+def check_temperature(name: str, value: float) -> None:
+  """UserError for one that is neither 0 nor keeps logits divided by it finite in every dtype."""
+  if value != 0 and not value >= MIN_TEMPERATURE:
+    raise UserError(f"{name}: found {value}, allowed: 0 (greedy), or {MIN_TEMPERATURE} or more")
 
 
 @struct.dataclass

@@ -11,6 +11,7 @@ from jax.scipy.special import gammaincc
 
 from nrt_jax import sharding
 from nrt_jax.errors import UserError
+from nrt_jax.evaluation.held_out import EvaluationConfig
 from nrt_jax.model.decoder import decoding_params, forward, logits
 from nrt_jax.performance.planning import collectives, hlo
 from nrt_jax.rollout import sampler
@@ -289,6 +290,22 @@ def test_keys(rollouts):
   assert (np.asarray(sample(prompts=renumbered).token_NR) != rollouts.token_NR).any(-1).mean() > 0.9
   groups = np.asarray(rollouts.token_NR).reshape(6, SAMPLES, R)
   assert all(len(np.unique(group, axis=0)) > 1 for group in groups)
+
+
+@pytest.mark.parametrize("make", [
+  lambda value: SamplingConfig(temperature=value), lambda value: EvaluationConfig(temperature=value),
+])  # fmt: skip
+def test_temperatures_that_logits_cannot_be_divided_by_are_refused(make):
+  for value in (1e-7, 1e-300, -1.0, float("nan")):
+    with pytest.raises(UserError, match="(sampling|evaluation).temperature: found .*, allowed: 0 .greedy., or 1e-06 or"):
+      make(value)
+  assert make(0.0).temperature == 0 and make(1e-6).temperature == 1e-6
+
+
+def test_the_lowest_temperature_is_greedy_and_finite():
+  got, greedy = (sample(SamplingConfig(max_trace_length=R, temperature=value)) for value in (1e-6, 0.0))
+  np.testing.assert_array_equal(got.token_NR, greedy.token_NR)
+  assert np.isfinite(got.logp_NR).all()
 
 
 @pytest.mark.parametrize("stop_ids,steps", [(tuple(range(toy.VOCAB)), 1), ((toy.MARKER, toy.EOS), R)])
