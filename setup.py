@@ -21,6 +21,7 @@ setup(
     "optax>=0.2.5",
     "orbax-checkpoint>=0.12",
     "transformers>=5",
+    "jinja2>=3.1.6",  # chat templates; transformers asks for it only when one is used
     "tokenizers",
     "datasets>=4",
     "safetensors",
@@ -32,10 +33,11 @@ setup(
   extras_require={
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
+    "sentencepiece": ["sentencepiece"],  # for model directories with tokenizer.model alone, without tokenizer.json
     "eval": ["math-verify"],  # equivalence of mathematical answers
     # torch is what the model's parity tests compare with. A fixed version, so that a CPU build of it, installed
     # beforehand, is kept instead of replaced by the newest build and its gigabytes of CUDA libraries.
-    "test": ["pytest>=8", "pytest-xdist>=3.5", "jinja2", "torch==2.13.0"],
+    "test": ["pytest>=8", "pytest-xdist>=3.5", "torch==2.13.0"],
   },
   entry_points={"console_scripts": ["nrt-jax = nrt_jax.__main__:main"]},
 )

@@ -1,5 +1,6 @@
 """The one exception that means "the user's input is wrong", and helpers that word it alike everywhere."""
 
+import contextlib
 import difflib
 
 
@@ -19,3 +20,20 @@ def require_choice(where: str, found, allowed) -> None:
   """Raises UserError naming `where`, the value and the choices unless `found` is one of `allowed`."""
   if found not in allowed:
     raise UserError(f"{where}: {choices(found, allowed)}")
+
+
+def pairs(where: str, found) -> tuple:
+  """A mapping, or (name, value) pairs, as sorted pairs: what frozen configs hold. UserError for anything else."""
+  items = tuple(found.items() if hasattr(found, "items") else found)
+  if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in items):
+    raise UserError(f"{where}: found {found!r}, allowed: a mapping")
+  return tuple(sorted((str(key), value) for key, value in items))
+
+
+@contextlib.contextmanager
+def at(where: str | None):
+  """UserErrors inside of it begin with `where`, if that says anything."""
+  try:
+    yield
+  except UserError as error:
+    raise UserError(f"{where}: {error}" if where else str(error)) from error

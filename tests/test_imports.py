@@ -13,7 +13,7 @@ CONFINED = {
   "orbax": ("records.checkpoint",),
   "safetensors": ("model.hf_weights",),
   "transformers": ("model.hf_weights", "data.prompts"),
-  "tokenizers": ("data.prompts",),
+  "tokenizers": ("data.prompts", "data.control_tokens"),
   "datasets": ("data.batches", "tasks"),
   "pyarrow": ("data.readers",),
   "math_verify": ("tasks.symbolic",),

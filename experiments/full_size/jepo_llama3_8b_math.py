@@ -39,7 +39,7 @@ def get_config():
   config.data.source = "math.jsonl"  # given by the user; [PAPER] MATH, 7,500 problems
 
   prompt = config.prompt
-  prompt.template = "llama3"  # unknown
+  shared.llama3_chat(config)  # unknown
   prompt.marker = "<|final_answer|>"  # [ours] see the departures
   prompt.max_prompt_length = 512  # unknown
   prompt.overlong_prompt = "drop"  # unknown

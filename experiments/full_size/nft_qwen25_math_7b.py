@@ -42,7 +42,7 @@ def setting(algorithm: str):
   shared.dapo_math(config)  # [CODE] the data set; its columns and prompt are [ours]
 
   prompt = config.prompt
-  prompt.template = "chatml"  # [ours] the model's own chat format; [CODE] rewrites prompts to ask for a box
+  prompt.template = "chat"  # [ours] the model's own chat template; [CODE] rewrites prompts to ask for a box
   prompt.system = BOXED  # [ours] the model's own system text
   prompt.max_prompt_length = 512  # [CODE]
   prompt.overlong_prompt = "drop"  # [CODE] filter_overlong_prompts

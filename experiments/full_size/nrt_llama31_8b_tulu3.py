@@ -42,7 +42,7 @@ def get_config():
   data.limit = 220_000  # [CODE] train_size; we skip its 1,024 test examples: log p is measured on unseen prompts
 
   prompt = config.prompt
-  prompt.template = "llama3"  # [CODE] a chat template with generation prompt; unknown which one for the base model
+  shared.llama3_chat(config)  # [CODE] a chat template with generation prompt; unknown which one for the base model
   prompt.system = ""  # [CODE] no instruction is added
   prompt.marker = "<|response_start|>"  # [CODE] one added token, its embedding and head row copied from the end token
   prompt.trace_open = ""  # [CODE] generation starts directly with the trace

@@ -44,7 +44,7 @@ def get_config():
   data.answer_column = "reward_model.ground_truth"  # [CARD]
 
   prompt = config.prompt
-  prompt.template = "chatml"  # [ours]; [CODE] the tokenizer's own chat template
+  prompt.template = "chat"  # [CODE] the tokenizer's own chat template
   prompt.marker = "<answer>"  # [ours] see the departures
   prompt.max_prompt_length = 2048  # [CODE]
   prompt.overlong_prompt = "drop"  # unknown

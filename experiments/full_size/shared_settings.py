@@ -3,6 +3,8 @@
 Every value is [ours] or has its source next to it, as in the files that call these functions.
 """
 
+import pathlib
+
 
 def on_a_slice(config, fsdp: int, tensor: int, micro_batches: int) -> None:
   """bfloat16 on `fsdp` x `tensor` devices, or any multiple of them. All values are [ours]."""
@@ -14,6 +16,12 @@ def on_a_slice(config, fsdp: int, tensor: int, micro_batches: int) -> None:
   config.parallel.fsdp = fsdp
   config.parallel.tensor = tensor
   config.parallel.micro_batches = micro_batches
+
+
+def llama3_chat(config) -> None:
+  """Llama 3's turns: the base models have no chat template of their own. [ours]"""
+  config.prompt.template = "chat"
+  config.prompt.chat_template = str(pathlib.Path(__file__).with_name("llama3.jinja"))
 
 
 def verl_adamw(config, learning_rate: float) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nrt_jax import arrays, errors
-from nrt_jax.data import columns, order, prompts, readers
+from nrt_jax.data import columns, order, overlong, prompts, readers
 from nrt_jax.tasks import multiple_choice
 from nrt_jax.tasks import table as tasks
 
@@ -43,10 +43,7 @@ class DataConfig:
   overlong_trace: str = "drop"  # "drop" the example, "cut" the trace's end, or "error"
 
   def __post_init__(self):
-    options = self.task_options.items() if hasattr(self.task_options, "items") else self.task_options
-    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in options):
-      raise errors.UserError(f"data.task_options: found {self.task_options!r}, allowed: a mapping of a task's options")
-    object.__setattr__(self, "task_options", tuple(sorted((str(key), value) for key, value in options)))
+    object.__setattr__(self, "task_options", errors.pairs("data.task_options", self.task_options))
     leasts = {"offset": 0, "limit": 1, "examples": 1, "max_trace_length": 0, "packing": 0, "shuffle_seed": 0}
     for key, least in leasts.items():
       value = getattr(self, key)
@@ -200,62 +197,49 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
   hints: the prompts that show the answer, too. Raises UserError where a policy says so, a prompt has no tokens, or no
   example is left.
   """
-  ids = {
-    "prompt": prompts.encode_prompts(tokenizer, form, prompt, [e.question for e in examples]),
-    "answer": prompts.encode_answers(tokenizer, form, [e.answer for e in examples]),
-    "trace": prompts.encode_traces(tokenizer, form, [e.trace or "" if data.max_trace_length else "" for e in examples]),
-  }
+  where = [example.where for example in examples]
+  asked = {"prompt": [example.question for example in examples]}
   limits = {
-    "prompt": (prompt.max_prompt_length, "prompt.max_prompt_length", prompt.overlong_prompt),
-    "answer": (prompt.max_answer_length, "prompt.max_answer_length", prompt.overlong_answer),
-    "trace": (data.max_trace_length, "data.max_trace_length", data.overlong_trace),
+    "prompt": (prompt.max_prompt_length, prompt.overlong_prompt),
+    "answer": (prompt.max_answer_length, prompt.overlong_answer),
+    "trace": (data.max_trace_length, data.overlong_trace),
   }
   if hints:
-    answers = [e.answer for e in examples]
-    ids["hint"] = prompts.encode_hints(tokenizer, form, prompt, [e.question for e in examples], answers)
-    template = len(prompts.encode_hints(tokenizer, form, prompt, [""], [""])[0])
-    width = prompt.max_hint_length or prompt.max_prompt_length + prompt.max_answer_length + template
-    limits["hint"] = (width, "prompt.max_hint_length", prompt.overlong_prompt)
+    asked["hint"] = [prompts.hint_question(prompt, example.question, example.answer) for example in examples]
+    limits["hint"] = (hint_width(prompt, tokenizer, form), prompt.overlong_prompt)
+  traces = [example.trace or "" if data.max_trace_length else "" for example in examples]
+  ids = {kind: prompts.encode_prompts(tokenizer, form, prompt, questions, where) for kind, questions in asked.items()}
+  ids["answer"] = prompts.encode_answers(tokenizer, form, [example.answer for example in examples])
+  ids["trace"] = prompts.encode_traces(tokenizer, form, traces)
+
+  def shorten(kind, i):
+    limit = limits[kind][0]
+    cut = kind in asked  # a prompt's end asks for the answer, so it loses its start
+    return prompts.cut_prompt(tokenizer, form, prompt, asked[kind][i], limit) if cut else ids[kind][i][:limit]
+
   kept, rows, counts = [], [], {f"{kind}s_{how}": 0 for kind in limits for how in ("dropped", "cut")}
   for i, example in enumerate(examples):
-    row = _fit(example, {kind: ids[kind][i] for kind in ids}, limits, form.prefix_ids, counts)
+    found = {kind: ids[kind][i] for kind in limits}
+    row = overlong.fit(example, found, limits, lambda kind, i=i: shorten(kind, i), counts)
     if row is not None:
       kept.append(example)
       rows.append(row)
   if not kept:
-    raise errors.UserError(f"data.source: none of the {len(examples)} examples of {data.source} is left: {counts}")
+    why = overlong.reasons(counts)
+    raise errors.UserError(f"data.source: none of the {len(examples)} examples of {data.source} is left: {why}")
   ids = {kind: [np.asarray(row[kind], np.int32) for row in rows] for kind in ids}
   widths = tuple(limits[kind][0] for kind in ("prompt", "answer", "trace"))
-  hinted = (ids["hint"], width) if hints else (None, 0)
+  hinted = (ids["hint"], limits["hint"][0]) if hints else (None, 0)
   weights = np.array([example.weight for example in kept]) if data.weight_column else None
   if weights is not None and not weights.any():
     raise errors.UserError(f"data.weight_column: all {len(kept)} examples of {data.source} that are left weigh 0")
   return TokenDataset(kept, ids["prompt"], ids["answer"], ids["trace"], widths, form.pad_id, counts, weights, *hinted)
 
 
-def _fit(example, row, limits, prefix_ids, counts):
-  """The row within the limits, or None where a policy drops it. Counts each example under the first reason only."""
-  if not row["prompt"]:
-    raise errors.UserError(f"{example.where}: the prompt has no tokens")
-  over = [kind for kind in row if len(row[kind]) > limits[kind][0]]
-  for kind in over:
-    limit, key, policy = limits[kind]
-    if policy == "error":
-      raise errors.UserError(f"{example.where}: the {kind} has {len(row[kind])} tokens, {key} allows {limit}")
-    if policy == "drop":
-      counts[f"{kind}s_dropped"] += 1
-      return None
-  for kind in over:
-    counts[f"{kind}s_cut"] += 1
-    left, limit = kind in ("prompt", "hint"), limits[kind][0]
-    row[kind] = _cut_left(row[kind], limit, prefix_ids) if left else row[kind][:limit]
-  return row
-
-
-def _cut_left(ids, limit, prefix_ids):
-  """The newest tokens, behind the tokenizer's prefix (bos), which must stay first."""
-  newest = max(limit - len(prefix_ids), 0)
-  return [*prefix_ids, *ids[len(ids) - newest :]][:limit]
+def hint_width(prompt: prompts.PromptConfig, tokenizer, form) -> int:
+  """Columns of the prompts that show the answer."""
+  template = prompts.encode_prompts(tokenizer, form, prompt, [prompts.hint_question(prompt, "", "")])[0]
+  return prompt.max_hint_length or prompt.max_prompt_length + prompt.max_answer_length + len(template)
 
 
 def load_dataset(data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form, hints=False) -> TokenDataset:

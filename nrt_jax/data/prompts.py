@@ -2,15 +2,18 @@
 
 Prompt, trace, marker and answer are tokenised separately and never merged across a border (nrt.md section 3c), so the
 sampled trace can be spliced before `marker + answer` on the device without being tokenised again.
-Chat templates are data of our own: no template code is ever run. The tests hold them against `apply_chat_template`.
+What may become control tokens is decided in control_tokens.py, the text of a prompt in chat_templates.py.
 """
 
 import dataclasses
+import importlib.util
 import pathlib
 import re
 
 from nrt_jax import errors
-from nrt_jax.data.chat_templates import CHAT_TEMPLATES
+from nrt_jax.data import chat_templates
+from nrt_jax.data.control_tokens import QUESTION, TEMPLATE, control_pattern, control_tokens, encode, encode_data
+from nrt_jax.data.control_tokens import encode_origins
 
 HUB = "hub:"  # a source that starts so is fetched from the hub; anything else is a local path
 ROLES = ("system", "user", "assistant")
@@ -19,7 +22,7 @@ OVERLONG_ANSWER = ("drop", "cut", "error")
 ANSWER_PLACES = ("behind_marker", "completion")
 HINT = "{question}\n\nThe answer is: {answer}\n\nExplain step by step how to find it."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-TEMPLATES = ("plain", "chat", *CHAT_TEMPLATES)
+TEMPLATES = ("plain", "chat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,10 +30,12 @@ class PromptConfig:
   """How question, trace and answer become one token sequence: `prompt | trace | marker | answer`."""
 
   tokenizer: str | None = None  # directory, or "hub:owner/name" to fetch; None = the model's own
-  template: str = "plain"  # "plain", "chat" (detected), a family of CHAT_TEMPLATES, or a text with {question}
+  template: str = "plain"  # "plain", "chat": the tokenizer's own chat template, or a text with {question}
+  chat_template: str | None = None  # a file of Jinja that the tokenizer takes as its own; None = the one it has
+  template_options: tuple = ()  # variables of the chat template, as a mapping, e.g. {"enable_thinking": False}
   system: str = ""  # system text, for conversations that have none of their own; released NRT: none (nrt.md 3c)
   marker: str = "<|response_start|>"  # closes the trace; its first piece is one token, added where missing (nrt.md 3c)
-  trace_open: str = ""  # ends every prompt, e.g. "<think>\n" with marker "</think>"
+  trace_open: str = ""  # ends every prompt, e.g. "<think>\n" with marker "</think>"; not twice if a template writes it
   answer_template: str = "{answer}"  # what is learnt and scored of a reference answer, e.g. "\\boxed{{answer}}"
   answer_in: str = "behind_marker"  # where graders look | completion: in all of it, as for boxed answers without marker
   hint_template: str = HINT  # asks for a trace and shows the answer (algorithm rationalization); the wording is ours
@@ -38,13 +43,15 @@ class PromptConfig:
   max_prompt_length: int = 512  # tokens, trace_open included
   max_answer_length: int = 256  # tokens, end token included
   max_hint_length: int = 0  # tokens of a prompt that shows the answer; 0 = longest prompt, answer and template together
-  overlong_prompt: str = "drop"  # "drop" the example, "cut_left" its oldest tokens, or "error"
+  overlong_prompt: str = "drop"  # "drop" the example, "cut_left" the oldest words of its turns, or "error"
   overlong_answer: str = "drop"  # "drop" the example, "cut" (a cut answer has no end token), or "error"
 
   def __post_init__(self):
     if self.template not in TEMPLATES and "{question}" not in self.template:
       named = errors.choices(self.template, TEMPLATES)
       raise errors.UserError(f"prompt.template: {named}, or a text that holds {{question}}")
+    options = errors.pairs("prompt.template_options", self.template_options)
+    object.__setattr__(self, "template_options", options)
     if not self.marker or self.marker[0].isspace():
       raise errors.UserError(f"prompt.marker: found {self.marker!r}, allowed: a text that starts with its stop token")
     for key in ("max_prompt_length", "max_answer_length"):
@@ -65,7 +72,7 @@ class PromptConfig:
 class PromptFormat:
   """The token ids that the compiled programs need. Hashable."""
 
-  template: str  # the family in use, "plain", or the text with {question}
+  template: str  # "chat", "plain", or the text with {question}
   prefix_ids: tuple[int, ...]  # what the tokenizer puts before a text (its bos), for templates that don't write it
   marker_ids: tuple[int, ...]  # M tokens; the first one ends a sampled trace
   stop_ids: tuple[int, ...]  # marker_ids[0], then eos_id, then the others
@@ -75,6 +82,10 @@ class PromptFormat:
   added_ids: tuple[int, ...]  # tokens that make_format added: their embedding and head rows are untrained
   answer_template: str = "{answer}"
   answer_in: str = "behind_marker"
+  end_ids: tuple[int, ...] = ()  # eos_id, then what else ends the model's text: its files' end tokens, a turn's end
+
+  def __post_init__(self):
+    object.__setattr__(self, "end_ids", self.end_ids or (self.eos_id,))
 
 
 def load_tokenizer(path):
@@ -92,10 +103,14 @@ def load_tokenizer(path):
     if (pathlib.Path(path) / "tokenizer.json").exists():
       loader = PreTrainedTokenizerFast  # exactly what the file says, whatever class the model type would pick
   try:
-    return loader.from_pretrained(where, trust_remote_code=False, **options)
+    tokenizer = loader.from_pretrained(where, trust_remote_code=False, **options)
   except Exception as error:  # the libraries below raise everything from OSError to bare Exception
     reason = str(error).strip().splitlines() or [type(error).__name__]
     raise errors.UserError(f"tokenizer {path}: can't be loaded: {reason[0]}") from error
+  if not hasattr(tokenizer, "backend_tokenizer"):
+    kind = type(tokenizer).__name__
+    raise errors.UserError(f"tokenizer {path}: found a {kind}, allowed: one that tokenizer.json can hold")
+  return tokenizer
 
 
 def _require_tokenizer_files(path):
@@ -103,46 +118,57 @@ def _require_tokenizer_files(path):
     raise errors.UserError(f"tokenizer {path}: no such directory (write hub:owner/name to fetch one from the hub)")
   if not any((path / name).exists() for name in TOKENIZER_FILES):
     raise errors.UserError(f"tokenizer {path}: the directory holds none of {', '.join(TOKENIZER_FILES)}")
+  alone = (path / "tokenizer.model").exists() and not (path / "tokenizer.json").exists()
+  if alone and importlib.util.find_spec("sentencepiece") is None:
+    found = "found tokenizer.model without tokenizer.json, which needs the package sentencepiece"
+    raise errors.UserError(f"tokenizer {path}: {found}: pip install nrt_jax[sentencepiece]")
 
 
-def make_format(tokenizer, config: PromptConfig) -> PromptFormat:
-  """Finds the ids that `config` speaks of. Adds the marker's token to `tokenizer` (in place) where it is missing.
+def make_format(tokenizer, config: PromptConfig, end_ids=()) -> PromptFormat:
+  """Finds the ids that `config` speaks of. end_ids: the end tokens that the model's own files name.
 
-  Raises UserError where the tokenizer has no end token or the template is not of its family.
+  Gives `tokenizer` (in place) the chat template of `config`, and the marker's token where it is missing. Raises
+  UserError where the tokenizer has no end token, or no chat template though one is asked for.
   """
   if tokenizer.eos_token_id is None:
     raise errors.UserError("prompt.tokenizer: the tokenizer names no end token (eos_token in tokenizer_config.json)")
-  template = _resolve_template(tokenizer, config.template)
+  if config.chat_template is not None:
+    tokenizer.chat_template = read_chat_template(config.chat_template)
   marker_ids, added_ids = _marker_ids(tokenizer, config.marker)
-  eos_id = tokenizer.eos_token_id
-  if marker_ids[0] == eos_id:
-    raise errors.UserError(f"prompt.marker: found {config.marker!r}, which is the end token; the marker must differ")
+  chat, eos_id = config.template == "chat", tokenizer.eos_token_id
+  if chat:
+    chat_templates.check(tokenizer, dict(config.template_options), config.system)
+  end_ids = _end_ids(tokenizer, config, (eos_id, *end_ids))
+  if marker_ids[0] in end_ids:
+    raise errors.UserError(f"prompt.marker: found {config.marker!r}, which is an end token; the marker must differ")
+  special = sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
   begins = tokenizer("")["input_ids"][:1] == [tokenizer.bos_token_id]
   return PromptFormat(
-    template=template,
-    prefix_ids=(tokenizer.bos_token_id,) if begins and template not in CHAT_TEMPLATES else (),
+    template=config.template,
+    prefix_ids=(tokenizer.bos_token_id,) if begins and not chat else (),
     marker_ids=marker_ids,
-    stop_ids=_stop_ids(tokenizer, config, template, (marker_ids[0], eos_id)),
+    stop_ids=tuple(dict.fromkeys((marker_ids[0], *end_ids, *(special if config.stop_at_special else ())))),
     eos_id=eos_id,
     pad_id=eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     vocab_size_needed=max(tokenizer.get_vocab().values()) + 1,
     added_ids=added_ids,
     answer_template=config.answer_template,
     answer_in=config.answer_in,
+    end_ids=end_ids,
   )
 
 
-def _resolve_template(tokenizer, template):
-  vocab = tokenizer.get_vocab()
-  if template == "chat":
-    template = next((name for name, t in CHAT_TEMPLATES.items() if t.detect in vocab), None)
-  if template is None:
-    families = ", ".join(CHAT_TEMPLATES)
-    raise errors.UserError(f"prompt.template: 'chat' finds no known chat token in the tokenizer; allowed: {families}")
-  missing = [token for token in getattr(CHAT_TEMPLATES.get(template), "needs", ()) if token not in vocab]
-  if missing:
-    raise errors.UserError(f"prompt.template: {template!r} needs the tokens {', '.join(missing)}, not in the tokenizer")
-  return template
+def read_chat_template(path) -> str:
+  """The text of a file of Jinja. UserError where there is none."""
+  try:
+    return pathlib.Path(path).read_text(encoding="utf-8")
+  except (OSError, UnicodeDecodeError) as error:
+    raise errors.UserError(f"prompt.chat_template: {path}: no file of UTF-8 text") from error
+
+
+def _end_ids(tokenizer, config, ids) -> tuple:
+  turn = chat_templates.end_of_turn(tokenizer, dict(config.template_options)) if config.template == "chat" else None
+  return tuple(dict.fromkeys([*ids, *([] if turn is None else [control_tokens(tokenizer)[turn]])]))
 
 
 def _marker_ids(tokenizer, marker):
@@ -154,51 +180,8 @@ def _marker_ids(tokenizer, marker):
 
     tokenizer.add_tokens([AddedToken(first, special=True, normalized=False)], special_tokens=True)
     added = (tokenizer.convert_tokens_to_ids(first),)
-  rest = _encode(tokenizer, [marker[len(first) :]])[0]
+  rest = encode(tokenizer, [marker[len(first) :]])[0]
   return (tokenizer.convert_tokens_to_ids(first), *rest), added
-
-
-def _stop_ids(tokenizer, config, template, first):
-  chat = CHAT_TEMPLATES.get(template)
-  ids = list(first)
-  if chat and chat.end_of_turn:
-    ids.append(tokenizer.convert_tokens_to_ids(chat.end_of_turn))
-  if config.stop_at_special:
-    ids += sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
-  return tuple(dict.fromkeys(ids))
-
-
-def render_prompt(template: str, system: str, messages, bos="", eos="") -> str:
-  """The text of a prompt. messages: dicts of role and content, the last a user turn; a system turn beats `system`."""
-  if messages[0]["role"] == "system":
-    system, messages = messages[0]["content"], messages[1:]
-  if template in CHAT_TEMPLATES:
-    return _render_chat(CHAT_TEMPLATES[template], system, [dict(m) for m in messages], bos or "", eos or "")
-  question = "\n\n".join(m["content"] for m in messages)
-  text = question if template == "plain" else template.replace("{question}", question)
-  return f"{system}\n\n{text}" if system else text
-
-
-def _render_chat(chat, system, messages, bos, eos):
-  if system and chat.system is None:
-    users = [m for m in messages if m["role"] == "user"]
-    turn = users[0 if chat.system_turn == "first" else -1]
-    turn["content"] = f"{system}\n\n{turn['content']}"
-  elif system:
-    messages = [{"role": "system", "content": system}, *messages]
-  pieces = [chat.begin.replace("{bos}", bos)]
-  for message in messages:
-    # The tokens first, the content last: a {bos} inside a user's text must stay text.
-    around = getattr(chat, message["role"]).replace("{bos}", bos).replace("{eos}", eos)
-    pieces.append(_fill(around, message["content"]))
-  return "".join(pieces) + chat.generation
-
-
-def _fill(around, content):
-  if "{trimmed}" in around:
-    around, content = around.replace("{trimmed}", "{content}"), content.strip()
-  before, _, after = around.partition("{content}")
-  return before + content + after
 
 
 def as_messages(question) -> list:
@@ -206,34 +189,74 @@ def as_messages(question) -> list:
   return [{"role": "user", "content": question}] if isinstance(question, str) else list(question)
 
 
-def encode_prompts(tokenizer, form: PromptFormat, config: PromptConfig, questions) -> list:
-  """Token ids of each prompt, uncut. questions: texts, or sequences of messages (dicts of role and content)."""
-  bos, eos = tokenizer.bos_token, tokenizer.eos_token
-  texts = [render_prompt(form.template, config.system, as_messages(q), bos, eos) for q in questions]
-  trace_open = _encode(tokenizer, [config.trace_open])[0]
-  return [[*form.prefix_ids, *ids, *trace_open] for ids in _encode(tokenizer, texts)]
+def encode_prompts(tokenizer, form: PromptFormat, config: PromptConfig, questions, where=None) -> list:
+  """Token ids of each prompt, uncut. questions: texts, or sequences of messages (dicts of role and content).
+
+  where: a name of each question. Raises UserError, beginning with it, where the chat template refuses one.
+  """
+  turns, texts = [_turns(config, question) for question in questions], []
+  for i, messages in enumerate(turns):
+    with errors.at(where and where[i]):
+      texts.append(_render(tokenizer, form, config, messages))
+  control, rows = control_pattern(tokenizer), encode(tokenizer, texts)
+  for i, messages in enumerate(turns):
+    if any(control.search(m["content"]) for m in messages):
+      rows[i] = encode_origins(tokenizer, *_render(tokenizer, form, config, messages, origins=True))[0]
+  return [[*form.prefix_ids, *ids, *_trace_open(tokenizer, form, config, text)] for ids, text in zip(rows, texts)]
 
 
-def encode_hints(tokenizer, form: PromptFormat, config: PromptConfig, questions, answers) -> list:
-  """Like `encode_prompts`, with `config.hint_template` in place of the text of each question's last turn."""
-  shown = []
-  for question, answer in zip(questions, answers):
-    *before, last = as_messages(question)
-    parts = {"{question}": last["content"], "{answer}": answer}
-    text = re.sub("|".join(parts), lambda found, parts=parts: parts[found.group()], config.hint_template)
-    shown.append([*before, {**last, "content": text}])
-  return encode_prompts(tokenizer, form, config, shown)
+def cut_prompt(tokenizer, form: PromptFormat, config: PromptConfig, question, limit: int) -> list | None:
+  """A prompt's token ids without the oldest ones of its turns' own text, so that `limit` are left.
+
+  What the template writes stays, as do bos and system text; None where a single word of the turns has no room.
+  """
+  text, origin = _render(tokenizer, form, config, _turns(config, question), origins=True)
+  ids, origin = encode_origins(tokenizer, text, origin)
+  around = (form.prefix_ids, _trace_open(tokenizer, form, config, text))
+  own = [t for t, whose in enumerate(origin) if whose == QUESTION]
+  over = len(ids) + sum(map(len, around)) - limit
+  if over >= len(own):
+    return None
+  cut = set(own[: max(over, 0)])
+  return [*around[0], *(i for t, i in enumerate(ids) if t not in cut), *around[1]]
+
+
+def _turns(config, question) -> list:
+  """The messages of a question, behind the configured system text if they have none of their own."""
+  messages = as_messages(question)
+  if config.system and messages[0]["role"] != "system":
+    return [{"role": "system", "content": config.system}, *messages]
+  return messages
+
+
+def _render(tokenizer, form, config, messages, origins=False):
+  render = chat_templates.render_origins if origins else chat_templates.render
+  return render(tokenizer, form.template, dict(config.template_options), messages)
+
+
+def _trace_open(tokenizer, form, config, text) -> list:
+  """The ids that open the trace behind a prompt; none where the chat template has opened it."""
+  opened = form.template == "chat" and text.rstrip().endswith(config.trace_open.strip())
+  return [] if opened else encode(tokenizer, [config.trace_open])[0]
+
+
+def hint_question(config: PromptConfig, question, answer: str) -> list:
+  """The messages of a question, with `config.hint_template` in place of the last turn's text."""
+  *before, last = as_messages(question)
+  parts = {"{question}": last["content"], "{answer}": answer}
+  text = re.sub("|".join(parts), lambda found: parts[found.group()], config.hint_template)
+  return [*before, {**last, "content": text}]
 
 
 def encode_answers(tokenizer, form: PromptFormat, answers) -> list:
   """Token ids of each answer with its end token, uncut. Special tokens written in the text stay plain text."""
   texts = [form.answer_template.replace("{answer}", answer) for answer in answers]
-  return [[*ids, form.eos_id] for ids in _encode(tokenizer, texts, plain=True)]
+  return [[*ids, form.eos_id] for ids in encode_data(tokenizer, texts)]
 
 
 def encode_traces(tokenizer, form: PromptFormat, traces) -> list:
   """Token ids of given traces, without marker. One that holds a stop token ends there, as a sampled one would."""
-  return [cut_at_stop(form, ids) for ids in _encode(tokenizer, traces, plain=True)]
+  return [cut_at_stop(form, ids) for ids in encode_data(tokenizer, traces)]
 
 
 def encode_example(tokenizer, form: PromptFormat, config: PromptConfig, question, answer, trace=None) -> dict:
@@ -243,12 +266,6 @@ def encode_example(tokenizer, form: PromptFormat, config: PromptConfig, question
     "answer": encode_answers(tokenizer, form, [answer])[0],
     "trace": encode_traces(tokenizer, form, [trace or ""])[0],
   }
-
-
-def _encode(tokenizer, texts, plain=False):
-  """One list of ids per text. plain: data can't smuggle in control tokens by writing their names."""
-  # verbose=False: no warning about the model's context length, which prompt.max_*_length governs here.
-  return tokenizer(list(texts), add_special_tokens=False, split_special_tokens=plain, verbose=False)["input_ids"]
 
 
 def decode(tokenizer, ids) -> str:

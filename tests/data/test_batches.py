@@ -1,5 +1,6 @@
 """Data: token ids, overlong policies, and an order determined by (epoch, index) alone. Sources: test_sources.py."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from paths import DATA
 
 from nrt_jax import errors
-from nrt_jax.data import batches, prompts
+from nrt_jax.data import batches, overlong, prompts
 from nrt_jax.data.batches import DataConfig, Position
 from nrt_jax.data.prompts import PromptConfig
 
@@ -86,10 +87,17 @@ def test_overlong_examples_are_cut_and_counted(words):
   assert dataset.counts == {f"{kind}_cut": 1 for kind in kinds} | {f"{kind}_dropped": 0 for kind in kinds}
 
 
-def test_a_cut_prompt_keeps_its_first_token_where_the_tokenizer_puts_one():
-  assert batches._cut_left([1, 5, 6, 7, 8], 3, (1,)) == [1, 7, 8]
-  assert batches._cut_left([5, 6, 7, 8], 3, ()) == [6, 7, 8]
-  assert batches._cut_left([1, 5, 6], 1, (1,)) == [1]
+def test_a_prompt_of_which_the_template_alone_is_left_is_dropped(words):
+  examples = [batches.Example(f"q0{' q1' * count}", "a0", None, f"x:{count}") for count in (1, 6)]
+  words = words[0], dataclasses.replace(words[1], template="? ? ? {question} + +")
+  cut = make_dataset(words, examples, overlong_prompt="cut_left")
+  assert [prompts.decode(words[0], ids) for ids in cut.prompts] == ["? ? ? q1 + +"] * 2
+  assert (cut.counts["prompts_cut"], cut.counts["prompts_dropped"]) == (2, 0)
+  with pytest.raises(errors.UserError, match="none of the 2 examples .* 2 prompts over prompt.max_prompt_length dropped"):
+    make_dataset(words, examples, overlong_prompt="cut_left", max_prompt_length=5)
+  assert overlong.summary(1200, {"prompts_dropped": 2, "answers_cut": 1}) == (
+    "1,200 of 1,202 examples (2 prompts over prompt.max_prompt_length dropped, 1 answers over prompt.max_answer_length cut)"
+  )
 
 
 @pytest.mark.parametrize("kind,lengths", [("prompt", (7, 1, 0)), ("answer", (1, 4, 0)), ("trace", (1, 1, 4))])
@@ -101,7 +109,7 @@ def test_overlong_examples_are_errors_where_asked(words, kind, lengths):
 
 
 def test_a_data_set_of_which_nothing_is_left_is_an_error(words):
-  with pytest.raises(errors.UserError, match="^data.source: none of the 2 examples .*'prompts_dropped': 2"):
+  with pytest.raises(errors.UserError, match="^data.source: none of the 2 examples .* is left: 2 prompts over prompt.max_prompt"):
     make_dataset(words, make_examples([(7, 1, 0)] * 2))
 
 

@@ -1,8 +1,10 @@
-"""Prompts: our chat templates against the public ones, and token sequences that never merge across a boundary."""
+"""Prompts: markers, end tokens, and token sequences that never merge across a boundary. Chats: test_chat_templates.py."""
 
 import json
 
+import chats
 import pytest
+from chats import CONVERSATIONS, turn
 
 from nrt_jax import errors
 from nrt_jax.data import prompts
@@ -11,133 +13,35 @@ from nrt_jax.data.prompts import PromptConfig
 MARKER = "<|response_start|>"
 TEXTS = ["How many clips did Natalia sell altogether in April and May?", "She sold 48 + 24 = 72 clips. #### 72"] * 4
 
-# The public templates (of Llama-3-8B-Instruct, Qwen3 and Qwen2.5 without tools, Mistral-7B-Instruct v0.3 and v0.1), as
-# far as conversations without tools reach.
-PUBLIC = {
-  "llama3": (
-    "{% for message in messages %}{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
-    " + message['content'] | trim + '<|eot_id|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
-    "{% endif %}{{ content }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-  ),
-  "chatml": (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>'"
-    " + '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-  ),
-  "mistral": (
-    "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
-    "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% endif %}{{ bos_token }}"
-    "{% for message in loop_messages %}{% if message['role'] == 'user' %}"
-    "{% if loop.last and system_message is defined %}"
-    "{{ '[INST] ' + system_message + '\n\n' + message['content'] + '[/INST]' }}"
-    "{% else %}{{ '[INST] ' + message['content'] + '[/INST]' }}{% endif %}"
-    "{% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}"
-  ),
-  "mistral_v1": (
-    "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
-    "{% set loop_messages = messages[1:] %}{% else %}{% set loop_messages = messages %}{% endif %}{{ bos_token }}"
-    "{% for message in loop_messages %}{% if message['role'] == 'user' %}"
-    "{% if loop.first and system_message is defined %}"
-    "{{ ' [INST] ' + system_message + '\n\n' + message['content'] + ' [/INST]' }}"
-    "{% else %}{{ ' [INST] ' + message['content'] + ' [/INST]' }}{% endif %}"
-    "{% else %}{{ ' ' + message['content'] + eos_token }}{% endif %}{% endfor %}"
-  ),
-}
-SPECIAL = {
-  "llama3": ("<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-  "chatml": ("<|im_start|>", "<|im_end|>"),
-  "mistral": ("<s>", "[INST]", "[/INST]"),
-  "mistral_v1": ("<s>",),
-}
-QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-
-
-def turn(role, content):
-  return {"role": role, "content": content}
-
-
-CONVERSATIONS = {
-  "one": [turn("user", "How many clips?")],
-  "spaces": [turn("user", "  How many clips? \n")],
-  "braces": [turn("user", "print({bos}, {eos}, {content}, {trimmed}, {question}) \\n {{ 1 }}")],
-  "turns": [turn("user", "48 + 24?"), turn("assistant", " 72 "), turn("user", "And 72 / 2?")],
-  "system": [turn("system", "Be brief. "), turn("user", "48 + 24?"), turn("assistant", "72"), turn("user", "72 / 2?")],
-}
-
-
-@pytest.fixture(scope="module")
-def family_tokenizer():
-  def build(family):
-    tokenizer = prompts.byte_pair_tokenizer(TEXTS, 290, special=SPECIAL[family])
-    if "<s>" in SPECIAL[family]:
-      tokenizer.bos_token = "<s>"
-    tokenizer.chat_template = PUBLIC[family]
-    return tokenizer
-
-  return build
-
-
 @pytest.fixture
 def byte_pairs():
   return prompts.byte_pair_tokenizer(TEXTS, 300)
 
 
-@pytest.mark.parametrize("conversation", CONVERSATIONS)
-@pytest.mark.parametrize("family", PUBLIC)
-def test_chat_templates_equal_the_public_ones(family_tokenizer, family, conversation):
-  pytest.importorskip("jinja2")
-  tokenizer, messages = family_tokenizer(family), CONVERSATIONS[conversation]
-  config = PromptConfig(template=family)
-  form = prompts.make_format(tokenizer, config)
-  theirs = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-  ours = prompts.render_prompt(family, "", messages, tokenizer.bos_token, tokenizer.eos_token)
-  assert ours == theirs
-  ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-  assert prompts.encode_prompts(tokenizer, form, config, [messages])[0] == ids
-
-
-@pytest.mark.parametrize("family", PUBLIC)
-def test_a_configured_system_text_equals_a_system_turn(family_tokenizer, family):
-  pytest.importorskip("jinja2")
-  tokenizer, question = family_tokenizer(family), CONVERSATIONS["one"]
-  theirs = tokenizer.apply_chat_template(
-    [turn("system", QWEN_SYSTEM), *question], tokenize=False, add_generation_prompt=True
-  )
-  ours = prompts.render_prompt(family, QWEN_SYSTEM, question, tokenizer.bos_token, tokenizer.eos_token)
-  assert ours == theirs
-  assert QWEN_SYSTEM in ours
-  # A conversation's own system turn wins over the configured one.
-  assert QWEN_SYSTEM not in prompts.render_prompt(family, QWEN_SYSTEM, CONVERSATIONS["system"])
-
-
 def test_rendering_leaves_the_messages_alone():
-  messages = [turn("user", "48 + 24?")]
-  prompts.render_prompt("mistral", "Be brief.", messages)
-  assert messages == [turn("user", "48 + 24?")]
+  messages = (turn("user", "48 + 24?"),)
+  tokenizer = chats.tokenizer("mistral_v3")
+  config = PromptConfig(template="chat", system="Be brief.")
+  prompts.encode_prompts(tokenizer, prompts.make_format(tokenizer, config), config, [messages])
+  assert messages == (turn("user", "48 + 24?"),)
 
 
-@pytest.mark.parametrize("family", ["llama3", "chatml", "mistral"])
-def test_chat_is_detected_by_its_tokens(family_tokenizer, family):
-  form = prompts.make_format(family_tokenizer(family), PromptConfig(template="chat"))
-  assert form.template == family
+def test_all_end_tokens_of_the_model_end_a_completion():
+  """Those of its config files beside the tokenizer's own, in sampling, in given traces and in what graders see."""
+  tokenizer = prompts.word_tokenizer(["a", "b"], special=("</t>", "<end>", "<other>"))
+  end, other = (tokenizer.convert_tokens_to_ids(name) for name in ("<end>", "<other>"))
+  form = prompts.make_format(tokenizer, PromptConfig(marker="</t>"), (end, tokenizer.eos_token_id, other, end))
+  (m,) = form.marker_ids
+  assert form.end_ids == (form.eos_id, end, other) and form.stop_ids == (m, form.eos_id, end, other)
+  assert prompts.split_completion(form, [0, m, 1, other, 0]) == ([0], [1])
+  assert prompts.split_completion(form, [0, end, m, 1]) == ([0], None)
+  with pytest.raises(errors.UserError, match="prompt.marker: found '<end>', which is an end token"):
+    prompts.make_format(tokenizer, PromptConfig(marker="<end>"), (end,))
+  assert prompts.make_format(tokenizer, PromptConfig(marker="</t>")).end_ids == (form.eos_id,)
 
 
-def test_a_template_of_another_family_is_an_error(family_tokenizer, byte_pairs):
-  with pytest.raises(errors.UserError, match=r"prompt.template: 'chatml' needs the tokens <\|im_start\|>, "):
-    prompts.make_format(family_tokenizer("llama3"), PromptConfig(template="chatml"))
-  with pytest.raises(errors.UserError, match="prompt.template: 'chat' finds no known chat token"):
-    prompts.make_format(byte_pairs, PromptConfig(template="chat"))
-
-
-def test_end_of_turn_is_a_stop_beside_the_end_token(family_tokenizer):
-  tokenizer = family_tokenizer("llama3")
-  form = prompts.make_format(tokenizer, PromptConfig(template="llama3"))
-  names = ("<|response_start|>", "<eos>", "<|eot_id|>")
-  assert form.stop_ids == tuple(tokenizer.convert_tokens_to_ids(name) for name in names)
-
-
-def test_every_special_token_can_be_a_stop(family_tokenizer):
-  tokenizer = family_tokenizer("chatml")
+def test_every_special_token_can_be_a_stop():
+  tokenizer = chats.tokenizer("chatml")
   form = prompts.make_format(tokenizer, PromptConfig(stop_at_special=True))
   special = {"<eos>", "<pad>", "<unk>", "<|im_start|>", "<|im_end|>", MARKER}
   assert set(tokenizer.convert_ids_to_tokens(list(form.stop_ids))) == special
@@ -212,10 +116,10 @@ def test_a_given_trace_ends_at_its_first_stop_token():
   assert prompts.encode_traces(tokenizer, form, ["1 2 so 1"]) == [[0, 1]]
 
 
-def test_bos_comes_once_where_the_tokenizer_puts_it(family_tokenizer):
+def test_bos_comes_once_where_the_tokenizer_puts_it():
   from tokenizers import processors
 
-  tokenizer = family_tokenizer("llama3")
+  tokenizer = chats.tokenizer("llama3")
   bos = tokenizer.bos_token_id
   plain = PromptConfig()
   assert prompts.make_format(tokenizer, plain).prefix_ids == ()  # this tokenizer adds none
@@ -224,7 +128,7 @@ def test_bos_comes_once_where_the_tokenizer_puts_it(family_tokenizer):
   )
   form = prompts.make_format(tokenizer, plain)
   assert form.prefix_ids == (bos,)
-  for config in (plain, PromptConfig(template="Q: {question}"), PromptConfig(template="llama3")):
+  for config in (plain, PromptConfig(template="Q: {question}"), PromptConfig(template="chat")):
     form = prompts.make_format(tokenizer, config)
     ids = prompts.encode_prompts(tokenizer, form, config, ["48 + 24?"])[0]
     assert ids[0] == bos and ids.count(bos) == 1
@@ -232,11 +136,17 @@ def test_bos_comes_once_where_the_tokenizer_puts_it(family_tokenizer):
 
 
 def test_plain_and_question_templates():
+  def render(template, system, messages):
+    tokenizer, config = prompts.byte_pair_tokenizer(TEXTS, 300), PromptConfig(template=template, system=system)
+    form = prompts.make_format(tokenizer, config)
+    return prompts.decode(tokenizer, prompts.encode_prompts(tokenizer, form, config, [messages])[0])
+
   one, many = CONVERSATIONS["one"], CONVERSATIONS["system"]
-  assert prompts.render_prompt("plain", "", one) == "How many clips?"
-  assert prompts.render_prompt("Question: {question}\nAnswer:", "", one) == "Question: How many clips?\nAnswer:"
-  assert prompts.render_prompt("Q: {question}", "Hi.", one) == "Hi.\n\nQ: How many clips?"
-  assert prompts.render_prompt("plain", "Hi.", many) == "Be brief. \n\n48 + 24?\n\n72\n\n72 / 2?"
+  assert render("plain", "", one) == "How many clips?"
+  assert render("Question: {question}\nAnswer:", "", one) == "Question: How many clips?\nAnswer:"
+  assert render("Q: {question}", "Hi.", one) == "Hi.\n\nQ: How many clips?"
+  assert render("{question} {question}", "", one) == "How many clips? How many clips?"
+  assert render("plain", "Hi.", many) == "Be brief. \n\n48 + 24?\n\n72\n\n72 / 2?"
 
 
 def test_split_completion_cuts_at_the_first_marker_and_the_next_stop():
@@ -284,8 +194,8 @@ def test_the_format_is_hashable_and_the_config_names_its_keys(byte_pairs):
   ):
     with pytest.raises(errors.UserError, match=f"^prompt.{key}: found "):
       PromptConfig(**{key: value})
-  with pytest.raises(errors.UserError, match="did you mean 'llama3'"):
-    PromptConfig(template="lama3")
+  with pytest.raises(errors.UserError, match="found 'llama3', allowed: chat, plain, or a text that holds {question}"):
+    PromptConfig(template="llama3")
 
 
 def test_missing_end_token_and_end_token_as_marker_are_errors(byte_pairs):
@@ -310,11 +220,17 @@ def test_a_saved_tokenizer_loads_back_beside_a_llama_config(tmp_path):
   assert prompts.decode(loaded, [0, 2, 4]) == "sum 1 <pad>"
 
 
-def test_a_tokenizer_that_cannot_be_loaded_is_one_clear_line(tmp_path):
+def test_a_tokenizer_that_cannot_be_loaded_is_one_clear_line(tmp_path, monkeypatch):
   with pytest.raises(errors.UserError, match="no such directory.*hub:owner/name"):
     prompts.load_tokenizer("meta-llama/Llama-3.1-8B")
   with pytest.raises(errors.UserError, match="holds none of tokenizer.json"):
     prompts.load_tokenizer(tmp_path)
+  (tmp_path / "only").mkdir()
+  (tmp_path / "only" / "tokenizer.model").write_bytes(b"x")
+  monkeypatch.setattr(prompts.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(errors.UserError, match=r"tokenizer.model without .*sentencepiece: pip install nrt_jax\[sentence"):
+    prompts.load_tokenizer(tmp_path / "only")
+  monkeypatch.undo()
   (tmp_path / "tokenizer.json").write_text("{ broken")
   with pytest.raises(errors.UserError, match="can't be loaded: ") as caught:
     prompts.load_tokenizer(tmp_path)

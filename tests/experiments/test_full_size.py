@@ -3,6 +3,7 @@
 import json
 import re
 
+import chats
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from nrt_jax.data import batches, prompts
 from nrt_jax.step import host_grading, policy, programs, sizes
 
 FILES = EXPERIMENTS / "full_size"
-SPECIAL = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>")
+SPECIAL = ("<s>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>", "<|fim_pad|>")
 
 
 # ---- Architectures: the numbers of the public config.json of each model, and how many parameters it has -------------
@@ -179,7 +180,9 @@ def directories(tmp_path_factory) -> dict:
   root = tmp_path_factory.mktemp("models")
   for name, (values, _) in ARCHITECTURES.items():
     (root / name).mkdir()
-    prompts.byte_pair_tokenizer(["a tokenizer"], 300, root / name, special=SPECIAL)
+    tokenizer = prompts.byte_pair_tokenizer(["a tokenizer"], 300, special=SPECIAL)
+    tokenizer.bos_token, tokenizer.chat_template = "<s>", None if name.startswith("llama") else chats.CHATML
+    tokenizer.save_pretrained(root / name)
     (root / name / "config.json").write_text(json.dumps(values))
   return {name: str(root / name) for name in ARCHITECTURES}
 
