@@ -19,7 +19,7 @@ from nrt_jax import sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.config import RunConfig
-from nrt_jax.data import batches, packing
+from nrt_jax.data import batches, overlong, packing
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights
@@ -67,7 +67,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
       progress = workdirs.read_progress(checkpoints, start_step, [run.stage for run in runs])
       batches.require_inside(stages[progress.stage].train_data, progress.position)
       states = workdirs.restore(stages[progress.stage].setup, checkpoints, start_step)
-    workdirs.describe(workdir, tokenizer, model, config_values)  # only now: another run's description stays as it is
+    workdirs.describe(workdir, tokenizer, stages[0].setup, config_values)  # only now: another run's stays as it is
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
     stack.callback(writer.close)
     for stage in stages:
@@ -148,11 +148,11 @@ def read_data(run: RunConfig, tokenizer, form):
 
 
 def describe_data(stage: Stage) -> str:
-  """How many examples a stage trains on, and how many the overlong policies dropped or cut."""
-  rows = stage.train_data
-  touched = [f"{count:,} {name.replace('_', ' ')}" for name, count in rows.counts.items() if count]
-  packed = [f"packed into {len(rows):,} rows"] if stage.setup.run.data.packing else []
-  return f"stage {stage.setup.run.stage}: {', '.join([f'{len(rows.examples):,} examples', *packed, *touched])}"
+  """How many examples a stage trains on and is evaluated on, and what the overlong policies did to the others."""
+  rows, held = stage.train_data, stage.eval_data
+  packed = f", packed into {len(rows):,} rows" if stage.setup.run.data.packing else ""
+  evaluated = "" if held is None else f"; evaluation: {overlong.summary(len(held), held.counts)}"
+  return f"stage {stage.setup.run.stage}: {overlong.summary(len(rows.examples), rows.counts)}{packed}{evaluated}"
 
 
 def fresh_states(stage: Stage, params, key) -> States:

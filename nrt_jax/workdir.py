@@ -15,9 +15,8 @@ from nrt_jax.config import RunConfig, stages_of
 from nrt_jax.data.batches import Position
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json
-from nrt_jax.model import hf_weights, lora
+from nrt_jax.model import hf_config, hf_weights, lora
 from nrt_jax.model.architecture import ModelConfig
-from nrt_jax.model.hf_config import read_json
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.sharding import RULES
 from nrt_jax.step import policy, programs
@@ -43,8 +42,11 @@ class Progress(NamedTuple):
     }
 
 
-def describe(workdir: str, tokenizer, config: ModelConfig, values: dict | None) -> None:
-  """Writes what others need to read the run: config.json, and once tokenizer/, with the marker and the architecture."""
+def describe(workdir: str, tokenizer, setup: programs.Setup, values: dict | None) -> None:
+  """Writes what others need to read the run: config.json, and once tokenizer/, with the marker and the architecture.
+
+  Beside them, what the model's own files say of its tokens: bos, end tokens, generation_config.json.
+  """
   if jax.process_index() != 0:
     return
   if values is not None:
@@ -53,9 +55,19 @@ def describe(workdir: str, tokenizer, config: ModelConfig, values: dict | None) 
   if not os.path.isdir(directory):
     partial = f"{directory}.partial"
     tokenizer.save_pretrained(partial)
-    rows = config.vocab_size - config.vocab_padding
-    hf_weights.write_config(dataclasses.replace(config, vocab_size=rows, vocab_padding=0), partial)
+    config, source = setup.model, setup.run.model.path
+    config = dataclasses.replace(config, vocab_size=config.vocab_size - config.vocab_padding, vocab_padding=0)
+    hf_config.write_config(config, partial, source=source, token_ids=token_ids(setup.form, tokenizer, source))
+    hf_config.write_generation_config(source, partial, setup.form.end_ids)
     os.replace(partial, directory)
+
+
+def token_ids(form, tokenizer, source: str) -> dict:
+  """What an exported config.json says of tokens; bos is the model's own, else the tokenizer's."""
+  ids = {"eos_token_id": hf_config.one_or_list(form.end_ids), "pad_token_id": form.pad_id}
+  if hf_config.read_json(Path(source) / "config.json").get("bos_token_id") is None:
+    ids["bos_token_id"] = tokenizer.bos_token_id
+  return ids
 
 
 def keep_compiled(workdir: str) -> None:
@@ -123,7 +135,7 @@ def _restore_policy(workdir: str, config: ModelConfig, shardings, step: int | No
 
 def read_run(workdir: str) -> list[RunConfig]:
   """The stages of the run in `workdir`, from its config.json."""
-  return stages_of(read_json(Path(workdir) / "config.json"))
+  return stages_of(hf_config.read_json(Path(workdir) / "config.json"))
 
 
 def export_checkpoint(workdir: str, directory: str, step: int | None = None, dtype: str = "float32") -> None:
@@ -131,7 +143,7 @@ def export_checkpoint(workdir: str, directory: str, step: int | None = None, dty
   run = read_run(workdir)[-1]
   # The directory that it started from may be gone by now.
   model = dataclasses.replace(run.model, path=os.path.join(workdir, "tokenizer"))
-  _, form = policy.open_tokenizer(model, dataclasses.replace(run.prompt, tokenizer=None))
+  _, form = policy.open_tokenizer(model, dataclasses.replace(run.prompt, tokenizer=None, chat_template=None))
   config = policy.read_architecture(model, form)
   params = read_policy(workdir, config, step=step, averaged=programs.averages(run, "export"))
   export(params, run, config, form, workdir, directory, dtype)
@@ -140,7 +152,7 @@ def export_checkpoint(workdir: str, directory: str, step: int | None = None, dty
 def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, directory: str, dtype="float32") -> None:
   """Writes parameters in Hugging Face format, with the run's tokenizer and the prompt settings that `sample` reads."""
   settings = {"prompt": dataclasses.asdict(run.prompt), "max_trace_length": run.sampling.max_trace_length}
-  settings["prompt"]["tokenizer"] = None  # it lies beside the settings
+  settings["prompt"] |= {"tokenizer": None, "chat_template": None}  # both lie beside the settings
   params, config = policy.without_padding(params, config)
   hf_weights.save_params(
     params,
@@ -148,6 +160,6 @@ def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, dire
     directory,
     dtype,
     source=os.path.join(workdir, "tokenizer"),
-    token_ids={"eos_token_id": form.eos_id, "pad_token_id": form.pad_id},
+    token_ids={"eos_token_id": hf_config.one_or_list(form.end_ids), "pad_token_id": form.pad_id},
     settings=settings,
   )

@@ -19,6 +19,7 @@ SIZES = (
   "max_position_embeddings",
 )  # fmt: skip
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+GENERATION_FILE = "generation_config.json"
 
 _REQUIRED = object()
 _KINDS = {int: "a positive integer", float: "a number", bool: "true or false"}
@@ -187,6 +188,35 @@ def _require_expressible(config: ModelConfig, raw: dict) -> None:
       f"model.hidden_size: found {config.hidden_size}, allowed with {architecture}: multiples of "
       f"num_attention_heads {config.num_attention_heads}"
     )
+
+
+def read_end_ids(directory) -> tuple:
+  """The tokens that end a model's text by generation_config.json, then by config.json; () where neither says.
+
+  Raises UserError where one says something else than an id or a list of ids.
+  """
+  found = []
+  for name in (GENERATION_FILE, "config.json"):
+    path = Path(directory) / name
+    ids = read_json(path).get("eos_token_id") if path.is_file() else None
+    ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    for i in ids:
+      if not isinstance(i, int) or isinstance(i, bool) or i < 0:
+        raise UserError(f"{path}: eos_token_id: found {i!r}, allowed: a token's id, or a list of ids")
+    found += ids
+  return tuple(dict.fromkeys(found))
+
+
+def write_generation_config(source, directory, end_ids) -> None:
+  """Writes `source`/generation_config.json, if there is one, into `directory`, with these end tokens."""
+  path = Path(source) / GENERATION_FILE
+  if path.is_file():
+    write_json(Path(directory) / GENERATION_FILE, {**read_json(path), "eos_token_id": one_or_list(end_ids)})
+
+
+def one_or_list(ids):
+  """Ids as config files hold them: a single one without a list."""
+  return ids[0] if len(ids) == 1 else list(ids)
 
 
 def write_config(config: ModelConfig, directory, dtype: str = "float32", source=None, token_ids: dict | None = None):

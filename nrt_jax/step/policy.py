@@ -8,7 +8,7 @@ import jax
 from nrt_jax.config import ModelSource
 from nrt_jax.data import prompts
 from nrt_jax.errors import UserError
-from nrt_jax.model import hf_weights, kernels, lora
+from nrt_jax.model import hf_config, hf_weights, kernels, lora
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import init_params, logical_axes
 from nrt_jax.rollout.sampler import BLOCK
@@ -16,12 +16,17 @@ from nrt_jax.sharding import RULES, shardings_for
 
 
 def open_tokenizer(model: ModelSource, prompt: prompts.PromptConfig):
-  """(tokenizer, PromptFormat): the prompt's own tokenizer, else the one in the model's directory."""
+  """(tokenizer, PromptFormat): the prompt's own tokenizer, else the one in the model's directory.
+
+  End tokens are those that the tokenizer's directory names, else the model's.
+  """
   where = prompt.tokenizer or model.path
   if where is None:
     raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
   tokenizer = prompts.load_tokenizer(where)
-  return tokenizer, prompts.make_format(tokenizer, prompt)
+  places = [place for place in (prompt.tokenizer, model.path) if place and not str(place).startswith(prompts.HUB)]
+  end_ids = next(filter(None, map(hf_config.read_end_ids, places)), ())
+  return tokenizer, prompts.make_format(tokenizer, prompt, end_ids)
 
 
 def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_ways: int = 1, mesh=None) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""Prompts: markers, end tokens, and token sequences that never merge across a boundary. Chats: test_chat_templates.py."""
+"""Prompts: markers, end tokens, and token sequences that never merge across a boundary. See test_chat_templates.py."""
 
 import json
 

@@ -7,7 +7,7 @@ import pytest
 from paths import GOLDEN
 
 from nrt_jax.errors import UserError
-from nrt_jax.model import hf_weights
+from nrt_jax.model import hf_config, hf_weights
 from nrt_jax.model.architecture import ModelConfig, RopeScaling
 
 sys.path.insert(0, str(GOLDEN))
@@ -127,6 +127,19 @@ def test_config_round_trip(case, tmp_path):
   assert (raw["bos_token_id"], raw["eos_token_id"], raw["pad_token_id"]) == (1, 5, None)
   rope = config.rope_scaling
   assert raw["rope_theta"] == config.rope_theta and (raw["rope_scaling"] is None) == (rope is None)
+
+
+def test_end_tokens_are_those_of_both_files(tmp_path):
+  def read_ids(generation, config):
+    for name, ids in (("generation_config.json", generation), ("config.json", config)):
+      (tmp_path / name).write_text(json.dumps({} if ids is None else {"eos_token_id": ids}))
+    return hf_config.read_end_ids(tmp_path)
+
+  assert read_ids(None, None) == hf_config.read_end_ids(tmp_path / "nowhere") == ()
+  assert read_ids([5, 7], 7) == (5, 7) and read_ids(5, [7, 5]) == (5, 7) and read_ids(None, [3]) == (3,)
+  for bad in ("</s>", [1, "2"], True, -1, {"id": 1}, [[1]]):
+    with pytest.raises(UserError, match="generation_config.json: eos_token_id: found .*, allowed: a token's id, or a list"):
+      read_ids(bad, 1)
 
 
 @pytest.mark.parametrize(

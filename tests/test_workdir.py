@@ -1,0 +1,96 @@
+"""What a run leaves behind of its model: tokens, end tokens, chat template, whoever reads them next."""
+
+import json
+
+import chats
+import jax
+import pytest
+import toy
+from transformers import AutoTokenizer, GenerationConfig
+
+from nrt_jax import config, workdir
+from nrt_jax.data import prompts
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import init_params
+from nrt_jax.step import policy, programs
+
+GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+SIZES = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
+
+
+@pytest.fixture
+def model(tmp_path):
+  """A directory as instruct models have it: more end tokens than the tokenizer names, in both files."""
+  directory, tokenizer = tmp_path / "model", chats.tokenizer("llama3")
+  architecture = ModelConfig(vocab_size=len(tokenizer), head_dim=4, **SIZES)
+  hf_weights.save_params(init_params(architecture, jax.random.key(0)), architecture, directory)
+  tokenizer.save_pretrained(directory)
+  pad, unk, bos = (tokenizer.convert_tokens_to_ids(name) for name in ("<pad>", "<unk>", "<s>"))
+  raw = json.loads((directory / "config.json").read_text())
+  (directory / "config.json").write_text(json.dumps({**raw, "bos_token_id": bos, "eos_token_id": [unk]}))
+  (directory / "generation_config.json").write_text(json.dumps({**GENERATION, "eos_token_id": [pad, unk]}))
+  return directory, (tokenizer.eos_token_id, pad, unk, tokenizer.convert_tokens_to_ids("<|eot_id|>"))
+
+
+def leave_behind(directory, tmp_path):
+  """Describes a run on the model and exports its policy, as training does."""
+  run = toy.run_config("nrt", model__path=str(directory), prompt__template="chat")
+  tokenizer, form = policy.open_tokenizer(run.model, run.prompt)
+  architecture = policy.read_architecture(run.model, form)
+  setup, place = programs.Setup(run, architecture, form, None), tmp_path / "run"
+  place.mkdir()
+  workdir.describe(str(place), tokenizer, setup, {"model": {"path": str(directory)}})
+  params = policy.load_policy(run.model, architecture, form, 0)
+  workdir.export(params, run, architecture, form, str(place), str(place / "export"))
+  return place, form
+
+
+@pytest.mark.parametrize("generation", [True, False])
+def test_an_export_says_of_tokens_what_the_model_said(model, tmp_path, generation):
+  directory, ends = model
+  if not generation:
+    (directory / "generation_config.json").unlink()
+    ends = tuple(i for i in ends if i != ends[1])
+  place, form = leave_behind(directory, tmp_path)
+  assert form.end_ids == ends and form.stop_ids == (form.marker_ids[0], *ends)
+  source = AutoTokenizer.from_pretrained(directory)
+  for kept in (place / "tokenizer", place / "export"):
+    raw = json.loads((kept / "config.json").read_text())
+    assert raw["eos_token_id"] == list(ends) and raw["bos_token_id"] == source.bos_token_id
+    found = AutoTokenizer.from_pretrained(kept)
+    assert found.chat_template == source.chat_template == chats.LLAMA3
+    assert (found.bos_token, found.eos_token, found.pad_token) == (source.bos_token, source.eos_token, source.pad_token)
+    # Who starts from it, or evaluates it, stops at the same tokens.
+    assert policy.open_tokenizer(config.ModelSource(str(kept)), prompts.PromptConfig(template="chat"))[1].end_ids == ends
+    assert (kept / "generation_config.json").exists() == generation
+    if generation:
+      said = GenerationConfig.from_pretrained(kept)
+      assert said.eos_token_id == list(ends)
+      assert (said.do_sample, said.temperature, said.top_p) == tuple(GENERATION.values())
+  settings = json.loads((place / "export" / "nrt_jax.json").read_text())["prompt"]
+  assert (settings["template"], settings["tokenizer"], settings["chat_template"]) == ("chat", None, None)
+
+
+def test_end_tokens_are_the_tokenizers_directorys_before_the_models(model, tmp_path):
+  directory, ends = model
+  words = tmp_path / "words"
+  prompts.word_tokenizer(["a"], words)
+  prompt = prompts.PromptConfig(tokenizer=str(words))
+  source = config.ModelSource(str(directory))
+  assert policy.open_tokenizer(source, prompt)[1].end_ids == (1, *(i for i in ends[1:3] if i != 1))
+  (words / "generation_config.json").write_text('{"eos_token_id": 2}')
+  assert policy.open_tokenizer(source, prompt)[1].end_ids == (1, 2)
+
+
+def test_a_single_end_token_is_no_list(tmp_path):
+  directory, tokenizer = tmp_path / "model", prompts.word_tokenizer(["a"], tmp_path / "model")
+  architecture = ModelConfig(vocab_size=len(tokenizer), head_dim=4, **SIZES)
+  hf_weights.write_config(architecture, directory)
+  run = toy.run_config("nrt", model__path=str(directory))
+  tokenizer, form = policy.open_tokenizer(run.model, run.prompt)
+  setup = programs.Setup(run, policy.read_architecture(run.model, form), form, None)
+  workdir.describe(str(tmp_path), tokenizer, setup, None)
+  raw = json.loads((tmp_path / "tokenizer" / "config.json").read_text())
+  assert (raw["eos_token_id"], raw["bos_token_id"]) == (tokenizer.eos_token_id, None)
+  assert not (tmp_path / "tokenizer" / "generation_config.json").exists()
