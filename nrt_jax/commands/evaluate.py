@@ -9,6 +9,7 @@ import jax
 from nrt_jax import config, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.commands import configs, export, output
+from nrt_jax.data import overlong
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.files import json_lines, write_json, write_text
@@ -30,7 +31,8 @@ def run(args) -> None:
     arguments = (build_generate(setup), params, dataset, stage.evaluation, tokenizer, setup.form)
     metrics, completions = held_out.evaluate(*arguments, jax.random.key(stage.seed))
   source = {"model": args.model} if args.model else {"checkpoint": args.checkpoint, "step": step}
-  write(args, {**source, "examples": len(completions), "metrics": metrics}, completions)
+  report = {**source, "examples": len(completions), "overlong": dataset.counts, "metrics": metrics}
+  write(args, report, completions)
 
 
 # ---- What is evaluated ---------------------------------------------------------------------------------------------
@@ -108,7 +110,7 @@ def write(args, report: dict, completions: list) -> None:
   width = max(map(len, report["metrics"]))
   for name, value in report["metrics"].items():
     print(f"{name:<{width}}  {value:.4f}")
-  print(f"{report['examples']} examples")
+  print(overlong.summary(report["examples"], report["overlong"]))
   for path in filter(None, (args.output, args.completions)):
     output.make_parent(path)
   if args.output:

@@ -77,6 +77,19 @@ def test_an_export_is_evaluated_like_its_checkpoint(place, tmp_path):
   assert reports[1]["model"] == str(place / "run" / "export") and "step" not in reports[1]
 
 
+def test_the_report_says_what_was_dropped_and_why(place, tmp_path, capsys):
+  data, output = tmp_path / "x.jsonl", tmp_path / "x.json"
+  questions = ["add 1 modulo 5", "add 1 1 modulo 5", "add" + " 1" * 20 + " modulo 5", "add" + " 1" * 30 + " modulo 5"]
+  data.write_text("".join(json.dumps({"question": q, "answer": "1"}) + "\n" for q in questions))
+  override = "--config.evaluation.data=" + json.dumps({"source": str(data)})
+  capsys.readouterr()
+  assert __main__.main(evaluate(place, "--model", place / "run" / "export", "--output", output, override)) == 0
+  last = capsys.readouterr().out.splitlines()[-1]
+  assert last == "2 of 4 examples (2 prompts over prompt.max_prompt_length dropped)"
+  report = json.loads(output.read_text())
+  assert report["examples"] == 2 and report["overlong"]["prompts_dropped"] == 2
+
+
 def test_another_mesh_than_the_runs(place, tmp_path):
   """A run over two tensor ways pads its 15 words to 16 rows; evaluated on one, and the other way round."""
   two = ["--config.parallel.tensor=2"]
