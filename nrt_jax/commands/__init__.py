@@ -1,4 +1,4 @@
-"""The command line: flags -> config -> one call of the library. Only this folder reads flags and prints for users.
+"""The command line: flags -> config -> one library call. Only this folder reads flags and prints for users.
 
-Read flags.py first: it lists what each command takes. The module named like a command runs it (`run(args)`).
+Read flags.py first: it lists the flags of each command. The module of the same name runs the command (`run(args)`).
 """

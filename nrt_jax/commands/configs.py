@@ -17,20 +17,20 @@ MODULE = "nrt_jax_config_file"  # name under which a config file runs
 
 
 def base_config(algorithm: str = "nrt") -> ConfigDict:
-  """Every key with its default, for a config file to start from; locked, so that a misspelt key is an error.
+  """All keys with their defaults, as the base of a config file; locked, so that a misspelled key is an error.
 
-  With `stages`, set `total_steps` too: it caps each of them.
+  With `stages`, set `total_steps` too: it caps every stage.
   """
   config = ConfigDict({**library.defaults(algorithm), "stages": []})
   config.lock()
-  config.data.task_options.unlock()  # each task has options of its own
+  config.data.task_options.unlock()  # options differ between tasks
   return config
 
 
 def load_config(path: str, overrides: list[str] = ()) -> dict:
-  """The config of a file with the overrides laid over it, as plain dicts, lists, numbers and texts.
+  """Loads a config file and applies the overrides; returns plain dicts, lists, numbers and strings.
 
-  Raises UserError for a missing file, an error inside it (with its line), and an override that can't be placed.
+  Raises UserError for a missing file, an error inside it (with its line), and an override that can't be applied.
   """
   values = plain(_run_file(pathlib.Path(path)), "")
   _check_caps(path, values)
@@ -44,13 +44,13 @@ def load_config(path: str, overrides: list[str] = ()) -> dict:
 
 
 def _run_file(path: pathlib.Path):
-  """Runs the file and calls its get_config. Whatever it raises becomes one line that names the file's own line."""
+  """Runs the file and calls its get_config. Errors become one-line UserErrors with the line of the file."""
   if not path.is_file():
     raise UserError(f"--config: {path}: no such file")
   module = types.ModuleType(MODULE)
   module.__file__ = str(path)
   sys.modules[MODULE] = module
-  sys.path.append(str(path.parent.resolve()))  # its neighbours can be imported, whichever way we were started
+  sys.path.append(str(path.parent.resolve()))  # so that it can import its neighbors, however we were started
   try:
     exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     if not callable(getattr(module, "get_config", None)):
@@ -76,13 +76,13 @@ def _line(error: Exception, path: pathlib.Path) -> int:
 
 
 def _first_sentence(error: Exception) -> str:
-  """ml_collections lists all other keys behind what is wrong."""
+  """The first sentence of an error message: ml_collections appends a list of all other keys."""
   text = str(error.args[0]) if error.args else ""
   return text.removeprefix("'").split(". Other fields present")[0].split("\n")[0]
 
 
 def plain(value, where: str):
-  """Mappings as dicts, tuples as lists, the rest as it is. Raises UserError for what JSON could not hold."""
+  """Converts mappings to dicts and tuples to lists. Raises UserError for values that JSON cannot represent."""
   if hasattr(value, "items"):
     return {str(key): plain(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
@@ -93,7 +93,7 @@ def plain(value, where: str):
 
 
 def _check_caps(path: str, values: dict) -> None:
-  """The file's own top-level total_steps must not cut a stage short without anybody noticing."""
+  """Raises UserError if the file's own top-level total_steps would silently cut a stage short."""
   for number, stage in enumerate(_stages(values)):
     steps, cap = stage.get("total_steps"), values.get("total_steps")
     if isinstance(steps, int) and isinstance(cap, int) and steps > cap:
@@ -113,9 +113,9 @@ def _read_override(text: str) -> tuple[list[str], str]:
 
 
 def override(values: dict, keys: list[str], text: str) -> None:
-  """Sets one key, in place. Types and misspelt keys are checked where the config is read, not here.
+  """Sets one key, in place. Types and misspelled keys are checked when the config is parsed, not here.
 
-  Raises UserError where the path leads through a value that is no mapping, or where it would have no effect.
+  Raises UserError if the path leads through a value that is not a mapping, or if the override has no effect.
   """
   name = ".".join(keys)
   _require_effect(values, keys)
@@ -127,12 +127,12 @@ def override(values: dict, keys: list[str], text: str) -> None:
   old = node.get(keys[-1], _lookup(values, keys[2:]) if keys[0] == "stages" else None)
   new = parse_value(text, old)
   if keys[-2:] == ["algorithm", "name"] and new != old:
-    node.clear()  # another algorithm has other keys, and starts from its own defaults
+    node.clear()  # a different algorithm has different keys and starts from its own defaults
   node[keys[-1]] = plain(new, name)
 
 
 def _enter(node, key: str, name: str):
-  """The mapping or list under `key`; an absent or null one is made. A stage goes by its number or its name."""
+  """The mapping or list under `key`; created if absent or null. A stage is found by its number or its name."""
   if isinstance(node, list):
     found = {str(i): stage for i, stage in enumerate(node)} | {s.get("name"): s for s in node if isinstance(s, dict)}
     if key not in found:
@@ -147,7 +147,7 @@ def _enter(node, key: str, name: str):
 
 
 def parse_value(text: str, old=None):
-  """A value from its text: JSON or a Python literal, else the text itself; numbers stay text where `old` is one."""
+  """Parses a value: JSON or a Python literal, else the text itself. Numbers stay text if `old` is a string."""
   value = _literal(text)
   return text if isinstance(old, str) and not isinstance(value, (str, type(None))) else value
 
@@ -166,14 +166,14 @@ def _stages(values: dict) -> list[dict]:
 
 
 def _lookup(values, keys: list[str]):
-  """The value at a path of keys, None where there is none."""
+  """The value at a path of keys, None if there is none."""
   for key in keys:
     values = values.get(key) if isinstance(values, dict) else None
   return values
 
 
 def _require_effect(values: dict, keys: list[str]) -> None:
-  """Raises UserError where every stage sets the key for itself, so that a top-level value would count nowhere."""
+  """Raises UserError if every stage sets the key itself, so that a top-level value would have no effect."""
   stages = _stages(values)
   if keys[0] in ("stages", "total_steps") or not stages:
     return

@@ -1,4 +1,4 @@
-"""`nrt-jax evaluate`: a checkpoint or a model directory on the evaluation data of a config."""
+"""`nrt-jax evaluate`: evaluates a checkpoint or a model directory on a config's evaluation data."""
 
 import contextlib
 import dataclasses
@@ -39,7 +39,7 @@ def run(args) -> None:
 
 
 def choose_stage(stages: list, name: str | None) -> config.RunConfig:
-  """The named stage; the last one without a name."""
+  """The named stage; the last stage if `name` is None."""
   if name is None:
     return stages[-1]
   by_name = {stage.stage: stage for stage in stages}
@@ -59,7 +59,7 @@ def find_checkpoint(args) -> tuple[str, int]:
 
 
 def with_source(stage: config.RunConfig, model: str | None, workdir: str | None) -> config.RunConfig:
-  """The stage with its model read from a directory, or from a workdir: then with the architecture of its own run."""
+  """The stage with its model from a directory, or from a workdir, whose own run then gives the architecture."""
   if model is not None:
     return dataclasses.replace(stage, model=dataclasses.replace(stage.model, path=model, lora_rank=0))
   run = workdirs.read_run(workdir)[-1]
@@ -68,7 +68,7 @@ def with_source(stage: config.RunConfig, model: str | None, workdir: str | None)
 
 
 def prepare(stage: config.RunConfig):
-  """(Setup, tokenizer, TokenDataset): what can be wrong with files, mesh and model surfaces here."""
+  """(Setup, tokenizer, TokenDataset). Raises for errors in files, mesh and model."""
   mesh = None if stage.parallel.kind == "pmap" else sharding.make_mesh(stage.parallel)
   ways = 1 if mesh is None else sharding.data_parallel_ways(mesh)
   if stage.evaluation.batch_prompts % ways:
@@ -92,7 +92,7 @@ def read_params(setup: programs.Setup, workdir: str | None, step: int | None):
 
 
 def build_generate(setup: programs.Setup):
-  """The program that training evaluates with, taking batches as they come from the host."""
+  """The evaluation program of training, which takes batches from the host."""
   stage, mesh = setup.run, setup.mesh
   traces = max(stage.sampling.max_trace_length, stage.data.max_trace_length)
   sampling = stage.evaluation.sampling(traces, len(setup.form.marker_ids), stage.prompt.max_answer_length)
@@ -106,7 +106,7 @@ def build_generate(setup: programs.Setup):
 
 
 def write(args, report: dict, completions: list) -> None:
-  """Prints the metrics, and writes the files that were asked for."""
+  """Prints the metrics and writes the requested files."""
   width = max(map(len, report["metrics"]))
   for name, value in report["metrics"].items():
     print(f"{name:<{width}}  {value:.4f}")

@@ -11,7 +11,7 @@ from nrt_jax.records.checkpoint import Checkpoints
 
 
 def run(args) -> None:
-  jax.config.update("jax_platforms", "cpu")  # the weights only pass through: no accelerator need hold them
+  jax.config.update("jax_platforms", "cpu")  # weights are only copied, which needs no accelerator
   output.check_directory(args.output, "--output")
   workdir = find_workdir(args.checkpoint)
   step = find_step(workdir, args.step)
@@ -20,7 +20,7 @@ def run(args) -> None:
 
 
 def find_workdir(directory: str) -> str:
-  """The workdir that `directory` is, or whose checkpoints it holds."""
+  """`directory` itself if it is a workdir, or the workdir whose checkpoints directory it is."""
   path = os.path.abspath(directory)
   workdir = os.path.dirname(path) if os.path.basename(path) == "checkpoints" else path
   if not os.path.isdir(os.path.join(workdir, "checkpoints")):
@@ -29,7 +29,7 @@ def find_workdir(directory: str) -> str:
 
 
 def find_step(workdir: str, wanted: int | str | None) -> int | None:
-  """The step of a checkpoint. `wanted`: a step, "best", or None for the newest. None where there is none at all."""
+  """The step of a checkpoint. `wanted`: a step, "best", or None for the newest. Returns None if there is none."""
   settings = workdirs.read_run(workdir)[0].checkpoint
   if wanted == "best" and settings.keep_best is None:
     raise UserError("--step: found 'best', but the run's checkpoint.keep_best names no metric to rank by")

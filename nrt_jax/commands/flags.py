@@ -1,4 +1,4 @@
-"""The flags of every command. Imports nothing heavy, so that --help is there at once."""
+"""The flags of every command. Imports nothing heavy, so that --help is fast."""
 
 import argparse
 from collections.abc import Callable
@@ -19,14 +19,14 @@ class Command(NamedTuple):
 
 
 class Parser(argparse.ArgumentParser):
-  """An argument parser whose mistakes are UserErrors: one line, without the usage."""
+  """An argument parser that reports errors as UserErrors: one line, without the usage."""
 
   def error(self, message):
     raise errors.UserError(f"{message} (see {self.prog} --help)")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-  """The flags of a command line. `command` names the command, `overrides` holds the --config.KEY=VALUE flags."""
+  """Parses a command line. `command` is the command's name, `overrides` the --config.KEY=VALUE flags."""
   if argv and argv[0] in ("-h", "--help"):
     print(overview())
     raise SystemExit(0)
@@ -61,7 +61,7 @@ def overview() -> str:
 
 
 def _number(kind: type, least, most=float("inf")) -> Callable:
-  """A flag's type: an int or float within bounds."""
+  """A flag type: an int or float within bounds."""
   allowed = f"{least} or more" if most == float("inf") else f"{least} to {most}"
 
   def read(text: str):
@@ -84,7 +84,7 @@ def _step(text: str):
 
 
 def _config(parser: Parser) -> None:
-  """The flags of all commands that read a config file."""
+  """Adds the flags of all commands that read a config file."""
   parser.add_argument("--config", required=True, metavar="FILE", help="Python file with get_config() -> ConfigDict")
   parser.add_argument(
     "--config.KEY=VALUE",

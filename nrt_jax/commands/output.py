@@ -1,4 +1,4 @@
-"""Where commands write what their flags name: checked before any work is done, and made when it is done."""
+"""Output paths of commands: checked before any work starts, created when it is done."""
 
 import os
 
@@ -9,7 +9,7 @@ FILES = ("config.json", "metrics.jsonl", "samples.jsonl")
 
 
 def check_directory(directory: str, flag: str) -> None:
-  """Raises UserError where the directory can't be made or written to. Makes nothing."""
+  """Raises UserError if the directory can't be created or written to. Creates nothing."""
   if not directory:
     raise UserError(f"{flag}: found '', allowed: a directory")
   existing = os.path.abspath(directory)
@@ -22,7 +22,7 @@ def check_directory(directory: str, flag: str) -> None:
 
 
 def check_workdir(directory: str) -> None:
-  """Raises UserError where a run can't write its files into the directory. Makes nothing."""
+  """Raises UserError if a run can't write its files into the directory. Creates nothing."""
   check_directory(directory, "--workdir")
   for name in FOLDERS + FILES:
     path = os.path.join(directory, name)
@@ -32,7 +32,7 @@ def check_workdir(directory: str) -> None:
 
 
 def check_file(path: str | None, flag: str) -> None:
-  """Raises UserError where the file (None: no such flag) can't be written. Makes nothing."""
+  """Raises UserError if the file (None: flag not given) can't be written. Creates nothing."""
   if path is None:
     return
   if not path or path.endswith(os.sep) or os.path.isdir(path):
@@ -41,5 +41,5 @@ def check_file(path: str | None, flag: str) -> None:
 
 
 def make_parent(path: str) -> None:
-  """Makes the directories above a file."""
+  """Creates the parent directories of a file."""
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

@@ -1,4 +1,4 @@
-"""`nrt-jax plan`: a config's training step compiled for a TPU slice that need not be at hand."""
+"""`nrt-jax plan`: compiles a config's training step for a TPU slice, without access to one."""
 
 import sys
 
@@ -29,7 +29,7 @@ def run(args) -> None:
 
 
 def choose_stage(runs: list, name: str | None):
-  """The stage of that name; None: the last."""
+  """The named stage; the last stage if `name` is None."""
   names = [one.stage for one in runs]
   if name is not None and name not in names:
     raise UserError(f"--stage: found {name!r}, allowed: {', '.join(names)}")

@@ -1,4 +1,4 @@
-"""`nrt-jax report RUN...`: a table over the metrics of several workdirs."""
+"""`nrt-jax report RUN...`: a table of the metrics of several workdirs."""
 
 import fnmatch
 import json
@@ -34,7 +34,7 @@ def matching(names, pattern: str) -> list:
 
 
 def summarise(directory: str, patterns, last: int) -> dict:
-  """Of one run: its last step, all metric names, and name -> mean of the last `last` values, nulls left out."""
+  """One run's last step, all metric names, and name -> mean of the last `last` values, ignoring nulls."""
   lines = read_metrics(directory)
   names = list(dict.fromkeys(name for line in lines for name in line if name != "step"))
   wanted = dict.fromkeys(name for pattern in patterns for name in matching(names, pattern))
@@ -46,7 +46,7 @@ def summarise(directory: str, patterns, last: int) -> dict:
 
 
 def read_metrics(directory: str) -> list[dict]:
-  """The lines of a run's metrics.jsonl; one that is still being written is left out."""
+  """The lines of a run's metrics.jsonl, without a line that is still being written."""
   path = pathlib.Path(directory) / "metrics.jsonl"
   if not path.is_file():
     raise UserError(f"RUN: {directory}: holds no metrics.jsonl, allowed: workdirs of runs")
@@ -57,7 +57,7 @@ def read_metrics(directory: str) -> list[dict]:
 
 
 def read_line(where: str, text: bytes) -> dict:
-  """One line's numbers and nulls by name, its step among them."""
+  """One line's numbers and nulls by name, including its step."""
   try:
     line = json.loads(text)
   except json.JSONDecodeError as error:
@@ -71,7 +71,7 @@ def read_line(where: str, text: bytes) -> dict:
 
 
 def table(runs: list[dict], names: list) -> str:
-  """One row per run, one column per metric; "-" where a run has no such metric, or only nulls."""
+  """One row per run, one column per metric; "-" if a run has no such metric, or only nulls."""
 
   def cell(value) -> str:
     return "-" if value is None else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""`nrt-jax sample`: prompts in, traces and answers out, from a model directory."""
+"""`nrt-jax sample`: samples traces and answers for prompts from a model directory."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ from nrt_jax.model.hf_config import read_json
 from nrt_jax.rollout.sampler import SamplingConfig
 from nrt_jax.step import policy, programs
 
-TRACE_LENGTH = 512  # where neither a flag nor the model directory says
+TRACE_LENGTH = 512  # if set by neither a flag nor the model directory
 FORMAT_FLAGS = ("template", "system", "marker", "trace_open", "max_answer_length")
 
 
@@ -51,7 +51,7 @@ def run(args) -> None:
 
 
 def read_questions(args) -> list:
-  """Texts, or tuples of messages: from --prompt, then --file; from standard input where neither is given."""
+  """Strings, or tuples of messages: from --prompt, then --file; from standard input if neither is given."""
   questions = list(args.prompt or ())
   if args.file:
     if not pathlib.Path(args.file).is_file():
@@ -78,7 +78,7 @@ def read_standard_input() -> list[str]:
 
 
 def is_unicode(text: str) -> bool:
-  """Whether no half of a character is in it: JSON can write these, flags that are no UTF-8 hold them."""
+  """Whether `text` has no lone surrogates, which JSON escapes and non-UTF-8 flags may contain."""
   try:
     text.encode()
   except UnicodeEncodeError:
@@ -95,7 +95,7 @@ def _question(where: str, row: dict):
 
 
 def read_settings(args) -> tuple[PromptConfig, int]:
-  """(prompt format, longest trace): the flags, else nrt_jax.json of the model directory, else defaults."""
+  """(prompt format, longest trace): from the flags, else nrt_jax.json of the model directory, else defaults."""
   path = pathlib.Path(args.model) / hf_weights.SETTINGS_FILE
   settings = read_json(path) if path.is_file() else {}
   prompt = dict(settings.get("prompt") or {})
@@ -105,7 +105,7 @@ def read_settings(args) -> tuple[PromptConfig, int]:
 
 
 def encode(tokenizer, form, prompt: PromptConfig, questions: list, model: ModelConfig, new_tokens: int) -> list:
-  """Token ids of each prompt. Raises UserError where one is empty, or too long for the model."""
+  """Token ids of each prompt. Raises UserError if one is empty, or too long for the model."""
   encoded = prompts.encode_prompts(tokenizer, form, prompt, questions)
   room = model.max_position_embeddings - new_tokens
   for number, ids in enumerate(encoded, 1):
@@ -121,11 +121,11 @@ def encode(tokenizer, form, prompt: PromptConfig, questions: list, model: ModelC
 
 
 def completions(generate, params, prompt_ids: list, form, args) -> Iterator[tuple[int, list]]:
-  """Yields (number of the prompt, token ids of a completion), in order. All batches have one shape."""
+  """Yields (index of the prompt, token ids of a completion), in order. All batches have the same shape."""
   width, size = max(map(len, prompt_ids)), min(args.batch, len(prompt_ids))
   key = jax.random.key(args.seed)
   for start in range(0, len(prompt_ids), size):
-    numbers = np.minimum(np.arange(start, start + size), len(prompt_ids) - 1)  # the last batch is filled up
+    numbers = np.minimum(np.arange(start, start + size), len(prompt_ids) - 1)  # pads the last batch
     rows = [prompt_ids[n] for n in numbers]
     batch = batches.pack(rows, [[form.eos_id]] * size, [[]] * size, numbers, (width, 1, 0), form.pad_id)
     rollouts = generate(params, batch, key)

@@ -8,7 +8,7 @@ from nrt_jax import config, training
 from nrt_jax.commands import configs, output
 from nrt_jax.errors import UserError
 
-STOPPED = 143  # as a process that SIGTERM ends: whoever watches the run knows that it is not finished
+STOPPED = 143  # the exit code of a process ended by SIGTERM: tells a supervisor that the run is not finished
 
 
 def run(args) -> None:
@@ -22,7 +22,7 @@ def run(args) -> None:
 
 
 def join_processes(where: str) -> None:
-  """Connects this process to the others of the run. `where`: "auto", or "host:port,count,id"."""
+  """Connects this process to the run's other processes. `where`: "auto", or "host:port,count,id"."""
   arguments = ()
   if where != "auto":
     address, *numbers = where.split(",")
