@@ -1,4 +1,4 @@
-"""`nrt-jax COMMAND` and `python -m nrt_jax COMMAND`: parses flags, runs the command, words its errors."""
+"""`nrt-jax COMMAND` and `python -m nrt_jax COMMAND`: parses flags, runs the command, reports its errors."""
 
 import importlib
 import os
@@ -11,7 +11,7 @@ from nrt_jax.commands import flags
 def main(argv: list[str] | None = None) -> int:
   """Runs one command and returns its exit code: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
   argv = sys.argv[1:] if argv is None else list(argv)
-  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns where torch is absent, which nothing here needs
+  os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns if torch is missing; nothing here needs it
   try:
     args = flags.parse(argv)
     # Imported here: jax and transformers take seconds, and --help needs neither.
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
   except KeyboardInterrupt:
     print("nrt-jax: interrupted", file=sys.stderr)
     return 130
-  except BrokenPipeError:  # `nrt-jax sample ... | head`: nobody reads the rest
+  except BrokenPipeError:  # `nrt-jax sample ... | head`: the reader has closed the pipe
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
   return 0

@@ -9,8 +9,8 @@ A tensor's name ends in the letters of its axes (`logp_NL`). The letters:
   H  query heads                         K  key/value heads               h  width of one head
   S  slots of a key/value cache          Q  hint columns
 
-*Trace* = the sampled reasoning z. *Answer* = the reference y*, its end token included.
-*Completion* = what the model writes by itself at evaluation. *Marker* = the tokens that close a trace.
+*Trace* = the sampled reasoning z. *Answer* = the reference y*, including its end token.
+*Completion* = what the model generates on its own at evaluation. *Marker* = the tokens that close a trace.
 A position of -1 marks an empty column: it is never attended to and never trained on.
 """
 
@@ -26,33 +26,33 @@ class Prompts:
   prompt_length_B: jax.Array  # int32, at least 1
   answer_BA: jax.Array  # int32, padded on the right, ends with the end-of-answer token
   answer_length_B: jax.Array  # int32, at least 1
-  trace_BR: jax.Array  # int32, a trace given by the data, padded on the right (R may be 0)
-  trace_length_B: jax.Array  # int32, 0 where the data gives no trace
-  example_B: jax.Array  # int32, position in the data stream: unique for each draw, so that each draw has its own keys
-  hint_BQ: jax.Array | None = None  # int32, padded on the left: the prompt that shows the answer; None: nobody asks
+  trace_BR: jax.Array  # int32, a trace from the data, padded on the right (R may be 0)
+  trace_length_B: jax.Array  # int32, 0 if the data has no trace
+  example_B: jax.Array  # int32, position in the data stream; unique per draw, so each draw has its own keys
+  hint_BQ: jax.Array | None = None  # int32, padded on the left: the prompt that shows the answer; None if unused
   hint_length_B: jax.Array | None = None  # int32, at least 1
 
 
 @struct.dataclass
 class PackedPrompts:
-  """One step's rows that hold several whole examples each, one behind the other (see data/packing.py)."""
+  """One step's rows, each holding several whole examples back to back (see data/packing.py)."""
 
   token_BL: jax.Array  # int32, padded on the right
   position_BL: jax.Array  # int32, from 0 in each example, -1 on pads
-  example_BL: jax.Array  # int32, the number of the example in its row, -1 on pads
+  example_BL: jax.Array  # int32, index of the example within its row, -1 on pads
   kind_BL: jax.Array  # int8: index into packing.KINDS, -1 on pads
   shown: Prompts  # the first example of each row, for samples.jsonl
 
 
 @struct.dataclass
 class Rollouts:
-  """Sampled traces, left-aligned: the tokens as sampled, the stop token included."""
+  """Sampled traces, left-aligned: the tokens as sampled, including the stop token."""
 
   token_NR: jax.Array  # int32
-  length_N: jax.Array  # int32, sampled tokens, the stop token included
+  length_N: jax.Array  # int32, sampled tokens, including the stop token
   logp_NR: jax.Array  # float32, log-probability under the sampling policy; 0 beyond length
-  ended_N: jax.Array  # bool, a stop token was sampled within the limit
-  marker_N: jax.Array  # bool, that stop token was the first marker token
+  ended_N: jax.Array  # bool, whether a stop token was sampled within the limit
+  marker_N: jax.Array  # bool, whether that stop token was the first marker token
 
 
 @struct.dataclass
@@ -67,28 +67,28 @@ class AnswerScores:
 class TrainBatch:
   """Rows `[pad | prompt | trace | marker | answer | pad]` with every coefficient of the update.
 
-  Coefficients already hold advantage, mask and normalisation, so the loss is a plain sum over rows and columns;
-  0 means "no gradient here". Column t holds the terms of predicting token_NL[:, t] from the columns before it.
+  Coefficients already include advantage, mask and normalization, so the loss is a plain sum over rows and columns;
+  0 means "no gradient here". Column t holds the terms for predicting token_NL[:, t] from the columns before it.
   """
 
   token_NL: jax.Array  # int32
   position_NL: jax.Array  # int32, -1 on pads
-  trace_coef_NL: jax.Array  # float32, A_k times the normaliser on trace tokens
-  trace_weight_NL: jax.Array  # float32, the normaliser alone on trace tokens, for KL and entropy
+  trace_coef_NL: jax.Array  # float32, A_k times the normalizer on trace tokens
+  trace_weight_NL: jax.Array  # float32, the normalizer alone on trace tokens, for KL and entropy
   behaviour_logp_NL: jax.Array  # float32, log-probability under the policy that sampled the trace
-  reference_logp_NL: jax.Array  # float32, log-probability under the reference, where the loss has a KL term
-  answer_coef_NL: jax.Array  # float32, s_i times the normaliser on answer tokens
-  format_coef_NL: jax.Array  # float32, weight times the normaliser on marker tokens the model did not emit
+  reference_logp_NL: jax.Array  # float32, log-probability under the reference, if the loss has a KL term
+  answer_coef_NL: jax.Array  # float32, s_i times the normalizer on answer tokens
+  format_coef_NL: jax.Array  # float32, weight times the normalizer on marker tokens the model did not emit
   trace_mask_NL: jax.Array  # bool, tokens of the trace loss, for metrics
-  sampled_mask_NL: jax.Array  # bool, tokens that were drawn at the sampling temperature, and are scored at it
+  sampled_mask_NL: jax.Array  # bool, tokens drawn, and therefore scored, at the sampling temperature
   answer_mask_NL: jax.Array  # bool, for metrics
   format_mask_NL: jax.Array  # bool, marker tokens that the model did not emit
-  first: int = struct.field(pytree_node=False)  # no coefficient is non-zero before this column: the head starts here
-  example_NL: jax.Array | None = None  # int32, where a row holds several examples, which one: they don't see each other
-  prompt_NP: jax.Array | None = None  # int32, padded on the left: the prompt, where the rows of a group have the same
+  first: int = struct.field(pytree_node=False)  # all coefficients before this column are 0; the head starts here
+  example_NL: jax.Array | None = None  # int32, the example of each token; examples don't attend to each other
+  prompt_NP: jax.Array | None = None  # int32, padded on the left: the prompt, if the rows of a group share it
   prompt_length_N: jax.Array | None = None  # int32
-  extra: dict = struct.field(default_factory=dict)  # name -> array [N, ...]: what one method's loss needs besides
-  packed: int = struct.field(pytree_node=False, default=0)  # columns of all that follows a shared prompt; 0: as it is
+  extra: dict = struct.field(default_factory=dict)  # name -> array [N, ...]: additional inputs of one method's loss
+  packed: int = struct.field(pytree_node=False, default=0)  # columns packed after a shared prompt; 0: not packed
 
 
 @struct.dataclass
@@ -96,7 +96,7 @@ class LossSums:
   """A loss as sums: `total` is differentiated; a metric is (numerator, denominator), divided once at the end."""
 
   total: jax.Array  # float32 []
-  metrics: dict  # name -> (numerator [], denominator []); or a plain [], combined by max for "..._max", else by sum
+  metrics: dict  # name -> (numerator [], denominator []); or a scalar [], combined by max for "..._max", else by sum
 
 
 def repeat_rows(tree, samples_per_prompt: int):

@@ -1,4 +1,4 @@
-"""From the nested mapping that a config file makes to frozen dataclasses. A misspelt key is an error that names it."""
+"""Parses the nested mapping of a config file into frozen dataclasses. A misspelled key is an error that names it."""
 
 import copy
 import dataclasses
@@ -20,7 +20,7 @@ from nrt_jax.records.metrics import LoggingConfig
 from nrt_jax.rollout.sampler import SamplingConfig
 from nrt_jax.sharding import ParallelConfig
 
-# What a stage may set for itself. The rest (model, devices, files) belongs to the whole run.
+# The keys that a stage may set. All others (model, devices, files) apply to the whole run.
 STAGE_KEYS = (
   "total_steps", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm", "optimizer", "evaluation",
 )  # fmt: skip
@@ -33,14 +33,14 @@ class ModelSource:
   path: str | None = None  # directory in Hugging Face format: config.json, safetensors, tokenizer
   weights: str = "pretrained"  # pretrained: from `path` | random: only the architecture of `path`
   compute_dtype: str = "float32"  # float32 | bfloat16; master parameters stay float32
-  remat: str = "none"  # none | dots: keeps the projections and what splash attention needs | full: recomputes layers
+  remat: str = "none"  # none | dots: saves projections and what splash attention needs | full: recomputes layers
   layer_loop: str = "auto"  # auto | scan | unroll
-  attention: str = "auto"  # auto | xla | cudnn | splash: of whole rows; auto: by the platform of the devices
-  attention_block: int = 512  # with xla: queries of a row whose scores exist at the same time
-  head_chunk: int = 2048  # tokens per device whose logits exist at the same time
-  lora_rank: int = 0  # of low-rank adapters, the only trained parameters where above 0; 0 trains all
+  attention: str = "auto"  # auto | xla | cudnn | splash: kernel for whole rows; auto: by the platform of the devices
+  attention_block: int = 512  # with xla: queries of a row whose scores are in memory at once
+  head_chunk: int = 2048  # tokens per device whose logits are in memory at once
+  lora_rank: int = 0  # rank of the adapters; above 0, only they are trained; 0 trains all parameters
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
-  lora_targets: tuple[str, ...] = ADAPTABLE  # matrices that have one
+  lora_targets: tuple[str, ...] = ADAPTABLE  # matrices that get an adapter
 
   def __post_init__(self):
     require_choice("model.weights", self.weights, ("pretrained", "random"))
@@ -48,16 +48,16 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class RunConfig:
-  """One stage of a run, complete."""
+  """The complete configuration of one stage of a run."""
 
   algorithm_name: str  # a row of ALGORITHMS
   algorithm: object  # that row's config
   stage: str = "main"
-  seed: int = 0  # of random weights, the order of the data and the sampled traces; 0 to 2**32 - 1
-  total_steps: int = 100  # of this stage; a run of several stages is capped by the top-level value in each
+  seed: int = 0  # seeds random weights, data order and traces; 0 to 2**32 - 1
+  total_steps: int = 100  # steps of this stage; the top-level value caps every stage
   prompts_per_step: int = 32  # over all devices
   samples_per_prompt: int = 8  # G
-  from_checkpoint: str | None = None  # workdir whose newest policy this run starts from, before model.path's weights
+  from_checkpoint: str | None = None  # workdir whose newest policy replaces model.path's weights at the start
   model: ModelSource = field(default_factory=ModelSource)
   data: DataConfig = field(default_factory=DataConfig)
   prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -105,7 +105,7 @@ def defaults(algorithm: str = "nrt") -> dict:
   values = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
   values["algorithm"] = {"name": algorithm, **values["algorithm"]}
   values["data"]["task_options"] = {}
-  return json.loads(json.dumps(values))  # as a config file holds them: lists, not tuples
+  return json.loads(json.dumps(values))  # lists instead of tuples, as in a config file
 
 
 def stages_of(values: dict) -> list[RunConfig]:
@@ -135,7 +135,7 @@ def stages_of(values: dict) -> list[RunConfig]:
 
 
 def _merge(base: dict, over: dict) -> dict:
-  """`over` laid over `base`, key by key. Another algorithm starts from its own defaults."""
+  """Merges `over` into `base`, key by key. A different algorithm starts from its own defaults."""
   merged = dict(base)
   for key, value in over.items():
     old = base.get(key)
@@ -160,7 +160,7 @@ def _run_config(values: dict, stage: str, where: str) -> RunConfig:
 
 
 def build(cls, values, where: str, fixed: dict | None = None):
-  """Makes the dataclass `cls` from a mapping, nested dataclasses included; every mistake names its full key."""
+  """Builds the dataclass `cls` from a mapping, including nested dataclasses; every error names the full key."""
   values = _mapping(values, where)
   hints = typing.get_type_hints(cls)
   arguments = dict(fixed or {})
@@ -171,7 +171,7 @@ def build(cls, values, where: str, fixed: dict | None = None):
     arguments[key] = _convert(hints[key], value, name)
   try:
     return cls(**arguments)
-  except UserError as error:  # names the key below its own dataclass: "data.limit", of evaluation.data too
+  except UserError as error:  # its key starts at its own dataclass: "data.limit", even for evaluation.data
     outer, dot, own = where.rpartition(".")
     raise UserError(f"{outer}{dot}{error}" if str(error).startswith(f"{own}.") else str(error)) from error
 
@@ -183,14 +183,14 @@ def _mapping(values, where: str) -> dict:
 
 
 def _frozen(value):
-  """Lists as tuples, all the way down: what configs hold is hashable."""
+  """Converts lists to tuples recursively, so that config values are hashable."""
   if hasattr(value, "items"):
     return {key: _frozen(item) for key, item in value.items()}
   return tuple(_frozen(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def _convert(hint, value, name: str):
-  """Checks a value against its annotation: ints serve as floats, lists as tuples, mappings as dataclasses."""
+  """Checks a value against its annotation; accepts ints as floats, lists as tuples, mappings as dataclasses."""
   options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
   if value is None and type(None) in options:
     return None
@@ -210,7 +210,7 @@ def _convert(hint, value, name: str):
 
 
 def _name_of_type(hint) -> str:
-  names = {type(None): "null", tuple: "a mapping"}  # a bare tuple holds a mapping's pairs
+  names = {type(None): "null", tuple: "a mapping"}  # a bare tuple holds the pairs of a mapping
   if hint in names:
     return names[hint]
   return "a list" if typing.get_origin(hint) is tuple else getattr(hint, "__name__", str(hint))

@@ -1,15 +1,15 @@
-"""The one exception that means "the user's input is wrong", and helpers that word it alike everywhere."""
+"""The exception for invalid user input, and helpers for its messages."""
 
 import contextlib
 import difflib
 
 
 class UserError(Exception):
-  """A mistake in a config, a file or a flag. Commands print its one line and exit with code 2."""
+  """A mistake in a config, a file or a flag. Commands print its one-line message and exit with code 2."""
 
 
 def choices(found, allowed) -> str:
-  """Words the tail of an error: what was found, what is allowed, and the nearest allowed name."""
+  """The end of an error message: the value found, the allowed ones, and the nearest of them."""
   allowed = sorted(str(a) for a in allowed)
   near = difflib.get_close_matches(str(found), allowed, n=1)
   hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -17,7 +17,7 @@ def choices(found, allowed) -> str:
 
 
 def require_choice(where: str, found, allowed) -> None:
-  """Raises UserError naming `where`, the value and the choices unless `found` is one of `allowed`."""
+  """Raises UserError naming `where`, the value and the choices, unless `found` is one of `allowed`."""
   if found not in allowed:
     raise UserError(f"{where}: {choices(found, allowed)}")
 

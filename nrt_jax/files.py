@@ -1,4 +1,4 @@
-"""Writing files whole: under a temporary name, then renamed, so that a reader sees the old file or the new one."""
+"""Atomic file writes: to a temporary name, then renamed, so that a reader sees either the old file or the new one."""
 
 import json
 import math
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def json_safe(value):
-  """`value` with arrays as lists, NumPy and JAX scalars as Python's, tuples as lists, NaN and infinities as None."""
+  """Converts arrays and tuples to lists, NumPy and JAX scalars to Python's, NaN and infinities to None."""
   if isinstance(value, dict):
     return {str(key): json_safe(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
@@ -19,7 +19,7 @@ def json_safe(value):
 
 
 def write_json(path, value) -> None:
-  """Writes indented JSON, whole."""
+  """Writes indented JSON atomically."""
   text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
   write_text(path, text + "\n", errors="backslashreplace")
 
@@ -30,7 +30,7 @@ def json_lines(rows) -> str:
 
 
 def write_text(path, text: str, errors: str = "strict") -> None:
-  """Writes UTF-8 text, whole and flushed to the disk. `errors` as in str.encode."""
+  """Writes UTF-8 text atomically and flushes it to disk. `errors` as in str.encode."""
   temporary = f"{path}.{os.getpid()}.tmp"
   with open(temporary, "w", encoding="utf-8", errors=errors) as file:
     file.write(text)

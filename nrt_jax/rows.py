@@ -1,6 +1,6 @@
-"""Training rows: prompt, trace, marker and answer spliced on the device, and how rows are cut into pieces.
+"""Training rows: prompt, trace, marker and answer spliced on the device, and splitting rows into pieces.
 
-The text is never tokenised again: what was sampled is what is trained on.
+Sampled text is never tokenized again: the update trains on exactly the tokens that were sampled.
 """
 
 import jax
@@ -24,20 +24,20 @@ class Rows:
   trace_mask_NL: jax.Array  # bool
   marker_mask_NL: jax.Array  # bool
   answer_mask_NL: jax.Array  # bool
-  first: int = struct.field(pytree_node=False)  # P, the first column that can hold something after the prompt
+  first: int = struct.field(pytree_node=False)  # P, the first column that can follow a prompt
 
 
 def _shift_right(x_NC, shift_N, fill):
-  """Moves each row of x to the right by its shift and fills in from the left: one gather."""
+  """Shifts each row of x to the right and fills in from the left, as one gather."""
   source = jnp.arange(x_NC.shape[1])[None] - shift_N[:, None]
   moved = jnp.take_along_axis(x_NC, jnp.maximum(source, 0), axis=1)
   return jnp.where(source >= 0, moved, fill)
 
 
 def splice(prompt_NP, prompt_length_N, trace_NR, trace_length_N, marker_ids, answer_NA, answer_length_N, pad_id):
-  """The Rows of prompts, traces, marker and answers: right-aligns prompt + trace in front of marker + answer.
+  """Splices prompts, traces, marker and answers into Rows: right-aligns prompt + trace before marker + answer.
 
-  A gap left inside a row would put a pad in front of the marker, and the marker would be learnt from the pad's query.
+  A gap inside a row would put a pad before the marker, and the marker would be learned from the pad's query.
   """
   N, P = prompt_NP.shape
   R, M, A = trace_NR.shape[1], len(marker_ids), answer_NA.shape[1]
@@ -60,23 +60,23 @@ def splice(prompt_NP, prompt_length_N, trace_NR, trace_length_N, marker_ids, ans
 
 
 def align_trace(x_NR, trace_length_N, rows: Rows, marker_width: int, answer_width: int):
-  """Puts per-trace-token values `[N, R]` into the columns of the spliced rows; 0 elsewhere."""
+  """Moves per-trace-token values `[N, R]` to their columns in the spliced rows; 0 elsewhere."""
   moved = _shift_right(x_NR, x_NR.shape[1] - trace_length_N, 0)
   moved = jnp.pad(moved, ((0, 0), (rows.first, marker_width + answer_width)))
   return jnp.where(rows.trace_mask_NL, moved, 0)
 
 
 def align_suffix(marker_NM, answer_NA, rows: Rows):
-  """Puts per-marker and per-answer values into the columns of the spliced rows; 0 elsewhere."""
+  """Moves per-marker and per-answer values to their columns in the spliced rows; 0 elsewhere."""
   suffix = jnp.concatenate([marker_NM, answer_NA], 1)
   moved = jnp.pad(suffix, ((0, 0), (rows.token_NL.shape[1] - suffix.shape[1], 0)))
   return jnp.where(rows.marker_mask_NL | rows.answer_mask_NL, moved, 0)
 
 
 def first_equal(trace_NR, trace_length_N, samples_per_prompt: int):
-  """For each row, the first row of its group that holds the same trace (itself, if it is the first): int32 `[N]`.
+  """For each row, the first row of its group with the same trace (possibly itself): int32 `[N]`.
 
-  Tokens beyond the trace's length do not count.
+  Tokens beyond the trace's length are ignored.
   """
   N, R = trace_NR.shape
   trace = jnp.where(jnp.arange(R)[None] < trace_length_N[:, None], trace_NR, -1)
@@ -87,7 +87,7 @@ def first_equal(trace_NR, trace_length_N, samples_per_prompt: int):
 
 
 def find_marker(token_NR, length_N, marker_ids):
-  """Column of the first whole marker among the `length_N` tokens of each row; R where there is none: int32 `[N]`."""
+  """Column of the first complete marker in the first `length_N` tokens of each row, R if there is none: int32 `[N]`."""
   R, M = token_NR.shape[1], len(marker_ids)
   ahead = jnp.pad(token_NR, ((0, 0), (0, M - 1)), constant_values=-1)
   found_NR = jnp.arange(R)[None] + M <= length_N[:, None]
@@ -97,9 +97,9 @@ def find_marker(token_NR, length_N, marker_ids):
 
 
 def cut_rows(tree, pieces: int):
-  """Cuts `[N, ...]` into `[pieces, N / pieces, ...]`, piece i taking every pieces-th row.
+  """Splits `[N, ...]` into `[pieces, N / pieces, ...]`; piece i takes every pieces-th row.
 
-  Strided, so that rows that are spread over devices stay where they are: each device holds a share of every piece.
+  Strided, so that rows sharded over devices stay in place: each device holds a share of every piece.
   """
   return jax.tree.map(lambda a: a.reshape(a.shape[0] // pieces, pieces, *a.shape[1:]).swapaxes(0, 1), tree)
 
@@ -110,7 +110,7 @@ def join_rows(tree):
 
 
 def cut_groups(tree, pieces: int, samples_per_prompt: int):
-  """Like `cut_rows`, but whole groups of G rows stay together: piece m holds the prompts b with b % pieces == m."""
+  """Like `cut_rows`, but groups of G rows stay together: piece m holds the prompts b with b % pieces == m."""
   grouped = jax.tree.map(lambda a: a.reshape(-1, samples_per_prompt, *a.shape[1:]), tree)
   return jax.tree.map(lambda a: a.reshape(a.shape[0], -1, *a.shape[3:]), cut_rows(grouped, pieces))
 
@@ -122,10 +122,10 @@ def join_groups(tree, samples_per_prompt: int):
 
 
 def cut_by_length(tree, needed_N, pieces: int, rows_together: int, ways: int):
-  """Like `cut_groups`, but piece 0 has the shortest groups of rows and the last the longest: short rows share a piece.
+  """Like `cut_groups`, but sorted by length: piece 0 has the shortest groups of rows, the last piece the longest.
 
-  needed_N: how many columns a row needs; a group needs as many as its longest row. Rows are sorted within each of
-  the `ways` equal parts that lie on different devices, so that none leaves its own.
+  needed_N: columns that a row needs; a group needs as many as its longest row. Rows are sorted within each of the
+  `ways` equal parts that lie on different devices, so no row leaves its device.
   """
   order = jnp.argsort(needed_N.reshape(ways, -1, rows_together).max(axis=2), axis=1)
 
@@ -138,10 +138,10 @@ def cut_by_length(tree, needed_N, pieces: int, rows_together: int, ways: int):
 
 
 def pack(valid_NT, together: int, columns: int):
-  """How the valid slots of each `together` adjacent rows lie one behind the other in one row of `columns` slots.
+  """Packs the valid slots of each `together` adjacent rows back to back into one row of `columns` slots.
 
-  Returns: bring(x_NT, fill) -> `[N / together, columns]`, put_back(x_BC) -> `[N, T]`, 0 where not valid; and of each
-  packed slot which of its rows it comes from, int32. The columns must hold all valid slots of every group.
+  Returns: bring(x_NT, fill) -> `[N / together, columns]`; put_back(x_BC) -> `[N, T]`, 0 where not valid; and, for
+  each packed slot, which of its rows it comes from, int32. `columns` must hold all valid slots of every group.
   """
   N, T = valid_NT.shape
   valid_BS = valid_NT.reshape(N // together, together * T)
@@ -159,7 +159,7 @@ def pack(valid_NT, together: int, columns: int):
 
 
 def last_columns(batch, width: int):
-  """The rows without their first columns: each `[N, L]` array of a TrainBatch cut to its last `width` columns."""
+  """Drops the first columns: cuts each `[N, L]` array of a TrainBatch to its last `width` columns."""
   L = batch.token_NL.shape[1]
   cut = jax.tree.map(lambda a: a[:, L - width :] if a.ndim > 1 and a.shape[1] == L else a, batch)
   return cut.replace(first=max(1, batch.first - (L - width)))

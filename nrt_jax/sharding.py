@@ -1,6 +1,6 @@
-"""Device meshes, and the one table that says which mesh axis cuts which logical axis.
+"""Device meshes, and the table that maps logical axes to mesh axes.
 
-Model code names logical axes only; everything about devices is decided here.
+Model code only names logical axes; how they are sharded is decided here.
 """
 
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from nrt_jax.errors import UserError, require_choice
 
 MESH_AXES = ("data", "fsdp", "tensor")
-OFFLOADABLE = ("reference", "optimizer", "average")  # parts of the state that may wait in the host's memory
+OFFLOADABLE = ("reference", "optimizer", "average")  # parts of the state that may be kept in host memory
 
-# logical axis -> mesh axis. `batch` is the rows of activations; the others are axes of parameters and caches.
+# Logical axis -> mesh axis. `batch` is the rows of activations; the others are axes of parameters and caches.
 RULES = {
   "batch": ("data", "fsdp"),
   "layers": None,
@@ -28,23 +28,23 @@ RULES = {
   "norm": None,
 }
 
-# While decoding, a weight is read once for every token: gather it over `fsdp` once per step instead.
+# Decoding reads every weight once per token, so gather weights over `fsdp` once per step instead.
 DECODE_RULES = {**RULES, "embed": None}
 
 
 @dataclass(frozen=True)
 class ParallelConfig:
-  """How a step is spread over devices."""
+  """How a step is distributed over devices."""
 
   kind: str = "jit"  # jit: one program over a mesh | pmap: replicated state, gradients summed by lax.psum; one host
-  data: int = -1  # devices along the data axis; -1 takes what the other two leave
+  data: int = -1  # devices along the data axis; -1: all that the other two axes leave
   fsdp: int = 1  # devices that share parameters, gradients and optimizer state
   tensor: int = 1  # devices that share heads, mlp and vocabulary
-  rollout_weights: str = "gathered"  # gathered: over fsdp, once per step | sharded: per generated token
-  micro_batches: int = 0  # pieces of a minibatch, to bound the memory of the update; 0 = auto: 1, on CPUs more
-  length_buckets: int = 1  # static widths of these pieces: rows go into pieces by length, each as wide as it needs
-  share_prompts: str = "auto"  # on: a prompt is trained once for its samples | packed: and they in one row | off | auto
-  offload: tuple[str, ...] = ()  # what waits in the host's memory until it is used: reference, optimizer, average
+  rollout_weights: str = "gathered"  # gathered over fsdp once per step | sharded: gathered for each generated token
+  micro_batches: int = 0  # per minibatch, to bound the memory of the update; 0 = auto: 1, on CPUs more
+  length_buckets: int = 1  # static widths of micro-batches: rows are grouped by length, each piece as wide as it needs
+  share_prompts: str = "auto"  # on: runs a prompt once for its samples | packed: with these in one row | off | auto
+  offload: tuple[str, ...] = ()  # state kept in host memory until it is used: reference, optimizer, average
 
   def __post_init__(self):
     object.__setattr__(self, "offload", tuple(self.offload))
@@ -71,7 +71,7 @@ class ParallelConfig:
 
 
 def make_mesh(config: ParallelConfig, devices=None) -> jax.sharding.Mesh:
-  """The mesh ("data", "fsdp", "tensor") over `devices` (default: all). UserError where the shape does not fit."""
+  """The mesh ("data", "fsdp", "tensor") over `devices` (default: all). UserError if the shape does not fit."""
   devices = jax.devices() if devices is None else devices
   inner = config.fsdp * config.tensor
   data = len(devices) // inner if config.data == -1 else config.data
@@ -83,13 +83,13 @@ def make_mesh(config: ParallelConfig, devices=None) -> jax.sharding.Mesh:
   shape, kinds = (data, config.fsdp, config.tensor), (AxisType.Auto,) * 3
   try:
     return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
-  except NotImplementedError:  # a mesh axis is no product of the slice's own axes, as 2 of 8 x 8: then it cuts one
+  except NotImplementedError:  # a mesh axis that is no product of the slice's axes, such as 2 on 8 x 8: split one
     split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return jax.sharding.Mesh(split, MESH_AXES, axis_types=kinds)
 
 
 def spec_for(logical_axes: tuple, rules: dict = RULES) -> PartitionSpec:
-  """Translates logical axis names (None = not cut) into a PartitionSpec. A mesh axis used twice is an error."""
+  """Translates logical axis names (None = not sharded) into a PartitionSpec. Using a mesh axis twice is an error."""
   mesh_axes = [rules[name] if name is not None else None for name in logical_axes]
   used = [a for entry in mesh_axes for a in (entry if isinstance(entry, tuple) else (entry,)) if a is not None]
   if len(used) != len(set(used)):
@@ -98,7 +98,7 @@ def spec_for(logical_axes: tuple, rules: dict = RULES) -> PartitionSpec:
 
 
 def shardings_for(mesh, abstract_tree, axes_tree, rules: dict = RULES, where: str = "model"):
-  """A NamedSharding for each leaf. UserError names the leaf, its size and the mesh axis where they do not divide."""
+  """A NamedSharding for each leaf. If an axis does not divide, UserError names the leaf, its size and the mesh axis."""
 
   def one(path, leaf, axes):
     spec = spec_for(axes, rules)
@@ -115,8 +115,8 @@ def shardings_for(mesh, abstract_tree, axes_tree, rules: dict = RULES, where: st
 
 
 def where_it_divides(cut: NamedSharding, shape: tuple) -> NamedSharding:
-  """`cut` for an array of this shape, with the axes of the one it was made for, or with none: axes that no longer
-  divide are not cut."""
+  """`cut` for an array of this shape, which has the axes of the array it was made for, or none. Axes that no longer
+  divide are not sharded."""
   ways = [int(np.prod([cut.mesh.shape[a] for a in np.atleast_1d(entry) if a is not None])) for entry in cut.spec]
   spec = [entry if size % count == 0 else None for size, entry, count in zip(shape, cut.spec, ways)]
   return NamedSharding(cut.mesh, PartitionSpec(*spec))
@@ -127,12 +127,12 @@ def replicated(mesh) -> NamedSharding:
 
 
 def rows_sharding(mesh) -> NamedSharding:
-  """Rows of a batch over every data-parallel device."""
+  """Shards the rows of a batch over all data-parallel devices."""
   return NamedSharding(mesh, spec_for(("batch",)))
 
 
 def place_rows(mesh, tree):
-  """Batch arrays that every host holds whole, as global arrays cut by rows."""
+  """Turns batch arrays that every host holds whole into global arrays sharded by rows."""
   by_rows = rows_sharding(mesh)
   return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, by_rows, lambda index: a[index]), tree)
 
@@ -140,7 +140,7 @@ def place_rows(mesh, tree):
 def host_share(mesh) -> tuple[int, int]:
   """(index, count): this host's devices hold the index-th of `count` equal parts of a batch's rows.
 
-  Hosts that a tensor axis spans hold the same part. (0, 1), the whole batch, where a host's rows are no such part.
+  Hosts spanned by a tensor axis hold the same part. (0, 1), the whole batch, if a host's rows are not such a part.
   """
   ways = data_parallel_ways(mesh)
   places = rows_sharding(mesh).addressable_devices_indices_map((ways,)).values()
@@ -150,7 +150,7 @@ def host_share(mesh) -> tuple[int, int]:
 
 
 def place_host_rows(mesh, tree):
-  """This host's part of a batch (see `host_share`) as global arrays cut by rows."""
+  """Turns this host's part of a batch (see `host_share`) into global arrays sharded by rows."""
   if host_share(mesh)[1] == 1:
     return place_rows(mesh, tree)
   by_rows = rows_sharding(mesh)
@@ -158,40 +158,41 @@ def place_host_rows(mesh, tree):
 
 
 def data_parallel_ways(mesh) -> int:
-  """In how many pieces the rows of a batch are cut."""
+  """The number of shards of a batch's rows."""
   return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def batch_ways() -> int:
-  """In how many pieces the mesh in use cuts the rows of a batch; 1 where none is set."""
+  """The number of shards of a batch's rows on the current mesh; 1 if none is set."""
   mesh = jax.sharding.get_abstract_mesh()
   ours = not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names) and not mesh.manual_axes
   return data_parallel_ways(mesh) if ours else 1
 
 
 def constrain(x, *logical_axes, rules: dict = RULES):
-  """`with_sharding_constraint` by logical names; does nothing where no mesh is set (one device, pmap)."""
+  """`with_sharding_constraint` by logical axis names; a no-op if no mesh is set (one device, pmap)."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
     return x
   spec = spec_for(logical_axes, rules)
-  if mesh.manual_axes:  # inside of `on_own_rows`, where batch axes are no longer cut
+  if mesh.manual_axes:  # inside `on_own_rows`, where batch axes are no longer sharded
     spec = PartitionSpec(*(None if set(np.atleast_1d(entry)) & set(mesh.manual_axes) else entry for entry in spec))
   return jax.lax.with_sharding_constraint(x, spec)
 
 
 def lockstep_axes() -> tuple:
-  """Inside of `on_own_rows`: the mesh axes whose devices must take the same branches, since a program that cuts over
-  `tensor`, too, has exchanges that all devices meet in. Empty where each may go its own way.
+  """The mesh axes whose devices must take the same branches inside `on_own_rows`.
+
+  With `tensor` sharding, the program has collectives that all devices take part in. Empty if devices are independent.
   """
   mesh = jax.sharding.get_abstract_mesh()
   return tuple(mesh.manual_axes) if mesh.manual_axes and mesh.shape.get("tensor", 1) > 1 else ()  # pmap has none
 
 
 def on_own_rows(function, everywhere, rows):
-  """function(everywhere, rows), run by each data-parallel device on its own rows, whatever the others do meanwhile.
+  """function(everywhere, rows), run by each data-parallel device on its own rows, independently of the others.
 
-  All that it returns is cut by rows, too. `everywhere` is gathered over the batch axes of the mesh, not over `tensor`.
+  Its outputs are sharded by rows too. `everywhere` is gathered over the batch axes of the mesh, not over `tensor`.
   """
   if batch_ways() == 1:
     return function(everywhere, rows)

@@ -1,11 +1,11 @@
 """Training, top to bottom: start-up order, loop, evaluation, saving.
 
-Start-up, and the order is important: everything that can be wrong with a config, a file or a mesh is found before
-anything is compiled; then the state comes from, in this order,
+The order of start-up matters: every error in a config, a file or a mesh is found before anything is compiled. The state
+then comes from the first of these that applies:
   1. the newest good checkpoint in the workdir (the same command again resumes),
   2. the policy of another run (`from_checkpoint`),
   3. the weights of `model.path`,
-  4. random initialisation (`model.weights = "random"`).
+  4. random initialization (`model.weights = "random"`).
 """
 
 import contextlib
@@ -33,7 +33,7 @@ from nrt_jax.workdir import Progress
 
 
 class Stage(NamedTuple):
-  """A stage with its data read and checked."""
+  """A stage whose data has been read and checked."""
 
   setup: programs.Setup
   train_data: batches.TokenDataset | packing.PackedDataset
@@ -42,10 +42,10 @@ class Stage(NamedTuple):
 
 
 def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None) -> bool:
-  """Runs all stages in `workdir`, resuming what is there, and exports the policy; False if a signal stopped it early.
+  """Runs or resumes all stages in `workdir` and exports the policy. Returns False if a signal stopped it early.
 
-  `config_values` is what is written to config.json (the nested mapping that `runs` was read from).
-  Raises UserError for whatever the user can mend, before anything is compiled.
+  `config_values` is written to config.json (the nested mapping that `runs` was read from).
+  Raises UserError for anything the user can fix, before anything is compiled.
   """
   # ---- 1. Devices, tokenizer, model, data: all mistakes surface here.
   tokenizer, stages = open_stages(runs, workdir)
@@ -67,7 +67,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
       progress = workdirs.read_progress(checkpoints, start_step, [run.stage for run in runs])
       batches.require_inside(stages[progress.stage].train_data, progress.position)
       states = workdirs.restore(stages[progress.stage].setup, checkpoints, start_step)
-    workdirs.describe(workdir, tokenizer, stages[0].setup, config_values)  # only now: another run's stays as it is
+    workdirs.describe(workdir, tokenizer, stages[0].setup, config_values)  # not earlier: keeps another run's
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
     stack.callback(writer.close)
     for stage in stages:
@@ -94,14 +94,14 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
 
 
 def open_stages(runs: list[RunConfig], workdir: str | None = None):
-  """(tokenizer, stages) of a run that goes on in `workdir`, if in any: mesh, model and data, read and checked."""
+  """(tokenizer, stages) of a run that may resume in `workdir`: reads and checks mesh, model and data."""
   first = runs[0]  # model, devices and files are the same for all stages
   if first.parallel.kind == "pmap" and jax.process_count() > 1:
     raise UserError(f"parallel.kind: found 'pmap' in a run of {jax.process_count()} processes, allowed: jit")
   mesh = None if first.parallel.kind == "pmap" else sharding.make_mesh(first.parallel)
   tokenizer, form = policy.open_tokenizer(first.model, first.prompt)
   model = policy.read_architecture(first.model, form, first.parallel.tensor, mesh)
-  hf_weights.hf_config(model)  # an architecture that could not be exported at the end is refused at the start
+  hf_weights.hf_config(model)  # raises now if the architecture cannot be exported at the end
   check_start(first, workdir)
   check_keep_best(runs)
   stages, first_step = [], 0
@@ -115,7 +115,7 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
 
 
 def check_start(run: RunConfig, workdir: str | None) -> None:
-  """Raises UserError where a fresh run would find no parameters to start from. Reads no weights."""
+  """Raises UserError if a fresh run would have no parameters to start from. Reads no weights."""
   if workdir is not None and os.path.isdir(os.path.join(workdir, "checkpoints")):
     return  # it resumes
   if run.from_checkpoint is not None:
@@ -126,7 +126,7 @@ def check_start(run: RunConfig, workdir: str | None) -> None:
 
 
 def check_keep_best(runs: list[RunConfig]) -> None:
-  """Raises UserError where checkpoints would be ranked by a metric of an evaluation that no stage makes."""
+  """Raises UserError if checkpoints are to be ranked by an evaluation metric that no stage computes."""
   metric = runs[0].checkpoint.keep_best
   if metric is None or not metric.startswith("eval/"):
     return
@@ -148,7 +148,7 @@ def read_data(run: RunConfig, tokenizer, form):
 
 
 def describe_data(stage: Stage) -> str:
-  """How many examples a stage trains on and is evaluated on, and what the overlong policies did to the others."""
+  """The number of training and evaluation examples of a stage, and what the overlong policies did to the others."""
   rows, held = stage.train_data, stage.eval_data
   packed = f", packed into {len(rows):,} rows" if stage.setup.run.data.packing else ""
   evaluated = "" if held is None else f"; evaluation: {overlong.summary(len(held), held.counts)}"
@@ -165,7 +165,7 @@ def fresh_states(stage: Stage, params, key) -> States:
 
 
 def read_batch(stage: Stage, position: batches.Position):
-  """The batch at `position` on the devices: prompts for as many draws as a step may make. Each host reads its own."""
+  """The batch at `position`, on the devices: prompts for all draws that a step may make. Each host reads its share."""
   run, mesh, count = stage.setup.run, stage.setup.mesh, stage.setup.max_draws
   hosts = (jax.process_index(), jax.process_count()) if mesh is None else sharding.host_share(mesh)
   rows, _ = batches.batch(stage.train_data, position, count * run.prompts_per_step, run.seed, *hosts, count)
@@ -184,7 +184,7 @@ def single_copy(setup: programs.Setup, states: States) -> States:
 
 
 class Loop:
-  """The loop over steps, and what it writes to. It holds no training state: that is passed in and returned."""
+  """The loop over steps and its outputs. It holds no training state, which is passed in and returned."""
 
   def __init__(self, stages: list[Stage], checkpoints: Checkpoints, writer: MetricsWriter, tokenizer, stop: list):
     self._stages = stages
@@ -192,8 +192,8 @@ class Loop:
     self._writer = writer
     self._tokenizer = tokenizer
     self._stop = stop
-    self._pending = None  # (step, metrics, samples) on the device, of the step dispatched last
-    self._clock = 0.0  # when the step before it was done
+    self._pending = None  # (step, metrics, samples) of the step dispatched last, on the device
+    self._clock = 0.0  # when the step before it finished
     self._work = None  # throughput.Work of the stage's step
 
   def next_stage(self, states: States | None, number: int) -> States:
@@ -214,7 +214,7 @@ class Loop:
     if progress.step >= run.total_steps and progress.evaluated:
       return states, progress
     generate = self._build_generate(stage)
-    if not progress.evaluated:  # whoever stopped us left no time for it
+    if not progress.evaluated:  # the run was stopped before the evaluation
       number, progress = stage.first_step + progress.step, progress._replace(evaluated=True)
       measured = self._evaluate(generate, states, stage, number)
       self._checkpoints.amend(number, progress.record(run.stage), measured)
@@ -241,7 +241,7 @@ class Loop:
       stop = stopping.must_stop(self._stop, number)
       due = run.evaluation.every_steps and step % run.evaluation.every_steps == 0
       owes = bool(step == run.total_steps or due)
-      evaluates = owes and not stop  # who is asked to stop has seconds: the resumed run makes up for it
+      evaluates = owes and not stop  # a stopping run has seconds left; the resumed run evaluates instead
       progress = progress._replace(evaluated=evaluates or not owes)
       saves = stop or step == run.total_steps or self._checkpoints.due(number)
       if evaluates or saves:
@@ -250,13 +250,13 @@ class Loop:
           measured |= self._evaluate(generate, states, stage, number)
         if saves:
           self._checkpoints.save(number, single_copy(stage.setup, states), progress.record(run.stage), measured)
-        self._clock = time.monotonic()  # neither counts as time of the next step
+        self._clock = time.monotonic()  # not part of the next step's time
       if stop:
         break
     return states, progress
 
   def _compile(self, stage: Stage, states: States, batch):
-    """The compiled step; says how long compiling took."""
+    """Compiles the step and reports how long that took."""
     start = time.monotonic()
     compiled = host_grading.compile_programs(stage.setup, states, batch)
     self._work = throughput.describe(stage.setup, compiled)
@@ -264,7 +264,7 @@ class Loop:
     return host_grading.assemble(stage.setup, self._tokenizer, *compiled)
 
   def _fetch(self, stage: Stage) -> dict:
-    """Waits for the step dispatched last, writes metrics and samples where they are due, and returns the metrics."""
+    """Waits for the step dispatched last, writes metrics and samples if they are due, and returns the metrics."""
     if self._pending is None:
       return {}
     number, metrics, samples = self._pending
@@ -292,7 +292,7 @@ class Loop:
     return lambda params, rows, key: generate(params, sharding.place_rows(mesh, rows), key)
 
   def _evaluate(self, generate, states: States, stage: Stage, number: int) -> dict:
-    """Runs the evaluation, if there is one, and writes its metrics as a line of their own."""
+    """Runs the evaluation, if there is one, and writes its metrics as a separate line."""
     if generate is None:
       return {}
     run, start = stage.setup.run, time.monotonic()

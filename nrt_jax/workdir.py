@@ -1,4 +1,4 @@
-"""What a run leaves in its directory: config, tokenizer, checkpoints, export; and how it is read again.
+"""The files of a run's directory (config, tokenizer, checkpoints, export), and how to read them.
 
     config.json  metrics.jsonl  samples.jsonl  tokenizer/  checkpoints/  tensorboard/  export/   compiled/
 """
@@ -24,12 +24,12 @@ from nrt_jax.step.state import States
 
 
 class Progress(NamedTuple):
-  """Where a run stands: everything besides the states that a checkpoint must hold."""
+  """The progress of a run: everything that a checkpoint must hold besides the states."""
 
   stage: int = 0
   step: int = 0  # steps done in that stage
-  position: Position = Position()  # where its next batch starts
-  evaluated: bool = True  # False: stopped before the evaluation that this step is due
+  position: Position = Position()  # where the next batch starts
+  evaluated: bool = True  # False: stopped before the evaluation due at this step
 
   def record(self, stage_name: str) -> dict:
     """As JSON, for the checkpoint."""
@@ -43,9 +43,9 @@ class Progress(NamedTuple):
 
 
 def describe(workdir: str, tokenizer, setup: programs.Setup, values: dict | None) -> None:
-  """Writes what others need to read the run: config.json, and once tokenizer/, with the marker and the architecture.
+  """Writes what readers of the run need: config.json, and, once, tokenizer/ with the marker and the architecture.
 
-  Beside them, what the model's own files say of its tokens: bos, end tokens, generation_config.json.
+  tokenizer/ also holds the token settings of the model's own files: bos, end tokens, generation_config.json.
   """
   if jax.process_index() != 0:
     return
@@ -63,7 +63,7 @@ def describe(workdir: str, tokenizer, setup: programs.Setup, values: dict | None
 
 
 def token_ids(form, tokenizer, source: str) -> dict:
-  """What an exported config.json says of tokens; bos is the model's own, else the tokenizer's."""
+  """The token ids for an exported config.json; bos is the model's own, else the tokenizer's."""
   ids = {"eos_token_id": hf_config.one_or_list(form.end_ids), "pad_token_id": form.pad_id}
   if hf_config.read_json(Path(source) / "config.json").get("bos_token_id") is None:
     ids["bos_token_id"] = tokenizer.bos_token_id
@@ -71,14 +71,14 @@ def token_ids(form, tokenizer, source: str) -> dict:
 
 
 def keep_compiled(workdir: str) -> None:
-  """Has JAX keep its compiled programs in the workdir, so that a resumed run starts at once; not if it has a place."""
+  """Puts JAX's compilation cache into the workdir, so that a resumed run starts quickly; keeps a cache already set."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.join(workdir, "compiled")))
-    compilation_cache.reset_cache()  # whether there is one was decided at the first, small compilation
+    compilation_cache.reset_cache()  # JAX decided whether to cache at the first, small compilation
 
 
 def read_progress(checkpoints: Checkpoints, step: int, stage_names: list[str]) -> Progress:
-  """Where the checkpoint of `step` stands. UserError where it is of a stage that this config does not have."""
+  """The progress stored with the checkpoint of `step`. UserError if its stage is not in this config."""
   record = checkpoints.record(step)
   number, name = record["stage"], record["stage_name"]
   if stage_names[number : number + 1] != [name]:
@@ -94,19 +94,19 @@ def restore(setup: programs.Setup, checkpoints: Checkpoints, step: int) -> State
 
 
 def placed(abstract, shardings):
-  """Shapes with the shardings that their arrays shall have; as they are without shardings."""
+  """Attaches shardings to abstract arrays; with None, returns them unchanged."""
   if shardings is None:
     return abstract
   return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
 
 
 def read_policy(workdir: str, config: ModelConfig, mesh=None, step: int | None = None, averaged: bool = False):
-  """The policy's parameters alone from a checkpoint of a workdir (None: its newest), whatever its optimizer and mesh.
+  """The policy's parameters alone from a checkpoint of a workdir (None: its newest), for any optimizer and mesh.
 
-  averaged: of those that are trained the average over the steps, which the checkpoint must hold.
+  averaged: uses the average over steps for trained parameters; the checkpoint must hold it.
   """
   stored = stored_architecture(workdir, config)
-  if stored != config:  # its vocabulary may not divide over this mesh: read it whole, pad it anew, then cut it
+  if stored != config:  # its vocabulary may not divide over this mesh: read it unsharded, pad it again, shard it
     uncut = policy.param_shardings(stored, mesh, {**RULES, "vocab": None})
     params = policy.repad(_restore_policy(workdir, stored, uncut, step, averaged), stored, config)
     return params if mesh is None else jax.device_put(params, policy.param_shardings(config, mesh))
@@ -114,7 +114,7 @@ def read_policy(workdir: str, config: ModelConfig, mesh=None, step: int | None =
 
 
 def stored_architecture(workdir: str, config: ModelConfig) -> ModelConfig:
-  """`config` with the vocabulary padding of the run in `workdir`, which its own tensor mesh asked for."""
+  """`config` with the vocabulary padding of the run in `workdir`, which depends on that run's tensor mesh."""
   if not os.path.isfile(os.path.join(workdir, "config.json")):
     return config
   rows = config.vocab_size - config.vocab_padding
@@ -122,7 +122,7 @@ def stored_architecture(workdir: str, config: ModelConfig) -> ModelConfig:
 
 
 def _restore_policy(workdir: str, config: ModelConfig, shardings, step: int | None, averaged: bool):
-  """The policy's parameters as a checkpoint holds them."""
+  """The policy's parameters as stored in a checkpoint."""
   checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), read_only=True)
   params = placed(policy.abstract_params(config), shardings)
   if not averaged:
@@ -139,9 +139,9 @@ def read_run(workdir: str) -> list[RunConfig]:
 
 
 def export_checkpoint(workdir: str, directory: str, step: int | None = None, dtype: str = "float32") -> None:
-  """Writes the policy of a checkpoint (None: the newest) in Hugging Face format; the run may still be going on."""
+  """Writes the policy of a checkpoint (None: the newest) in Hugging Face format; the run may still be active."""
   run = read_run(workdir)[-1]
-  # The directory that it started from may be gone by now.
+  # The model directory that the run started from may be gone.
   model = dataclasses.replace(run.model, path=os.path.join(workdir, "tokenizer"))
   _, form = policy.open_tokenizer(model, dataclasses.replace(run.prompt, tokenizer=None, chat_template=None))
   config = policy.read_architecture(model, form)
@@ -152,7 +152,7 @@ def export_checkpoint(workdir: str, directory: str, step: int | None = None, dty
 def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, directory: str, dtype="float32") -> None:
   """Writes parameters in Hugging Face format, with the run's tokenizer and the prompt settings that `sample` reads."""
   settings = {"prompt": dataclasses.asdict(run.prompt), "max_trace_length": run.sampling.max_trace_length}
-  settings["prompt"] |= {"tokenizer": None, "chat_template": None}  # both lie beside the settings
+  settings["prompt"] |= {"tokenizer": None, "chat_template": None}  # both are in the same directory as the settings
   params, config = policy.without_padding(params, config)
   hf_weights.save_params(
     params,

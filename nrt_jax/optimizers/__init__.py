@@ -1,4 +1,4 @@
-"""The update rule: from OptimizerConfig to an optax transformation, and moments stored in eight bits.
+"""The update rule: OptimizerConfig -> Optax transformation, and moments stored in eight bits.
 
-Read update_rule.py first. No gradients are computed here, and nothing is sharded.
+Read update_rule.py first. Gradients and sharding are handled elsewhere.
 """

@@ -1,10 +1,11 @@
-"""Moments of the optimizer in eight bits: block-wise codes of even relative precision, without bias over time.
+"""Optimizer moments in eight bits: block-wise codes with uniform relative precision and no bias over time.
 
 Blocks and their scales are those of block-wise 8-bit optimizers (Dettmers et al. 2021, arXiv 2110.02861, section 2.1):
-a block is divided by its largest magnitude. The code differs. Adam divides one moment by the root of the other, so each
-entry needs relative precision however small it is beside its block's largest: levels are a geometric series from 1 down
-to 2^-octaves. A moment moves by less per update than levels lie apart, and rounding to the nearest would pin it; so an
-entry between two levels takes the upper one in as large a share of the updates as its distance from the lower one says.
+a block is divided by its largest magnitude. The code differs. Adam divides one moment by the root of the other, so
+every entry needs relative precision, however small it is compared with its block's largest: levels form a geometric
+series from 1 down to 2^-octaves. A moment moves by less per update than the spacing of levels, so rounding to nearest
+would pin it. Instead, an entry between two levels takes the upper one in a share of the updates equal to its relative
+distance from the lower one.
 """
 
 import math
@@ -15,30 +16,30 @@ import jax.numpy as jnp
 import numpy as np
 
 SMALLEST, BLOCK = 32, 128  # entries of a block
-SHARDS = 16  # an axis has a multiple of so many blocks, where they can be so small: then shards hold whole ones
+SHARDS = 16  # blocks per axis are a multiple of this if they can be that small, so that shards hold whole blocks
 KEPT = 4096  # leaves with fewer entries stay in float32
 
 
 class Code(NamedTuple):
-  """How a moment is written in eight bits: 0, and `levels` magnitudes 2^(octaves (k - levels) / (levels - 1))."""
+  """An eight-bit code of a moment: 0, and `levels` magnitudes 2^(octaves (k - levels) / (levels - 1))."""
 
   dtype: str
   levels: int
   octaves: float
-  never_zero: bool  # what is positive stays so: it is divided by
-  stride: int  # of the dither over updates, modulo 2^32: an irrational share, so that it fills [0, 1) evenly
+  never_zero: bool  # positive values stay positive, since they are divisors
+  stride: int  # of the dither over updates, modulo 2^32: an irrational fraction, so that it fills [0, 1) evenly
 
 
-# Levels lie 9 % apart in both moments. 16 octaves of gradients are 32 of their squares.
-FIRST = Code("int8", 127, 16.0, False, 2654435769)  # the golden ratio's fraction times 2^32
-SECOND = Code("uint8", 255, 32.0, True, 1779033703)  # that of the root of 2
-AXIS_STRIDES = (3242174889, 2447445413, 1598127363, 3625703077)  # of the dither over entries, likewise
+# Levels are 9 % apart in both moments. 16 octaves of gradients are 32 octaves of their squares.
+FIRST = Code("int8", 127, 16.0, False, 2654435769)  # fractional part of the golden ratio, times 2^32
+SECOND = Code("uint8", 255, 32.0, True, 1779033703)  # fractional part of the square root of 2, times 2^32
+AXIS_STRIDES = (3242174889, 2447445413, 1598127363, 3625703077)  # of the dither over entries
 
 
 class Coded(NamedTuple):
-  """A tree of moments: codes of the leaves' own shapes, and a float32 scale for each block.
+  """A tree of moments: codes with the shapes of the leaves, and a float32 scale for each block.
 
-  A leaf that is kept in float32 is its own code, with scale 1 [].
+  A leaf kept in float32 is its own code, with scale 1 [].
   """
 
   code: dict
@@ -46,10 +47,10 @@ class Coded(NamedTuple):
 
 
 def blocks_of(shape: tuple) -> tuple[int, int] | None:
-  """(axis, entries of a block) for a leaf of this shape; None where it is kept in float32.
+  """(axis, entries of a block) for a leaf of this shape; None if it is kept in float32.
 
-  Of the shape alone, not of the mesh: a checkpoint fits any. The axis with the largest power of two in its size is cut;
-  of several the shortest, since that of vocabularies would mix tokens.
+  Depends on the shape alone, so that a checkpoint fits any mesh. Splits the axis whose size has the largest
+  power of two as a factor; on a tie the shortest, since blocks along a vocabulary would mix tokens.
   """
   if math.prod(shape) < KEPT:
     return None
@@ -60,14 +61,14 @@ def blocks_of(shape: tuple) -> tuple[int, int] | None:
 
 
 def encode_tree(code: Code, tree, wanted, update) -> Coded:
-  """A tree of float32 moments as stored after the `update`-th update (int32 []); `wanted`: which leaves are coded."""
+  """Encodes a tree of float32 moments after update number `update` (int32 []); `wanted`: which leaves to encode."""
   leaves, structure = jax.tree.flatten(tree)
   pairs = [encode(code, x, update) if yes else _kept(x) for x, yes in zip(leaves, jax.tree.leaves(wanted))]
   return Coded(*(structure.unflatten([pair[i] for pair in pairs]) for i in (0, 1)))
 
 
 def decode_tree(code: Code, coded: Coded):
-  """The moments as float32."""
+  """Decodes the moments to float32."""
   return jax.tree.map(lambda entry, scale: decode(code, entry, scale), coded.code, coded.scale)
 
 
@@ -94,15 +95,15 @@ def decode(code: Code, entry, scale):
 
 
 def level(code: Code, index):
-  """The magnitude of a level, 1 for the last."""
+  """The magnitude of a level; 1 for the last."""
   return jnp.exp2(code.octaves / (code.levels - 1) * (index - code.levels))
 
 
 def round_to_level(code: Code, ratio, dither):
-  """The level of magnitudes in [0, 1]: of the two around it the upper one where the dither is below its share.
+  """The level of magnitudes in [0, 1]: of the two nearest, the upper one if the dither is below its share.
 
-  Below the first level there is only zero. Where that may not be, the first one stands for all: Adam's step is then too
-  small, never too large.
+  Below the first level there is only zero. With `never_zero`, such values take the first level: Adam's step is then
+  too small, never too large.
   """
   y = code.levels + (code.levels - 1) / code.octaves * jnp.log2(jnp.where(ratio > 0, ratio, 1))
   lower = jnp.clip(jnp.floor(y), 1, code.levels - 1)
@@ -116,7 +117,7 @@ def round_to_level(code: Code, ratio, dither):
 def dither(code: Code, shape: tuple, update):
   """Numbers in [0, 1), spread evenly over the updates of each entry and over entries (Weyl sequences): float32.
 
-  Functions of update and index alone: a resumed run rounds alike, and so does every device that holds a copy.
+  They depend on update and index alone, so a resumed run and every replica round identically.
   """
   total = jnp.full(shape, jnp.asarray(update, jnp.uint32) * np.uint32(code.stride))
   for axis in range(len(shape)):
@@ -126,7 +127,7 @@ def dither(code: Code, shape: tuple, update):
 
 
 def _kept(x):
-  """What stands for a leaf that is not coded. Its scale is an array of its own: states are donated, each leaf once."""
+  """The code and scale of a leaf that is not encoded. Each scale is its own array, since states are donated."""
   return x, jnp.ones((), jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""From an OptimizerConfig to an optax transformation: clip by global norm, precondition, decoupled decay, schedule."""
+"""OptimizerConfig -> Optax transformation: clipping by global norm, preconditioner, decoupled decay, schedule."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -10,13 +10,13 @@ import optax
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.optimizers import quantized_moments as quantized
 
-# Leaves that weight decay leaves out, by name: layers are stacked, so a norm's scale has two axes and ndim can't tell.
+# Names of leaves without weight decay. ndim can't identify them: layers are stacked, so a norm's scale has two axes.
 UNDECAYED = ("scale", "bias")
 
 
 MOMENT_DTYPES = ("float32", "bfloat16", "int8")
 
-# What may use the averaged parameters. Sampling, a next stage and `from_checkpoint` go on from the trained ones.
+# What may use the averaged parameters. Sampling, the next stage and `from_checkpoint` use the trained ones.
 AVERAGE_USES = ("evaluation", "export")
 
 
@@ -25,20 +25,20 @@ class OptimizerConfig:
   """The update rule. Defaults are those of the released NRT code (nrt.md section 4)."""
 
   name: str = "adamw"  # adamw | sgd (heavy ball)
-  learning_rate: float = 2e-6  # peak
-  schedule: str = "constant"  # after the warm-up: constant | cosine | linear (both down to end_ratio of the peak)
-  warmup_steps: int = 0  # training steps of linear warm-up
-  warmup_ratio: float = 0.0  # or the warm-up as a share of all steps, 0 to 1; set one of the two
-  end_ratio: float = 0.0  # learning rate at the end over its peak, 0 to 1 (cosine and linear)
+  learning_rate: float = 2e-6  # peak value
+  schedule: str = "constant"  # after the warmup: constant | cosine | linear (both decay to end_ratio of the peak)
+  warmup_steps: int = 0  # training steps of linear warmup
+  warmup_ratio: float = 0.0  # or the warmup as a fraction of all steps, 0 to 1; set one of the two
+  end_ratio: float = 0.0  # final learning rate as a fraction of the peak, 0 to 1 (cosine and linear)
   beta1: float = 0.9  # decay of the first moment; the momentum of sgd
   beta2: float = 0.95  # decay of the second moment (adamw)
-  eps: float = 1e-15  # added to the root of the second moment (adamw)
-  moment_dtype: str = "float32"  # of stored moments: float32 | bfloat16 (the first only) | int8 (both, in blocks)
-  weight_decay: float = 0.01  # decoupled, times the learning rate; norms and biases are left out
-  max_grad_norm: float = 1.0  # gradients are scaled down to this global norm; 0 turns it off
-  ema_decay: float = 0.0  # per training step, of an average of the trained parameters from the stage's start; 0 = none
-  ema_for: tuple[str, ...] = AVERAGE_USES  # what takes the averaged parameters, where there are any: evaluation, export
-  minibatches: int = 1  # optimizer updates per rollout: the prompts of a step are split into so many minibatches
+  eps: float = 1e-15  # added to the square root of the second moment (adamw)
+  moment_dtype: str = "float32"  # of stored moments: float32 | bfloat16 (first moment only) | int8 (both, in blocks)
+  weight_decay: float = 0.01  # decoupled, times the learning rate; excludes norms and biases
+  max_grad_norm: float = 1.0  # clips gradients to this global norm; 0 = off
+  ema_decay: float = 0.0  # per training step, of a moving average of the trained parameters over the stage; 0 = off
+  ema_for: tuple[str, ...] = AVERAGE_USES  # what uses the averaged parameters, if there are any: evaluation, export
+  minibatches: int = 1  # optimizer updates per rollout: a step's prompts are split into this many minibatches
 
   def __post_init__(self):
     require_choice("optimizer.name", self.name, PRECONDITIONERS)
@@ -61,9 +61,9 @@ class OptimizerConfig:
 
 
 def stored_in(dtype: str, inner: optax.GradientTransformation, **moments) -> optax.GradientTransformation:
-  """`inner`, whose state keeps moments in `dtype` between updates; it computes in float32.
+  """`inner` with moments stored in `dtype` between updates; computation is in float32.
 
-  moments: field of the state -> quantized.Code, the first moment first.
+  moments: field of the state -> quantized.Code, first moment first.
   """
   if dtype == "int8":
     return in_eight_bits(inner, moments)
@@ -71,10 +71,10 @@ def stored_in(dtype: str, inner: optax.GradientTransformation, **moments) -> opt
 
 
 def in_two_bytes(dtype: str, inner: optax.GradientTransformation, moment: str) -> optax.GradientTransformation:
-  """Keeps the field `moment` in `dtype`.
+  """Stores the field `moment` in `dtype`.
 
   Optax's own mu_dtype multiplies in bfloat16, where a beta1 of 0.9 is 0.8984: the moment would be 1.6 % too small. The
-  second moment stays in float32: it moves by 1 - beta2 of itself, and bfloat16 rounds steps below 1/256 away.
+  second moment stays in float32: it moves by 1 - beta2 of itself, and bfloat16 loses steps below 1/256.
   """
 
   def cast(state, dtype):
@@ -90,12 +90,12 @@ def in_two_bytes(dtype: str, inner: optax.GradientTransformation, moment: str) -
 class EightBits(NamedTuple):
   """State of a transformation whose moments are quantized.Coded."""
 
-  updates: jax.Array  # int32 [], made so far: rounding depends on it
+  updates: jax.Array  # int32 [], updates so far; rounding depends on it
   inner: tuple
 
 
 def in_eight_bits(inner: optax.GradientTransformation, codes: dict) -> optax.GradientTransformation:
-  """Keeps every field of `codes` as quantized.Coded. Norms and biases are few, and stay in float32."""
+  """Stores every field of `codes` as quantized.Coded. Norms and biases, which are small, stay in float32."""
 
   def encode(state, updates):
     moments = {name: getattr(state, name) for name in codes}
@@ -110,7 +110,7 @@ def in_eight_bits(inner: optax.GradientTransformation, codes: dict) -> optax.Gra
   return optax.GradientTransformation(lambda params: encode(inner.init(params), jnp.int32(0)), update)
 
 
-# name -> config -> the transformation that turns gradients into directions
+# name -> config -> the transformation from gradients to update directions
 PRECONDITIONERS = {
   "adamw": lambda config: stored_in(
     config.moment_dtype,
@@ -121,7 +121,7 @@ PRECONDITIONERS = {
   "sgd": lambda config: stored_in(config.moment_dtype, optax.trace(config.beta1), trace=quantized.FIRST),
 }
 
-# schedule -> (config, updates after the warm-up) -> learning rate as a function of the updates after the warm-up
+# schedule -> (config, updates after the warmup) -> learning rate as a function of the updates after the warmup
 DECAYS = {
   "constant": lambda config, updates: optax.constant_schedule(config.learning_rate),
   "cosine": lambda config, updates: optax.cosine_decay_schedule(config.learning_rate, updates, config.end_ratio),
@@ -132,7 +132,7 @@ DECAYS = {
 
 
 def warmup_updates(config: OptimizerConfig, total_steps: int) -> int:
-  """Optimizer updates of the warm-up; never more than the run has, so that a run cut short still warms up."""
+  """Optimizer updates of the warmup, at most those of the run, so that a run cut short still warms up."""
   steps = config.warmup_steps or round(config.warmup_ratio * total_steps)
   return min(steps, total_steps) * config.minibatches
 
@@ -140,8 +140,8 @@ def warmup_updates(config: OptimizerConfig, total_steps: int) -> int:
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
   """Learning rate as a function of the optimizer updates already made (training step t starts at t * minibatches).
 
-  Warm-up over W updates is peak * (update + 1) / W, so that the first update moves; then the decay over the rest, which
-  would reach end_ratio * peak at update total_steps * minibatches.
+  Warmup over W updates is peak * (update + 1) / W, so that the first update is not zero. The decay over the rest would
+  reach end_ratio * peak at update total_steps * minibatches.
   """
   warmup = warmup_updates(config, total_steps)
   decay = DECAYS[config.schedule](config, max(1, total_steps * config.minibatches - warmup))
@@ -152,7 +152,7 @@ def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params):
-  """Tree of bools, True where weight decay applies: every leaf whose name is not in UNDECAYED."""
+  """A tree of bools, True where weight decay applies: every leaf whose name is not in UNDECAYED."""
 
   def decayed(path, _):
     names = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]

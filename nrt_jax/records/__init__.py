@@ -1,4 +1,4 @@
-"""What a run writes while it runs: checkpoints, metrics, and the signal that makes it save and stop.
+"""What a run writes as it runs: checkpoints and metrics; and the signal that makes it save and stop.
 
-Read checkpoint.py first. Nothing here knows methods or models: states are any tree of arrays, metrics any numbers.
+Read checkpoint.py first. Nothing here depends on methods or models: a state is any tree of arrays, a metric any number.
 """

@@ -1,8 +1,8 @@
-"""Checkpoints: the last few and the best, written in the background, whole or not at all.
+"""Checkpoints: the last few and the best, written atomically in the background.
 
-A step is written to a temporary directory and renamed when complete, and renamed into TRASH before it is deleted, so a
-process killed at any moment leaves only whole steps under their names. The state is stored flat, under its tree paths
-("policy/params/embed/embedding"): what doesn't fit is found by name, and a part can be restored without the rest.
+A step is written to a temporary directory and renamed when complete, and renamed into TRASH before it is deleted. A
+process killed at any time thus leaves only complete steps under their names. The state is stored flat, by tree paths
+("policy/params/embed/embedding"): mismatches are reported by name, and parts can be restored without the rest.
 """
 
 import math
@@ -19,7 +19,7 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
 
 TRASH = "trash"
-METRICS = "metrics"  # a step's item that Orbax ranks it by: a file of this name in a directory of this name
+METRICS = "metrics"  # the item of a step that Orbax ranks it by: a file of this name in a directory of this name
 RECORD = os.path.join("record", "metadata")  # the file of a step's record
 
 
@@ -27,11 +27,11 @@ RECORD = os.path.join("record", "metadata")  # the file of a step's record
 class CheckpointConfig:
   """When to save and what to keep."""
 
-  every_steps: int = 100  # training steps between checkpoints; 0 saves at the end of the run only
-  keep_last: int = 2  # newest checkpoints kept
-  keep_best: str | None = None  # metric whose best checkpoint is kept besides, e.g. "eval/heldout/accuracy"
-  best_mode: str = "max"  # max | min: which value of keep_best is the best
-  async_save: bool = True  # write in the background while training goes on
+  every_steps: int = 100  # training steps between checkpoints; 0 saves only at the end of the run
+  keep_last: int = 2  # number of newest checkpoints to keep
+  keep_best: str | None = None  # metric whose best checkpoint is also kept, e.g. "eval/heldout/accuracy"
+  best_mode: str = "max"  # max | min: whether higher or lower values of keep_best are better
+  async_save: bool = True  # write in the background while training continues
 
   def __post_init__(self):
     require_choice("checkpoint.best_mode", self.best_mode, ("max", "min"))
@@ -40,7 +40,7 @@ class CheckpointConfig:
         raise UserError(f"checkpoint.{key}: found {getattr(self, key)!r}, allowed: {least} or more")
 
   def rank(self, metrics: dict) -> float:
-    """Higher is better; a checkpoint without the metric, or where it is NaN, ranks last."""
+    """Higher is better; a checkpoint whose metric is missing or NaN ranks last."""
     value = metrics.get(self.keep_best, math.nan)
     if math.isnan(value):
       return -math.inf
@@ -48,7 +48,7 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-  """The checkpoints of a run. With `read_only`, a run that is still writing them is left alone."""
+  """The checkpoints of a run. `read_only` never disturbs a run that is still writing them."""
 
   def __init__(self, directory: str, config: CheckpointConfig = CheckpointConfig(), read_only: bool = False):
     self._directory = os.path.abspath(directory)
@@ -61,14 +61,14 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(self._directory, options=_options(config, read_only), item_handlers=handlers)
 
   def due(self, step: int) -> bool:
-    """Whether `step` is one of every `every_steps`."""
+    """Whether `step` is a multiple of `every_steps`."""
     return self._config.every_steps > 0 and step % self._config.every_steps == 0
 
   def save(self, step: int, states, record: dict, metrics: dict | None = None) -> None:
     """Saves a tree of arrays and a JSON `record`; returns once the arrays are copied, so that they may be donated.
 
-    A step that is already there is left alone. `metrics` holds `keep_best` where it was measured. Every host calls
-    this. Raises the error of an earlier save that failed in the background.
+    Does nothing if the step exists. `metrics` holds `keep_best` if it was measured. Every host must call this. Raises
+    the error of an earlier save that failed in the background.
     """
     if self._read_only:
       raise ValueError("these checkpoints were opened for reading")
@@ -80,14 +80,14 @@ class Checkpoints:
     self._manager.save(step, args=items, metrics=ranked, force=True)
 
   def amend(self, step: int, record: dict, metrics: dict) -> None:
-    """Gives a saved step another record, and the `keep_best` that was measured too late for `save`. For every host."""
+    """Replaces a saved step's record and adds a `keep_best` measured after `save`. Every host must call this."""
     self.wait()
     ranked = {name: value for name, value in self._ranked(metrics).items() if not math.isnan(value)}
     path = os.path.join(self._directory, str(step))
     if ranked and jax.process_index() == 0:
       write_json(os.path.join(path, METRICS, METRICS), ranked)
     if jax.process_index() == 0:
-      write_json(os.path.join(path, RECORD), record)  # last: until it is there, the evaluation is still owed
+      write_json(os.path.join(path, RECORD), record)  # last: until it is written, the evaluation is still due
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices("checkpoint amended")
     self._manager.reload()
@@ -96,11 +96,11 @@ class Checkpoints:
     return {name: float(value) for name, value in metrics.items() if name == self._config.keep_best}
 
   def restore(self, step: int | None, abstract, partial: bool = False):
-    """(tree, record) of `step` (None: the newest), the tree like `abstract` and on the shardings of its leaves.
+    """(tree, record) of `step` (None: the newest); the tree has the structure and shardings of `abstract`.
 
-    Leaves of `abstract` are arrays or ShapeDtypeStructs; one without a sharding lands on the first device. With
-    `partial`, what the checkpoint holds beyond `abstract` is not read. Raises UserError where there is no such step,
-    where it can't be read, and where its tree doesn't fit, naming the first key that differs.
+    Leaves of `abstract` are arrays or ShapeDtypeStructs; one without a sharding is put on the first device. With
+    `partial`, entries of the checkpoint that `abstract` lacks are not read. Raises UserError if the step does not
+    exist, if it can't be read, or if its tree doesn't match, naming the first key that differs.
     """
     step = self._existing(step)
     wanted = {key: _abstract(leaf) for key, leaf in _flat(abstract).items()}
@@ -112,22 +112,22 @@ class Checkpoints:
     return jax.tree.unflatten(jax.tree.structure(abstract), [found["state"][key] for key in wanted]), found["record"]
 
   def record(self, step: int | None = None) -> dict:
-    """The record alone: what a reader must know before it can describe the tree. Errors as in `restore`."""
+    """The record alone, which a reader needs before it can describe the tree. Raises as `restore` does."""
     return self._read_items(self._existing(step), record=ocp.args.JsonRestore())["record"]
 
   def all_steps(self) -> list[int]:
-    """Saved steps, oldest first, the one being written included."""
+    """Saved steps, oldest first, including the one being written."""
     return sorted(self._manager.all_steps())
 
   def latest_step(self) -> int | None:
     return self._manager.latest_step()
 
   def best_step(self) -> int | None:
-    """The step with the best `keep_best`; the newest where no checkpoint has it."""
+    """The step with the best `keep_best`; the newest if no checkpoint has it."""
     return self._manager.best_step()
 
   def wait(self) -> None:
-    """Returns when everything is on disk; raises the error of a save that failed in the background."""
+    """Blocks until everything is on disk; raises the error of a save that failed in the background."""
     self._manager.wait_until_finished()
     self._empty_trash()
 
@@ -148,7 +148,7 @@ class Checkpoints:
     return self._read(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
 
   def _read(self, step: int, read):
-    """Runs `read`. Damage shows as exceptions of many kinds (Orbax raises a plain Exception too): one line for all."""
+    """Runs `read` and reports damage, for which Orbax raises many exception types (even Exception), as one line."""
     try:
       return read()
     except Exception as error:
@@ -162,8 +162,8 @@ class Checkpoints:
 
 
 def _options(config: CheckpointConfig, read_only: bool) -> ocp.CheckpointManagerOptions:
-  """Orbax keeps a step that any policy wants; `best_fn` has it store the metrics, for the ranking after a restart."""
-  if read_only:  # not Orbax's own read_only, which warns on stderr
+  """Orbax keeps a step if any policy does; `best_fn` makes it store the metrics, to rank steps after a restart."""
+  if read_only:  # Orbax's own read_only warns on stderr
     return ocp.CheckpointManagerOptions(create=False, best_fn=config.rank)
   keep = [policies.LatestN(config.keep_last)]
   if config.keep_best:
@@ -178,7 +178,7 @@ def _options(config: CheckpointConfig, read_only: bool) -> ocp.CheckpointManager
 
 
 def _flat(tree) -> dict:
-  """{path: leaf}, paths like "policy/opt_state/0/mu/embed/embedding", in the order of the tree's leaves."""
+  """{path: leaf}, with paths like "policy/opt_state/0/mu/embed/embedding", in the order of the tree's leaves."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
@@ -196,7 +196,7 @@ def _describe(leaf) -> str:
 
 
 def _require_fit(path: str, stored: dict, wanted: dict, partial: bool) -> None:
-  """Raises UserError at the first key that is missing, has another shape or dtype, or is left over."""
+  """Raises UserError at the first key that is missing, has a different shape or dtype, or is unexpected."""
   for key, leaf in wanted.items():
     found = _describe(stored[key]) if key in stored else "nothing"
     if found != _describe(leaf):

@@ -1,7 +1,7 @@
-"""What a run tells about itself: metrics.jsonl, samples.jsonl, TensorBoard scalars and a live progress line.
+"""Logging: metrics.jsonl, samples.jsonl, TensorBoard scalars and a live progress line.
 
-One line per step, in order, and nothing in it of when it was written: a run that was interrupted and resumed leaves the
-same files as one that was not (but for its measured times).
+Lines are in order of steps and hold no timestamps: a run that was interrupted and resumed leaves the same files as one
+that was not (except for its measured times).
 """
 
 import collections
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from nrt_jax.errors import UserError
 from nrt_jax.files import json_safe, write_text
 
-PROGRESS_SECONDS = 5.0  # between progress lines where they can't be drawn in place
-RATE_WINDOW = 20  # writes over which the speed behind the ETA is measured
-ESCAPE = "backslashreplace"  # half a character, as byte-level tokens may decode to, becomes a valid JSON escape
+PROGRESS_SECONDS = 5.0  # between progress lines that can't be drawn in place
+RATE_WINDOW = 20  # writes over which the speed for the ETA is measured
+ESCAPE = "backslashreplace"  # lone surrogates, from decoding byte-level tokens, become valid JSON escapes
 
-# What the progress line shows, where it has been measured: (label, metric, format).
+# The metrics of the progress line, each shown if measured: (label, metric, format).
 PROGRESS = (
   ("reward", "reward/mean", "{:.3f}"),
   ("loss", "loss/total", "{:.3f}"),
@@ -37,7 +37,7 @@ class LoggingConfig:
   every_steps: int = 1  # training steps between metrics
   samples_every_steps: int = 20  # training steps between samples; 0 writes none
   samples_per_step: int = 4  # samples written each time
-  tensorboard: bool = True  # scalars for TensorBoard besides, where tensorboardX is installed
+  tensorboard: bool = True  # also write TensorBoard scalars, if tensorboardX is installed
   progress: bool = True  # progress on stderr
 
   def __post_init__(self):
@@ -47,9 +47,9 @@ class LoggingConfig:
 
 
 class MetricsWriter:
-  """Writes metrics and samples of the steps after `start_step` into `workdir`, where an earlier run's are dropped.
+  """Writes metrics and samples of the steps after `start_step` into `workdir`, dropping those of an earlier run.
 
-  `stream` (stderr) takes progress and notes. Every host but the first passes primary=False and writes nothing.
+  Progress and notes go to `stream` (stderr). Every host but the first passes primary=False and writes nothing.
   """
 
   def __init__(self, workdir, config: LoggingConfig, total_steps: int, start_step: int = 0, stream=None, primary=True):
@@ -65,16 +65,16 @@ class MetricsWriter:
     self._tensorboard = self._open_tensorboard(os.path.join(workdir, "tensorboard"), start_step)
 
   def due(self, step: int) -> bool:
-    """Whether the metrics of `step` are to be fetched and written: every `every_steps`, and the last."""
+    """Whether to fetch and write the metrics of `step`: every `every_steps`, and the last step."""
     return step % self._config.every_steps == 0 or step == self._total_steps
 
   def samples_due(self, step: int) -> bool:
-    """Whether samples of `step` are to be fetched and written."""
+    """Whether to fetch and write samples of `step`."""
     every = self._config.samples_every_steps
     return every > 0 and self._config.samples_per_step > 0 and step % every == 0
 
   def write(self, step: int, metrics: dict) -> None:
-    """Appends one JSON line `{"step": step, name: value, ...}`; NaN and infinities become null, as JSON has none."""
+    """Appends one JSON line `{"step": step, name: value, ...}`; NaN and infinities become null."""
     if not self._primary:
       return
     metrics = json_safe(metrics)
@@ -87,12 +87,12 @@ class MetricsWriter:
     self._progress.show(step, numbers)
 
   def write_samples(self, step: int, samples: list[dict]) -> None:
-    """Appends one JSON line per sample, `samples_per_step` at most, each with its step."""
+    """Appends one JSON line per sample, at most `samples_per_step`, each with its step."""
     for sample in samples[: self._config.samples_per_step] if self._primary else ():
       _append(self._samples_file, {"step": step, **json_safe(sample)})
 
   def note(self, text: str) -> None:
-    """A line for the user on stderr that doesn't run into the progress line; shown even where progress is off."""
+    """Writes a line to stderr without running into the progress line; shown even if progress is off."""
     if self._primary:
       self._progress.note(text)
 
@@ -106,7 +106,7 @@ class MetricsWriter:
       self._tensorboard.close()
 
   def _open_tensorboard(self, logdir: str, start_step: int):
-    """A SummaryWriter that has TensorBoard forget what an interrupted run wrote beyond `start_step`."""
+    """A SummaryWriter that makes TensorBoard drop what an interrupted run wrote after `start_step`."""
     if not self._config.tensorboard:
       return None
     try:
@@ -114,7 +114,7 @@ class MetricsWriter:
     except ImportError:
       self.note("TensorBoard files are left out: tensorboardX is not installed (pip install tensorboardX)")
       return None
-    suffix = f".{max(start_step, 0)}.{os.getpid()}"  # files are named by the second: a quick restart must not overwrite
+    suffix = f".{max(start_step, 0)}.{os.getpid()}"  # names are by second: a quick restart must not overwrite
     return tensorboardX.SummaryWriter(logdir, purge_step=start_step + 1 if start_step else 0, filename_suffix=suffix)
 
 
@@ -127,17 +127,17 @@ class Progress:
     self._enabled = enabled
     self._clock = clock
     self._in_place = stream.isatty()
-    self._drawn = False  # the cursor stands behind a line drawn in place
+    self._drawn = False  # the cursor is at the end of a line drawn in place
     self._last_shown, self._shown_step = -math.inf, None
-    self._times = collections.deque(maxlen=RATE_WINDOW)  # (seconds, step); begins after the first, compiling step
-    self._numbers = {}  # the newest of each metric, as not every write holds all of them
+    self._times = collections.deque(maxlen=RATE_WINDOW)  # (seconds, step); starts after the first step, which compiles
+    self._numbers = {}  # newest value of each metric; not every write has all of them
 
   def show(self, step: int, numbers: dict) -> None:
     """Shows `step` with the metrics of PROGRESS."""
     self._numbers.update(numbers)
     now = self._clock()
     self._times.append((now, step))
-    ends = step == self._total_steps and self._shown_step != step  # an evaluation writes the last step once more
+    ends = step == self._total_steps and self._shown_step != step  # an evaluation writes the last step again
     waits = not self._in_place and now - self._last_shown < PROGRESS_SECONDS and not ends
     if not self._enabled or waits:
       return
@@ -164,7 +164,7 @@ class Progress:
     self._drawn = False
 
   def _put(self, text: str, stay: bool) -> None:
-    """Writes over the line in place, cut to the terminal's width if it is to stay there itself."""
+    """Overwrites the line in place. With `stay`, cuts `text` to the terminal's width and leaves the line open."""
     if stay:
       text = text[: shutil.get_terminal_size().columns - 1]
     clear = "\r\x1b[K" if self._drawn or stay else ""
@@ -174,7 +174,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-  """12s, 3m05s, 1h02m, or -- where unknown."""
+  """12s, 3m05s, 1h02m, or -- if unknown."""
   if not math.isfinite(seconds):
     return "--"
   seconds = round(seconds)
@@ -191,17 +191,17 @@ def _append(file, line: dict) -> None:
 
 
 def _reopen(path: str, start_step: int):
-  """Opens for appending, holding only the lines of steps up to `start_step`; a run from step 0 begins empty."""
+  """Opens a file for appending, keeping only lines of steps up to `start_step`; a run from step 0 starts empty."""
   if os.path.exists(path):
     with open(path, encoding="utf-8", errors="replace") as file:
-      lines = file.read().split("\n")  # not splitlines, which cuts at characters that JSON strings may hold
+      lines = file.read().split("\n")  # not splitlines, which splits at characters that JSON strings may contain
     kept = [line + "\n" for line in lines if start_step and _step_of(line) <= start_step]
     write_text(path, "".join(kept), errors=ESCAPE)
   return open(path, "a", encoding="utf-8", errors=ESCAPE)
 
 
 def _step_of(line: str) -> float:
-  """The line's step; infinite where the line is half-written or no such line."""
+  """The line's step; infinite if the line is incomplete or not a metrics line."""
   try:
     return float(json.loads(line)["step"])
   except (ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""How a run learns that it must stop: SIGTERM, as a notice of preemption, on one host or on several."""
+"""Stopping on preemption: SIGTERM is the notice, on one host or several."""
 
 import contextlib
 import signal
@@ -9,9 +9,9 @@ from jax.experimental import multihost_utils
 
 @contextlib.contextmanager
 def stop_flag():
-  """Yields a list that SIGTERM (a preemption notice) makes non-empty: the loop then saves and stops.
+  """Yields a list that becomes non-empty on SIGTERM (a preemption notice): the loop then saves and stops.
 
-  With several processes JAX's own preemption service handles the signal, so that they stop at the same step.
+  With several processes, JAX's preemption service handles the signal, so that all stop at the same step.
   """
   flag = []
   if jax.process_count() > 1:
@@ -19,7 +19,7 @@ def stop_flag():
     return
   try:
     before = signal.signal(signal.SIGTERM, lambda *_: flag.append(True))
-  except ValueError:  # not the main thread: whoever runs us there handles its own signals
+  except ValueError:  # not the main thread: the caller handles signals
     yield flag
     return
   try:
@@ -29,7 +29,7 @@ def stop_flag():
 
 
 def must_stop(flag: list, step: int) -> bool:
-  """Whether a signal asks to stop after this step. Hosts agree on the step, or they would wait for each other."""
+  """Whether a signal requests a stop after this step. All hosts agree on the step, or they would deadlock."""
   if jax.process_count() == 1:
     return bool(flag)
   return multihost_utils.reached_preemption_sync_point(step)
