@@ -1,4 +1,4 @@
-"""The architecture of a decoder, in the words of Hugging Face's config.json, and how it is computed."""
+"""The architecture of a decoder, with the names of Hugging Face's config.json, and settings of its computation."""
 
 from dataclasses import dataclass
 
@@ -7,10 +7,10 @@ import jax
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.model.kernels import ATTENTION
 
-REMATS = ("none", "dots", "full")  # what the backward pass finds saved: everything | matrix products | layer inputs
+REMATS = ("none", "dots", "full")  # saved for the backward pass: everything | matrix products | layer inputs
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
-LORA = "_lora"  # ending of an adapter's name: "q_lora" adapts "q"
+LORA = "_lora"  # suffix of an adapter's name: "q_lora" adapts "q"
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-  """The architecture, in the words of Hugging Face's config.json, and how it is computed."""
+  """The architecture, with the names of Hugging Face's config.json, and settings of its computation."""
 
-  family: str = "llama"  # decides the tensor names of the export
+  family: str = "llama"  # determines the tensor names of an export
   vocab_size: int = 512  # rows of embedding and head
-  vocab_padding: int = 0  # the last rows that are no tokens, there to divide over a mesh: never sampled, never exported
+  vocab_padding: int = 0  # last rows, not tokens, added to divide over a mesh: never sampled, never exported
   hidden_size: int = 128
   intermediate_size: int = 512
   num_hidden_layers: int = 2
@@ -44,7 +44,7 @@ class ModelConfig:
   rope_theta: float = 10000.0
   rope_scaling: RopeScaling | None = None
   max_position_embeddings: int = 2048
-  sliding_window: int | None = None  # tokens that a query sees, itself included
+  sliding_window: int | None = None  # tokens that a query sees, including itself
   sliding_layers: tuple[bool, ...] | None = None  # which layers use the window; None = all
   qkv_bias: bool = False
   output_bias: bool = False  # bias of the attention output projection
@@ -53,13 +53,13 @@ class ModelConfig:
   tie_word_embeddings: bool = False
   initializer_range: float = 0.02
   compute_dtype: str = "float32"  # float32 | bfloat16; parameters stay float32
-  remat: str = "none"  # none | dots (keep matrix products) | full (recompute each layer)
+  remat: str = "none"  # none | dots (save matrix products) | full (recompute each layer)
   layer_loop: str = "auto"  # scan: small programs | unroll: faster on CPU | auto: by platform
-  platform: str | None = None  # cpu | gpu | tpu: what programs are compiled for; None: the default backend
-  attention: str = "auto"  # of whole rows: xla | cudnn | splash | auto: by platform; decoding is always xla
-  attention_block: int = 512  # queries of a row whose scores exist at the same time in xla; longer rows run in blocks
-  head_chunk: int = 2048  # tokens per device whose logits exist at the same time
-  lora_rank: int = 0  # of low-rank adapters (nrt_jax/model/lora.py); 0 = none, all parameters are trained
+  platform: str | None = None  # cpu | gpu | tpu: the compilation target; None: the default backend
+  attention: str = "auto"  # kernel for whole rows: xla | cudnn | splash | auto: by platform; decoding always uses xla
+  attention_block: int = 512  # with xla, queries of a row whose scores are in memory at once; longer rows run in blocks
+  head_chunk: int = 2048  # tokens per device whose logits are in memory at once
+  lora_rank: int = 0  # rank of the adapters (nrt_jax/model/lora.py); 0 = no adapters, all parameters are trained
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
   lora_targets: tuple[str, ...] = ADAPTABLE
 
@@ -89,7 +89,7 @@ class ModelConfig:
 
   @property
   def target(self) -> str:
-    """The platform that programs are compiled for, which need not be the one that compiles them."""
+    """The platform that programs are compiled for, which may differ from the one that compiles them."""
     return self.platform or jax.default_backend()
 
   @property

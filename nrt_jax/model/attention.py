@@ -1,8 +1,8 @@
-"""Attention over several segments of keys and values at once, the caches they lie in, and rotary positions.
+"""Attention over several segments of keys and values at once, KV caches, and rotary positions.
 
 Masks follow from positions alone: a query at position p sees the slots with 0 <= position <= p (and, with a sliding
-window w, p - position < w), so padding, ragged prompts and empty slots need no masks of their own. `config` is a
-architecture.ModelConfig throughout.
+window w, p - position < w), so padding, ragged prompts and empty slots need no masks of their own. `config` is always
+an architecture.ModelConfig.
 """
 
 import functools
@@ -12,35 +12,35 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-MASKED = -1e30  # finite, so that a row with nothing to attend to stays finite too
+MASKED = -1e30  # finite, so that a row with nothing to attend to also stays finite
 
 
 @struct.dataclass
 class Int8:
-  """Keys or values in eight bits, `number * scale`: one scale for each token and head."""
+  """Keys or values in eight bits, `number * scale`, with one scale per token and head."""
 
   number: jax.Array  # int8 [..., S, h]
   scale: jax.Array  # float32 [..., S, 1]
 
-  def astype(self, _):  # attention widens the numbers where it multiplies by them
+  def astype(self, _):  # a no-op: attention widens the numbers when it multiplies by them
     return self
 
 
 @struct.dataclass
 class KVCache:
-  """Keys and values of one attention segment. Its rows M may be fewer than the queries' rows N: then each serves N/M.
+  """Keys and values of one attention segment. Each of its M rows serves N / M of the N query rows.
 
-  `key` and `value` are one array `[layers, M, K, S, h]` where layers are scanned, else a tuple of `[M, K, S, h]`. In
-  eight bits each array is an Int8.
+  `key` and `value` are one array `[layers, M, K, S, h]` if layers are scanned, else a tuple of `[M, K, S, h]`. In
+  eight bits, each array is an Int8.
   """
 
   key: jax.Array | Int8 | tuple
   value: jax.Array | Int8 | tuple
-  position_MS: jax.Array  # int32, -1 where the slot is empty
+  position_MS: jax.Array  # int32, -1 for empty slots
 
 
 def empty_cache(config, rows: int, slots: int, dtype) -> KVCache:
-  """A cache of `rows` x `slots` with every slot empty."""
+  """A cache of `rows` x `slots` empty slots."""
   shape = (rows, config.num_key_value_heads, slots, config.head_dim)
   if config.scan_layers:
     key = value = store(jnp.zeros((config.num_hidden_layers, *shape)), dtype)
@@ -50,7 +50,7 @@ def empty_cache(config, rows: int, slots: int, dtype) -> KVCache:
 
 
 def store(x, dtype):
-  """Keys or values as a cache of this dtype holds them: Int8 where that is int8."""
+  """Converts keys or values to the storage of a cache of this dtype: Int8 for int8."""
   if dtype != jnp.int8:
     return x.astype(dtype)
   scale = jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1, keepdims=True) / 127
@@ -59,13 +59,13 @@ def store(x, dtype):
 
 
 def store_cache(cache: KVCache, dtype) -> KVCache:
-  """A cache of keys and values as they were computed, in another dtype."""
+  """Converts a cache of computed keys and values to another dtype."""
   key, value = (jax.tree.map(lambda x: store(x, dtype), x) for x in (cache.key, cache.value))
   return cache.replace(key=key, value=value)
 
 
 def put_slots(old, new, slot, axis):
-  """`old` with `new` put in from index `slot` of `axis` on, stored as `old` is."""
+  """Writes `new` into `old` from index `slot` of `axis` on, in the storage of `old`."""
   if isinstance(old, Int8) and not isinstance(new, Int8):
     new = store(new, jnp.int8)
   put = jax.lax.dynamic_update_slice_in_dim
@@ -81,7 +81,7 @@ def write_cache(cache: KVCache, new: KVCache, slot) -> KVCache:
 
 
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
-  """The same cache with room for `slots` slots, the new ones empty."""
+  """Grows a cache to `slots` slots; the new ones are empty."""
   more = slots - cache.position_MS.shape[1]
 
   def pad(x):
@@ -100,7 +100,7 @@ def rope_frequencies(config) -> np.ndarray:
   if scaling.rope_type == "linear":
     return inverse / scaling.factor
   turns = scaling.original_max_position_embeddings * inverse / (2 * np.pi)
-  # Fast dimensions keep their frequency, slow ones are slowed by `factor`, those between are blended.
+  # High frequencies are kept, low ones are divided by `factor`, those in between are interpolated.
   keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
   keep = np.clip(keep, 0.0, 1.0)
   return inverse * keep + inverse / scaling.factor * (1 - keep)
@@ -119,7 +119,7 @@ def rotate(x_NTHh, angles):
 
 
 def visible(position_NT, position_MS, window: int | None, example_NT=None):
-  """Which slots each query sees: bool `[M, N / M, T, S]`. example_NT: see model.forward; the slots are the queries."""
+  """Which slots each query sees: bool `[M, N / M, T, S]`. example_NT (see decoder.forward): slots are the queries."""
   rows = position_MS.shape[0]
   query = position_NT.reshape(rows, -1, position_NT.shape[1], 1)
   slot = position_MS[:, None, None, :]
@@ -133,7 +133,7 @@ def _scores(query_MKqh, key_MKSh, target: str | None):
   """Products of queries and keys, float32 `[M, K, q, S]`."""
   product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
   if target == "cpu" and query_MKqh.shape[2] == 2:
-    # XLA:CPU transposes a matrix of keys before it multiplies, but for one query it reads them as they lie.
+    # XLA:CPU transposes the keys before a matrix product, but reads them in place for a single query.
     return jnp.stack([product("mkh,mksh->mks", query_MKqh[:, :, i], key_MKSh) for i in range(2)], 2)
   return product("mkqh,mksh->mkqs", query_MKqh, key_MKSh)
 
@@ -143,15 +143,15 @@ def attend(query_NTHh, segments, target: str | None = None):
 
   Each segment is (key_MKSh, value_MKSh, seen_MrTS). A segment with fewer rows than the queries is read once for the
   N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models. Keys and values
-  may be Int8: their scales multiply the scores and the weights, so that no wide copy of them is needed. target: the
-  platform, see architecture.ModelConfig.
+  may be Int8: their scales multiply the scores and the weights, which avoids a widened copy. target: the platform (see
+  architecture.ModelConfig).
   """
   N, T, H, h = query_NTHh.shape
   K = jax.tree.leaves(segments[0][0])[0].shape[1]
   group = H // K
 
-  # All queries of a segment's key/value head are one axis, q = (r, T, group): more free axes make XLA transpose the
-  # keys or multiply in slow loops.
+  # All queries of a key/value head form one axis, q = (r, T, group): with more free axes XLA transposes the keys or
+  # multiplies in slow loops.
   def to_rows(x_MKq):  # [M, K, q, ...] -> [N, T, K, group, ...]
     M, tail = x_MKq.shape[0], x_MKq.shape[3:]
     return x_MKq.reshape(M, K, N // M * T, group, *tail).swapaxes(1, 2).reshape(N, T, K, group, *tail)
@@ -160,7 +160,7 @@ def attend(query_NTHh, segments, target: str | None = None):
     tail = x_NTKg.shape[4:]
     return x_NTKg.reshape(M, N // M * T, K, group, *tail).swapaxes(1, 2).reshape(M, K, -1, *tail)
 
-  def split(x_MKSh):  # what to multiply by, and the scale of each slot
+  def split(x_MKSh):  # the factor, and the scale of each slot
     if isinstance(x_MKSh, Int8):
       return x_MKSh.number.astype(query_NTHh.dtype), x_MKSh.scale.swapaxes(2, 3)
     return x_MKSh, 1.0

@@ -1,7 +1,7 @@
-"""What a step must compute and move, from the architecture and the lengths alone: the numerators of MFU and rooflines.
+"""FLOPs and bytes of a step, from the architecture and the lengths alone: the numerators of MFU and rooflines.
 
-One multiplication and one addition are 2 FLOPs. Only matrix products and attention count, the usual convention (PaLM,
-arXiv 2204.02311, appendix B); what is computed again to save memory is no model FLOP. `config` is a ModelConfig.
+A multiplication and an addition are 2 FLOPs. Only matrix products and attention count, the usual convention (PaLM,
+arXiv 2204.02311, appendix B); recomputation to save memory is not a model FLOP. `config` is a ModelConfig.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from nrt_jax.model.architecture import ModelConfig
 
 @dataclass(frozen=True)
 class Lengths:
-  """The tokens of a step: whole columns for a worst case, means over rows for what was measured."""
+  """The tokens of a step: all columns for a worst case, means over rows for measurements."""
 
   prompts: int  # B
   samples: int  # G
@@ -33,7 +33,7 @@ class Lengths:
 
 
 def matrix_shapes(config: ModelConfig) -> dict:
-  """(inputs, outputs) of a layer's matrices."""
+  """(inputs, outputs) of each matrix of a layer."""
   D, F = config.hidden_size, config.intermediate_size
   heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
   return {
@@ -58,7 +58,7 @@ def head_size(config: ModelConfig) -> int:
 
 
 def parameter_count(config: ModelConfig) -> int:
-  """All parameters, adapters and rows that pad the vocabulary included."""
+  """The number of parameters, including adapters and padding rows of the vocabulary."""
   c, shapes = config, matrix_shapes(config)
   biases = sum(shapes[name][1] for name in ("q", "k", "v") if c.qkv_bias) + c.output_bias * c.hidden_size
   biases += c.mlp_bias * (2 * c.intermediate_size + c.hidden_size)
@@ -68,15 +68,15 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def seen_tokens(config: ModelConfig, start: float, count: float) -> float:
-  """Slots that `count` tokens behind `start` others attend to, themselves included, mean over layers and summed.
+  """Total slots that `count` tokens after `start` others attend to, including themselves; mean over layers.
 
-  Each token sees those before it, at most `sliding_window` of them in layers that slide.
+  Each token sees those before it, at most `sliding_window` in layers with a sliding window.
   """
   full = count * start + count * (count + 1) / 2
   window = config.sliding_window
   if window is None:
     return full
-  free = float(np.clip(window - start, 0, count))  # tokens that still see everything
+  free = float(np.clip(window - start, 0, count))  # tokens not yet limited by the window
   cut = free * start + free * (free + 1) / 2 + (count - free) * window
   slides = config.sliding_layers or (True,) * config.num_hidden_layers
   share = sum(slides) / len(slides)
@@ -84,16 +84,16 @@ def seen_tokens(config: ModelConfig, start: float, count: float) -> float:
 
 
 def forward_flops(config: ModelConfig, start: float, count: float, heads: float) -> float:
-  """FLOPs of one row's forward pass: `count` tokens behind `start` cached ones, `heads` of them through the head."""
+  """FLOPs of one row's forward pass: `count` tokens after `start` cached ones, `heads` of them through the head."""
   c = config
-  attention = 4 * c.num_attention_heads * c.head_dim * seen_tokens(c, start, count)  # scores, and their sum of values
+  attention = 4 * c.num_attention_heads * c.head_dim * seen_tokens(c, start, count)  # scores, and weighted sums of values
   return c.num_hidden_layers * (2 * layer_matrix_size(c) * count + attention) + 2 * head_size(c) * heads
 
 
 def train_flops(config: ModelConfig, count: float, heads: float) -> float:
   """FLOPs of forward and backward of one row of `count` tokens: three times the forward pass.
 
-  With adapters the frozen matrices, head included, need no gradient of their own: twice, and thrice the adapters.
+  With adapters, frozen matrices (head included) have no weight gradients: they count twice, adapters three times.
   """
   forward = forward_flops(config, 0, count, heads)
   if not config.lora_rank:
@@ -104,12 +104,12 @@ def train_flops(config: ModelConfig, count: float, heads: float) -> float:
 
 
 def step_flops(config: ModelConfig, lengths: Lengths) -> dict:
-  """Model FLOPs of a step that samples and scores on caches, by phase, over all devices."""
+  """Model FLOPs of a step that samples and scores on caches: by phase, over all devices."""
   n, B = lengths, lengths.prompts
   N = B * n.samples
   closing = n.marker + n.answer
   return {
-    "prefill": B * forward_flops(config, 0, n.prompt, 0),  # the head reads the last state as decoding begins
+    "prefill": B * forward_flops(config, 0, n.prompt, 0),  # decoding runs the head on the last state
     "decode": N * forward_flops(config, n.prompt, n.trace, n.trace),
     "score_answer": N * forward_flops(config, n.prompt + n.trace, closing - 1, closing),
     "score_empty_trace": B * forward_flops(config, n.prompt, closing - 1, closing),
@@ -118,14 +118,14 @@ def step_flops(config: ModelConfig, lengths: Lengths) -> dict:
 
 
 def cache_bytes_per_token(config: ModelConfig, bytes_each: float = 2) -> float:
-  """Keys and values of one token in all layers."""
+  """Bytes of one token's keys and values in all layers."""
   return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_each
 
 
 def decode_bytes(config: ModelConfig, rows: float, prompts: float, lengths: Lengths, bytes_each: float = 2) -> dict:
-  """Bytes that decoding must read for one token of each row, at the mean of the trace's lengths.
+  """Bytes that decoding must read for one token of each row, averaged over the lengths of the growing trace.
 
-  `weights`: all that a token is multiplied with, once for all rows; `prompt_cache`: once for a prompt's samples.
+  `weights`: all matrices, read once for all rows; `prompt_cache`: read once for all samples of a prompt.
   """
   weights = config.num_hidden_layers * layer_matrix_size(config) + head_size(config)
   token = cache_bytes_per_token(config, bytes_each)
@@ -139,7 +139,7 @@ def decode_bytes(config: ModelConfig, rows: float, prompts: float, lengths: Leng
 
 
 def state_bytes(config: ModelConfig, compute_bytes: float = 2, moments: int = 2) -> dict:
-  """Bytes of the training state over all devices: float32 masters and optimizer moments (adapters': only theirs)."""
+  """Bytes of the training state over all devices: float32 masters and optimizer moments (of adapters only, if any)."""
   total, adapters = parameter_count(config), config.num_hidden_layers * adapter_size(config)
   trained = adapters if config.lora_rank else total
   return {"params": 4 * trained + compute_bytes * (total - trained), "optimizer": 4 * moments * trained}

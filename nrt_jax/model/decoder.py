@@ -1,6 +1,6 @@
-"""One decoder for Llama, Mistral, Qwen2 and Qwen3, and one forward for training, prefill, decoding and scoring.
+"""One decoder for Llama, Mistral, Qwen2 and Qwen3, with one `forward` for training, prefill, decoding and scoring.
 
-Parameters are plain trees; the layers are stacked on a leading axis. How they attend is in attention.py.
+Parameters are plain trees, with layers stacked on a leading axis. Attention is in attention.py.
 """
 
 import jax
@@ -47,7 +47,7 @@ class Adapter(nn.Module):
 
 @jax.custom_vjp
 def gated(gate, up):
-  """silu(gate) * up, of which the gradients are computed once: XLA:CPU else repeats them in the copies of both uses."""
+  """silu(gate) * up, with gradients computed once: XLA:CPU would recompute them in the copies for both uses."""
   return nn.silu(gate) * up
 
 
@@ -62,7 +62,7 @@ gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
 
 
 class Block(nn.Module):
-  """One decoder layer: attention and mlp, each on a normalised copy of the residual stream."""
+  """One decoder layer: attention and MLP, each on a normalized copy of the residual stream."""
 
   config: ModelConfig
 
@@ -72,7 +72,7 @@ class Block(nn.Module):
     dense = nn.DenseGeneral(features, axis=axis, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
     outputs, inputs = (features if isinstance(features, tuple) else (features,)), (1 if axis == -1 else len(axis))
 
-    def flat(x):  # one axis of tokens: XLA:CPU transposes what a weight's gradient contracts over two, 30 % of an update
+    def flat(x):  # one token axis: with two, XLA:CPU transposes operands of weight gradients, 30 % of an update
       y = dense(x.reshape(-1, *x.shape[x.ndim - inputs :]))
       return y.reshape(*x.shape[: x.ndim - inputs], *outputs)
 
@@ -101,7 +101,7 @@ class Block(nn.Module):
   def __call__(self, x_NTD, angles, caches, seen, slot=None):
     """`caches`: (key, value) of each cache segment for this layer; `seen`: see kernels.sight.
 
-    The new tokens are the last segment. With `slot` they are first written into the last cache, which takes that place.
+    The new tokens are the last segment. With `slot`, they are first written into the last cache, which takes its place.
     """
     c = self.config
     y = RMSNorm(c.rms_norm_eps, name="attention_norm")(x_NTD)
@@ -125,7 +125,7 @@ class Block(nn.Module):
     return constrain(x_NTD, "batch", None, None), (key, value)
 
 
-# Logical axes of each parameter, by the last two names of its path (layers add a leading "layers" axis).
+# Logical axes of each parameter, by the last two names of its path (in layers, after a leading "layers" axis).
 LOGICAL_AXES = {
   ("embedder", "embedding"): ("vocab", "embed"),
   ("head", "kernel"): ("embed", "vocab"),
@@ -153,7 +153,7 @@ def logical_axes(params):
     names = tuple(entry.key for entry in path)
     if names[-1] == "scale":
       axes = ("norm",)
-    elif names[-2].endswith(LORA):  # A has the matrix's inputs, B its outputs; the rank is not cut
+    elif names[-2].endswith(LORA):  # A has the matrix's inputs, B its outputs; the rank is not sharded
       kernel, cut = LOGICAL_AXES[names[-2].removesuffix(LORA), "kernel"], leaf.ndim - 2
       axes = (*kernel[:cut], "norm") if names[-1] == "a" else ("norm", *kernel[-cut:])
     else:
@@ -166,7 +166,7 @@ def logical_axes(params):
 def init_params(config: ModelConfig, key) -> dict:
   """Random parameters, float32: normal(initializer_range) matrices, unit norms, zero biases.
 
-  With adapters, all that is frozen is in the compute dtype: without gradients it needs no float32 masters.
+  With adapters, frozen parameters are in the compute dtype: without gradients they need no float32 masters.
   """
   embed_key, head_key, layer_key = jax.random.split(key, 3)
   normal = nn.initializers.normal(config.initializer_range)
@@ -199,9 +199,10 @@ def _unstack(tree, count: int) -> list:
 
 
 def fuse_projections(layers, config: ModelConfig) -> dict:
-  """Layers, stacked or one, with query, key and value as one matrix, gate and up as another: larger and fewer products.
+  """Fuses query, key and value into one matrix, gate and up into another, for fewer and larger products.
 
-  Kernels `[..., D, K, H / K + 2, h]` and `[..., D, 2, F]`: what a mesh cuts, heads and F, stay axes of their own.
+  Works on stacked layers or a single one. Kernels are `[..., D, K, H / K + 2, h]` and `[..., D, 2, F]`: heads and F,
+  which a mesh shards, remain separate axes.
   """
   layers = dict(layers)
 
@@ -216,10 +217,10 @@ def fuse_projections(layers, config: ModelConfig) -> dict:
 
 
 def decoding_params(params, config: ModelConfig, rules: dict | None = None):
-  """The copy of the policy that a rollout reads: cast to the compute dtype once, cut by `rules` (None: as it is), its
-  projections fused.
+  """The copy of the policy for rollouts: cast to the compute dtype, sharded by `rules` (None: unchanged), with fused
+  projections.
 
-  Unrolled layers are taken apart here, so that the decoding loop holds no slice of a stacked weight.
+  Unrolled layers are unstacked here, so that the decoding loop does not slice stacked weights.
   """
 
   def cast(path, p):  # the update applies norms with float32 scales, so the rollout must too
@@ -238,7 +239,7 @@ def _remat(config: ModelConfig, layer):
   if config.remat == "none":
     return layer
   policies, policy = jax.checkpoint_policies, None
-  if config.remat == "dots":  # the projections and what attention kernels name, but no scores
+  if config.remat == "dots":  # projections and values named by attention kernels, but no scores
     named = policies.save_only_these_names(kernels.SAVED)
     policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named)
   return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
@@ -247,13 +248,14 @@ def _remat(config: ModelConfig, layer):
 def forward(
   params, config: ModelConfig, token_NT, position_NT, caches: tuple[KVCache, ...] = (), slot=None, example_NT=None
 ):
-  """Runs tokens through the decoder after whatever `caches` hold.
+  """Runs tokens through the decoder, after the tokens in `caches`.
 
-  Args: token_NT, position_NT int32 (position -1 = pad); caches: segments that the tokens may attend to, by position;
-  slot: where the new tokens go in the last cache, the same slot in all rows (None: no cache is written); example_NT:
-  int32, where a row holds several examples, which one a token belongs to: it sees no other, and all see the caches.
-  Returns: hidden_NTD after the final norm, in the compute dtype, and the last cache with the new tokens in it, or
-  without `slot` a KVCache of the new tokens alone (T slots).
+  Args: token_NT, position_NT: int32 (position -1 = pad); caches: segments that the tokens may attend to, by position;
+  slot: where the new tokens are written in the last cache, the same slot in all rows (None: no cache is written);
+  example_NT: int32, for rows of several examples: the example of each token. Tokens see only their own example and the
+  caches.
+  Returns: hidden_NTD after the final norm, in the compute dtype; and the last cache with the new tokens in it, or,
+  without `slot`, a KVCache of the new tokens alone (T slots).
   """
   cache_rows = tuple(cache.position_MS.shape[0] for cache in caches)
   kind = kernels.choose(config, token_NT.shape, example_NT is not None, cache_rows, slot is not None)
@@ -261,11 +263,11 @@ def forward(
     turn, turn_back = kernels.align_left(position_NT)
     token_NT, position_NT = turn(token_NT), turn(position_NT)
   dtype = jnp.dtype(config.compute_dtype)
-  # Gathered over fsdp before the look-up: rows taken from a table cut by columns would have to be dealt out anew.
+  # Gather over fsdp before the lookup: rows taken from a table sharded by columns would have to be resharded.
   table = constrain(params["embedder"]["embedding"].astype(dtype), "vocab", None)
   x_NTD = constrain(table[token_NT], "batch", None, None)
-  # Unrolled layers write before they read, else XLA copies every cache in every step of a decoding loop. Scanned layers
-  # read the whole stack and write all layers at once afterwards, else each iteration would return a copy of its cache.
+  # Unrolled layers write before they read, or XLA copies every cache in every step of a decoding loop. Scanned layers
+  # read the whole stack and write all layers at once afterwards, or each iteration would return a copy of its cache.
   writes_first = slot is not None and not config.scan_layers
   new_position = put_slots(caches[-1].position_MS, position_NT, slot, -1) if writes_first else position_NT
   positions = (*(cache.position_MS for cache in (caches[:-1] if writes_first else caches)), new_position)
@@ -273,8 +275,8 @@ def forward(
   slides = config.sliding_layers or (config.sliding_window is not None,) * config.num_hidden_layers
   angles = rotation(config, position_NT)
   if config.target == "cpu":
-    # XLA:CPU would fuse cosines, and all that the positions came from, into every use in every layer; barriers are gone
-    # by then. It fuses nothing into a product.
+    # XLA:CPU would fuse the cosines, and everything the positions depend on, into every use in every layer; barriers
+    # are removed before that. It fuses nothing into a matrix product.
     angles = tuple(part @ jnp.eye(part.shape[-1]) for part in angles)
 
   def layer(x_NTD, inputs):
@@ -288,7 +290,7 @@ def forward(
     x_NTD, (key, value) = jax.lax.scan(layer, x_NTD, (params["layers"], key_values, jnp.asarray(slides)))
   else:
     new, layers = [], params["layers"]
-    if not isinstance(layers, list):  # `decoding_params` has taken them apart already
+    if not isinstance(layers, list):  # else already unstacked by `decoding_params`
       layers = _unstack(layers, config.num_hidden_layers)
     for i, layer_params in enumerate(layers):
       x_NTD, pair = layer(x_NTD, (layer_params, tuple((k[i], v[i]) for k, v in key_values), jnp.asarray(slides[i])))
@@ -302,7 +304,7 @@ def forward(
 
 
 def logits(params, config: ModelConfig, hidden):
-  """The head: hidden `[..., D]` -> float32 logits `[..., V]`. Callers chunk it where `...` is large."""
+  """The head: hidden `[..., D]` -> float32 logits `[..., V]`. Callers chunk it if `...` is large."""
   dtype = jnp.dtype(config.compute_dtype)
   if config.tie_word_embeddings:
     table, letters = params["embedder"]["embedding"], "vd"

@@ -1,8 +1,8 @@
-"""Attention of long rows without their scores in memory: XLA in blocks of queries, cuDNN on GPUs, splash on TPUs.
+"""Attention of long rows without materializing their scores: XLA in blocks of queries, cuDNN on GPUs, splash on TPUs.
 
-`attention.attend` is what they all compute, and what decoding and short rows run. The others know columns besides
-positions: they run on rows whose valid tokens lie next to each other in the order of their positions (rows.Rows, packed
-rows, prompts), for then a token sees by column what it would see by position. `config` is an architecture.ModelConfig.
+All compute the same as `attention.attend`, which decoding and short rows use. Unlike it, they also use columns, so
+they require rows whose valid tokens are adjacent and in order of position (rows.Rows, packed rows, prompts); then a
+token sees by column what it would see by position. `config` is an architecture.ModelConfig.
 """
 
 import functools
@@ -17,24 +17,24 @@ from nrt_jax.model.attention import Int8, attend, visible
 from nrt_jax.sharding import MESH_AXES, batch_ways, spec_for
 
 ATTENTION = ("auto", "xla", "cudnn", "splash")
-STAGES = 4  # of the keys that grow with the queries, in `in_blocks`: 5/8 of the square are computed, the limit is 1/2
-LANES = 128  # splash attention's blocks of columns are multiples of a TPU register's width
-SAVED = "splash_attention"  # jax.ad_checkpoint's name for what the kernel's backward pass needs of its forward pass
-SHORTEST_SPLASH = 256  # columns; shorter rows fill no two blocks, and their scores are small
+STAGES = 4  # in `in_blocks`, of keys that grow with the queries: computes 5/8 of all scores; the limit is 1/2
+LANES = 128  # block sizes of splash attention are multiples of a TPU register's width
+SAVED = "splash_attention"  # jax.ad_checkpoint name of what the kernel's backward pass needs from its forward pass
+SHORTEST_SPLASH = 256  # columns; shorter rows don't fill two blocks, and their scores are small
 
 
 @struct.dataclass
 class Rows:
-  """What the attention of whole rows needs to know of them, in place of masks. The last segment is the rows' own."""
+  """What the attention of whole rows takes instead of masks. The last segment is the rows' own."""
 
   kind: str = struct.field(pytree_node=False)  # blocks | cudnn | splash
-  positions: tuple  # int32 [M, S] of each segment attended to, as for attention.visible
-  example_NT: jax.Array | None = None  # int32, of packed rows
-  slide: jax.Array | None = None  # bool []: whether this layer has the sliding window; None: all or none has
+  positions: tuple  # int32 [M, S] of each segment, as in attention.visible
+  example_NT: jax.Array | None = None  # int32, for packed rows
+  slide: jax.Array | None = None  # bool []: whether this layer has the sliding window; None: all layers or none do
 
 
 def check(config) -> None:
-  """UserError where `model.attention` names a kernel that cannot run this architecture on the target platform."""
+  """Raises UserError if `model.attention` names a kernel that cannot run this architecture on the target platform."""
   kind, target, head_dim = config.attention, config.target, config.head_dim
   if (kind, target) not in (("cudnn", "gpu"), ("splash", "tpu")):
     return
@@ -47,12 +47,12 @@ def check(config) -> None:
 
 
 def choose(config, shape, packed: bool = False, cache_rows: tuple = (), writes: bool = False) -> str:
-  """What attends in `shape` = (rows, columns) new tokens: dense (attention.attend) | blocks | cudnn | splash.
+  """The attention for `shape` = (rows, columns) new tokens: dense (attention.attend) | blocks | cudnn | splash.
 
-  A kernel runs rows that divide over the mesh, cuDNN only rows of one example that attend to themselves alone. Splash
-  attention takes caches of `cache_rows` rows each, but cannot tell how far back their tokens are: then no windows, nor
-  that several examples of a row all see them: then no packed rows.
-  Tokens that are written into a cache (`writes`) are decoded: dense.
+  Kernels require rows that divide over the mesh; cuDNN also requires rows of one example that attend only to
+  themselves. Splash attention accepts caches of `cache_rows` rows each, but then no windows, since it cannot tell how
+  far back their tokens are, and no packed rows, since it cannot let all examples of a row see them.
+  Tokens written into a cache (`writes`) are being decoded: dense.
   """
   check(config)
   rows, columns = shape
@@ -65,7 +65,7 @@ def choose(config, shape, packed: bool = False, cache_rows: tuple = (), writes: 
       kind = "splash"
     elif target == "gpu" and config.compute_dtype != "float32" and config.head_dim in (64, 128):
       kind = "cudnn"
-  # Where each device runs rows of its own (sharding.on_own_rows), the mesh is half cut by hand: XLA goes on from there.
+  # Inside sharding.on_own_rows some mesh axes are manual: no kernels there.
   divides = all(n % batch_ways() == 0 for n in (rows, *cache_rows)) and not jax.sharding.get_abstract_mesh().manual_axes
   behind = not cache_rows or (config.sliding_window is None and columns >= SHORTEST_SPLASH and not packed)
   if divides and (kind == "splash" and behind or kind == "cudnn" and not packed and not cache_rows):
@@ -74,16 +74,16 @@ def choose(config, shape, packed: bool = False, cache_rows: tuple = (), writes: 
 
 
 def sight(config, kind: str, position_NT, positions, example_NT=None):
-  """A function from whether a layer slides (bool `[]`) to what `attend_by` takes as `seen`.
+  """Returns a function from whether a layer has a sliding window (bool `[]`) to the `seen` argument of `attend_by`.
 
-  That is a mask for each segment where `kind` is dense, else Rows. positions: `[M, S]` of each segment.
+  That is one mask per segment if `kind` is dense, else Rows. positions: `[M, S]` of each segment.
   """
   slides = set(config.sliding_layers or (True,)) if config.sliding_window is not None else {False}
   if kind != "dense":
     rows = Rows(kind, tuple(positions), example_NT)
     return (lambda slide: rows.replace(slide=slide)) if len(slides) == 2 else (lambda slide: rows)
   windows = [config.sliding_window if slide else None for slide in sorted(slides)]
-  own = [None] * (len(positions) - 1) + [example_NT]  # what all examples of a row may see has no example
+  own = [None] * (len(positions) - 1) + [example_NT]  # caches, which all examples of a row see, have no example
   masks = [tuple(visible(position_NT, p, window, e) for p, e in zip(positions, own)) for window in windows]
   if len(masks) == 1:
     return lambda slide: masks[0]
@@ -93,7 +93,7 @@ def sight(config, kind: str, position_NT, positions, example_NT=None):
 def attend_by(config, query_NTHh, segments, seen):
   """Attention, `[N, T, H, h]`. `segments`: (key_MKSh, value_MKSh) of each, the rows' own last; `seen`: see `sight`.
 
-  What it returns at pads is finite and means nothing.
+  Outputs at pads are finite but meaningless.
   """
   if not isinstance(seen, Rows):
     return attend(query_NTHh, [(*key_value, mask) for key_value, mask in zip(segments, seen)], config.target)
@@ -108,11 +108,11 @@ def attend_by(config, query_NTHh, segments, seen):
 
 
 def in_blocks(config, query_NTHh, segments, rows: Rows, window):
-  """`attend` for some queries at a time, on any platform: scores `[N, H, T, S]` never exist at once.
+  """`attend` in blocks of queries, on any platform: scores `[N, H, T, S]` are never all in memory.
 
-  The queries are cut into `STAGES` ranges, whose keys end where the range ends; each range is one loop over its blocks,
-  whose scores are computed again in the backward pass. One loop over all, with all keys, takes twice the time; blocks
-  without a loop are run side by side by XLA, and take several times the memory.
+  The queries are split into `STAGES` ranges, each with the keys up to its end. A range is one loop over its blocks,
+  whose scores are recomputed in the backward pass. A single loop over all queries, with all keys, takes twice the time;
+  blocks without a loop run concurrently in XLA and take several times the memory.
   """
   N, T, H, h = query_NTHh.shape
   *shared, (key_NKTh, value_NKTh) = segments
@@ -126,7 +126,7 @@ def in_blocks(config, query_NTHh, segments, rows: Rows, window):
     last = min(first + range_width, T)
     low = 0 if window is None else max(0, first - window + 1)
     own = (key_NKTh[:, :, low:last], value_NKTh[:, :, low:last])
-    # Gradients of keys are summed over blocks: in float32, as one product over all queries would.
+    # Sum gradients of keys over blocks in float32, as one product over all queries would.
     wide = jax.tree.map(lambda x: x.astype(jnp.float32), (*shared, own))
     known = (*rows.positions[:-1], position_NT[:, low:last])
     slots_NS = None if rows.example_NT is None else rows.example_NT[:, low:last]
@@ -147,7 +147,7 @@ def in_blocks(config, query_NTHh, segments, rows: Rows, window):
 
 
 def _cut(x, first: int, last: int, width: int):
-  """Columns `first` to `last` of x in pieces: `[pieces, N, width, ...]`, the last one filled up with zeros."""
+  """Splits columns `first` to `last` of x into pieces: `[pieces, N, width, ...]`, the last padded with zeros."""
   x = x[:, first:last]
   x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % width)) + ((0, 0),) * (x.ndim - 2))
   return x.reshape(x.shape[0], -1, width, *x.shape[2:]).swapaxes(0, 1)
@@ -157,9 +157,9 @@ def _cut(x, first: int, last: int, width: int):
 
 
 def align_left(position_NT):
-  """How to turn rows so that their first valid token is in column 0, and back: two functions of `[N, T, ...]`.
+  """Two functions of `[N, T, ...]`: one rotates rows so that their first valid token is in column 0, one rotates back.
 
-  cuDNN masks by lengths counted from column 0. Without pads in front, a causal mask hides those behind by itself.
+  cuDNN masks by lengths counted from column 0. Without leading pads, a causal mask is enough to hide trailing ones.
   """
   T = position_NT.shape[1]
   start_N1 = jnp.argmax(position_NT >= 0, axis=1)[:, None]
@@ -173,13 +173,13 @@ def align_left(position_NT):
 
 
 def in_cudnn(config, query_NTHh, segments, rows: Rows, window):
-  """cuDNN's flash attention of rows that `align_left` has turned; off a GPU, XLA's form of the same call.
+  """cuDNN's flash attention of rows rotated by `align_left`; off GPUs, XLA's implementation of the same call.
 
-  XLA partitions the call over rows and heads by itself. With a window no lengths are given: a causal mask is enough.
-  JAX refuses an odd number of columns where there is a gradient: such rows get one more, which the mask hides.
+  XLA partitions the call over rows and heads by itself. With a window, no lengths are passed: a causal mask is enough.
+  JAX rejects an odd number of columns if there is a gradient: such rows get one more column, which the mask hides.
   """
   (key_NKTh, value_NKTh), position_NT, T = segments[-1], rows.positions[-1], query_NTHh.shape[1]
-  length_N = jnp.maximum(jnp.sum(position_NT >= 0, axis=1, dtype=jnp.int32), 1)  # 0 keys would be 0 / 0
+  length_N = jnp.maximum(jnp.sum(position_NT >= 0, axis=1, dtype=jnp.int32), 1)  # 0 keys would give 0 / 0
   lengths = {"query_seq_lengths": length_N, "key_value_seq_lengths": length_N}
   query, key, value = (
     jnp.pad(x, ((0, 0), (0, T % 2), (0, 0), (0, 0)))
@@ -200,16 +200,15 @@ def in_cudnn(config, query_NTHh, segments, rows: Rows, window):
 
 
 def splash_block(columns: int) -> int:
-  """Columns of a block: the largest whose multiples pad a row by less than an eighth, or by less than 128 columns."""
+  """The largest block size, in columns, that pads a row by less than an eighth, or by less than 128 columns."""
   return next(b for b in (512, 256, LANES) if -columns % b < max(LANES, columns / 8))
 
 
 def in_splash(config, query_NTHh, segments, rows: Rows, window):
   """Splash attention (flash attention that skips masked blocks), on each device's own rows and heads.
 
-  Pads and examples are what the kernel calls segments: a pad sees pads, itself at least, so that its softmax has
-  something to divide by. Caches are copied in front of each row's own keys. Off a TPU the kernel is interpreted, which
-  is for tests.
+  Pads and examples are segments of the kernel: a pad sees pads, at least itself, so that its softmax is not 0 / 0.
+  Caches are copied in front of each row's own keys. Off TPUs the kernel is interpreted, for tests.
   """
   T, h = query_NTHh.shape[1], query_NTHh.shape[3]
   block = splash_block(T)
@@ -237,12 +236,12 @@ def in_splash(config, query_NTHh, segments, rows: Rows, window):
 
 
 def _wide(x_MKSh, dtype):
-  """Keys or values as numbers of this dtype, whatever a cache stores them in."""
+  """Converts keys or values from any storage to plain arrays of this dtype."""
   return (x_MKSh.number * x_MKSh.scale if isinstance(x_MKSh, Int8) else x_MKSh).astype(dtype)
 
 
 def _in_a_row(parts, axis: int, size: int, fill):
-  """`parts` one behind the other along `axis`, filled up to `size`."""
+  """Concatenates `parts` along `axis` and pads to `size`."""
   x = jnp.concatenate(parts, axis)
   width = [(0, size - x.shape[axis] if i == axis else 0) for i in range(x.ndim)]
   return jnp.pad(x, width, constant_values=fill)
@@ -251,7 +250,7 @@ def _in_a_row(parts, axis: int, size: int, fill):
 def _splash_kernel(heads: int, columns: int, slots: int, before: int, block: int, window, interpret: bool):
   """The kernel of one row: (query_HTh, key_KSh, value_KSh, segment ids) -> `[H, T, h]`. Scores are float32.
 
-  Query i stands at slot `before` + i.
+  Query i is at slot `before` + i.
   """
   shape = (columns, slots)
   mask = splash.CausalMask(shape, before) if window is None else splash.LocalMask(shape, (window - 1, 0), before)
@@ -267,11 +266,11 @@ def _splash_kernel(heads: int, columns: int, slots: int, before: int, block: int
 
 
 def _on_each_device(function, in_axes, out_axes):
-  """`function` on each device's part of its arguments, cut by logical axes: XLA does not cut a Pallas call itself."""
+  """Runs `function` on each device's shard of its arguments: XLA cannot partition a Pallas call. Axes are logical."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty or not set(MESH_AXES) <= set(mesh.axis_names):
     return function
-  specs = tuple(spec_for(axes) for axes in in_axes)  # each for all arrays of an argument
+  specs = tuple(spec_for(axes) for axes in in_axes)  # one for all arrays of an argument
   return jax.shard_map(function, in_specs=specs, out_specs=spec_for(out_axes), check_vma=False)
 
 

@@ -1,7 +1,7 @@
-"""Low-rank adapters: W + (alpha / rank) A B with W frozen (LoRA, arXiv 2106.09685, eq. 3), for every method alike.
+"""Low-rank adapters: W + (alpha / rank) A B with W frozen (LoRA, arXiv 2106.09685, eq. 3), for all methods.
 
-The adapters are parameters like all others, beside the matrix they adapt ("q" and "q_lora"). Only they have gradients
-and optimizer state. A rollout reads the sum W + (alpha / rank) A B, made once per step, and so does an export.
+Adapters are parameters next to the matrix they adapt ("q" and "q_lora"). Only they have gradients and optimizer state.
+Rollouts and exports read the merged W + (alpha / rank) A B, which a rollout computes once per step.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from nrt_jax.model.architecture import LORA, ModelConfig
 
 
 def split(params, config: ModelConfig) -> tuple[dict, dict]:
-  """(trainable, frozen) parts of a parameter tree: with adapters only they are trainable, else everything is."""
+  """(trainable, frozen) parts of a parameter tree: with adapters, only these are trainable, else everything is."""
   if not config.lora_rank:
     return params, {}
   flat = traverse_util.flatten_dict(params)
@@ -34,12 +34,12 @@ def join(trainable, frozen) -> dict:
 
 
 def without(config: ModelConfig) -> ModelConfig:
-  """The same architecture without adapters: that of `merge`'s result, and of every model directory."""
+  """The architecture without adapters: that of `merge`'s result and of every model directory."""
   return dataclasses.replace(config, lora_rank=0)
 
 
 def merge(params, config: ModelConfig) -> dict:
-  """The parameters with every adapter added to its matrix, in the matrix's dtype; the tree of `without(config)`."""
+  """Adds every adapter to its matrix, in the matrix's dtype; the result has the tree of `without(config)`."""
   if not config.lora_rank:
     return params
   adapters, frozen = split(params, config)
@@ -56,12 +56,12 @@ def merge(params, config: ModelConfig) -> dict:
 
 
 def attach(params, adapted, config: ModelConfig) -> dict:
-  """`params` of a model without adapters, in the compute dtype, with those of `adapted` (a random tree) beside them."""
+  """`params` of a model without adapters, in the compute dtype, plus the adapters of `adapted` (a random tree)."""
   adapters, _ = split(adapted, config)
   _, frozen = split(adapted, config)
   return join(adapters, jax.tree.map(lambda p, like: p.astype(like.dtype), params, frozen))
 
 
 def count_trainable(params, config: ModelConfig) -> int:
-  """How many numbers the optimizer changes."""
+  """The number of trainable parameters."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(split(params, config)[0]))
