@@ -1,3 +1,3 @@
-"""What a step costs: measured on the devices at hand (benchmark.py: read it first), or read off a program that was
-compiled for a TPU slice without one (planning/). Training imports nothing from here.
+"""The cost of a step: measured on the local devices (benchmark.py: read it first), or read from a program compiled
+for a TPU slice without access to one (planning/). Training imports nothing from here.
 """

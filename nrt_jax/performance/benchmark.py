@@ -1,6 +1,6 @@
-"""What a run's step costs: the very program that training compiles, timed on the run's own batches, and its phases.
+"""The cost of a run's step: times the program that training compiles, on the run's own batches, and its phases.
 
-The report is a plain dict (`--json`); report.py makes text of it.
+The report is a plain dict (`--json`), which report.py formats as text.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ PROFILED_STEPS = 2
 
 
 def benchmark(runs: list[RunConfig], stage_name: str | None = None, repeats: int = 5, profile: str | None = None):
-  """Times `repeats` steps of a stage (None: the last) after a first, then its phases; the report as a dict.
+  """Times `repeats` steps of a stage (None: the last) after a warmup step, then its phases; returns the report.
 
-  profile: a directory for the trace of PROFILED_STEPS more steps. Raises UserError as training does.
+  profile: a directory for the profiler trace of PROFILED_STEPS more steps. Raises UserError as training does.
   """
   names = [run.stage for run in runs]
   if stage_name is not None and stage_name not in names:
@@ -74,7 +74,7 @@ def say(text: str) -> None:
 
 
 def compile_step(setup, states, batch) -> tuple[tuple, dict]:
-  """The step's compiled programs, and how long that took."""
+  """The step's compiled programs, and the time of compiling."""
   start = time.perf_counter()
   with Compilations() as seen:
     compiled = host_grading.compile_programs(setup, states, batch)
@@ -82,9 +82,9 @@ def compile_step(setup, states, batch) -> tuple[tuple, dict]:
 
 
 def time_steps(stage: Stage, step, states, batch, repeats: int):
-  """(states, next batch, measurements): one step that is not counted, then `repeats`, each on a batch of its own.
+  """(states, next batch, measurements) of `repeats` steps, each on its own batch, after one that is not counted.
 
-  As in training, the host reads the next batch while the devices work.
+  As in training, the host reads the next batch while the devices run.
   """
   run, position = stage.setup.run, batches.Position()
   steps = {"seconds": [], "host": [], "metrics": []}
@@ -116,7 +116,7 @@ def metrics_on_host(setup, metrics) -> dict:
 
 
 def trace(step, states, batch, directory: str):
-  """Runs PROFILED_STEPS under the profiler, whose trace goes into `directory`, and returns the states after them."""
+  """Runs PROFILED_STEPS under the profiler, writes its trace to `directory`, and returns the states after them."""
   with jax.profiler.trace(directory):
     for number in range(PROFILED_STEPS):
       with jax.profiler.StepTraceAnnotation("train_step", step_num=number):
@@ -154,14 +154,14 @@ def describe_run(setup) -> dict:
 
 
 def memory_of(compiled) -> dict:
-  """Bytes per device of the step's largest program, as its compiler has planned them."""
+  """Bytes per device of the step's largest program, as planned by the compiler."""
   plans = [program.memory_analysis() for program in compiled]
   if any(plan is None for plan in plans):
     return {"planned_bytes": None}
   parts = [
     {
       "arguments": plan.argument_size_in_bytes,
-      "outputs": plan.output_size_in_bytes - plan.alias_size_in_bytes,  # the rest is written over donated arguments
+      "outputs": plan.output_size_in_bytes - plan.alias_size_in_bytes,  # the rest reuses donated arguments
       "temporaries": plan.temp_size_in_bytes,
     }
     for plan in plans
@@ -171,7 +171,7 @@ def memory_of(compiled) -> dict:
 
 
 def describe_step(work, steps: dict, peaks) -> dict:
-  """Rates are those of each step, then the median: its tokens differ from step to step."""
+  """Rates are computed per step, then the median is taken, since token counts differ between steps."""
   tokens = [throughput.take_tokens(dict(values)) for values in steps["metrics"]]
   flops = [sum(throughput.model_flops(work, counts).values()) for counts in tokens]
   report = {"seconds": spread(steps["seconds"]), "first_seconds": steps["first_seconds"]}
@@ -188,7 +188,7 @@ def describe_step(work, steps: dict, peaks) -> dict:
 
 
 def describe_phases(work, measured: phases.Measured, steps: dict, peaks) -> list[dict]:
-  """One entry for each phase, in the order of the step; those of a draw count as often as the steps drew."""
+  """One entry per phase, in the order of the step; phases of a draw are multiplied by the mean number of draws."""
   flops = throughput.model_flops(work, measured.tokens)
   draws = float(np.mean([values.get("draws/count", 1.0) for values in steps["metrics"]]))
   report = []

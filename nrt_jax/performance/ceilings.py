@@ -1,4 +1,4 @@
-"""Peak rates of the devices: from the data sheet if step/hardware.py has the chip, else from a timed product and copy."""
+"""Peak rates of the devices: from the data sheet if step/hardware.py has the chip, else measured."""
 
 import time
 from typing import NamedTuple
@@ -8,22 +8,22 @@ import jax.numpy as jnp
 
 from nrt_jax.step import hardware
 
-REPEATS = 5  # the fastest counts: a ceiling is what nothing got in the way of
-MATRIX = {"cpu": 2048}  # rows and columns of the matrices; big enough to keep a device of that platform busy
-COPIED = {"cpu": 2**27}  # bytes that are read, and written again
-BIG_MATRIX, BIG_COPIED = 8192, 2**30  # elsewhere
+REPEATS = 5  # the fastest counts: a ceiling excludes interference
+MATRIX = {"cpu": 2048}  # rows and columns of the matrices; large enough to keep a device of that platform busy
+COPIED = {"cpu": 2**27}  # bytes that are read and written back
+BIG_MATRIX, BIG_COPIED = 8192, 2**30  # on other platforms
 
 
 class Ceilings(NamedTuple):
   """Peak rates of all devices together."""
 
   flops: float  # per second
-  bandwidth: float  # bytes of memory per second, read and written
-  source: str  # where they come from
+  bandwidth: float  # bytes of memory per second, reads plus writes
+  source: str  # where the rates come from
 
 
 def find(dtype: str) -> Ceilings:
-  """The ceilings of a run whose layers are computed in `dtype`. A table's FLOPs are those of bfloat16 all the same."""
+  """The ceilings of a run whose layers are computed in `dtype`. FLOPs from the table are always those of bfloat16."""
   devices = jax.devices()
   chip = hardware.lookup(devices[0].device_kind)
   if chip is not None:
@@ -33,7 +33,7 @@ def find(dtype: str) -> Ceilings:
 
 
 def measure(dtype: str) -> Ceilings:
-  """Times a matrix product and a copy in place on all local devices at once, and counts every process as one of them."""
+  """Times a matrix product and an in-place copy on all local devices at once, and multiplies by the process count."""
   platform = jax.default_backend()
   n, copied = MATRIX.get(platform, BIG_MATRIX), COPIED.get(platform, BIG_COPIED)
   flops, bandwidth = matmul_rate(n, dtype), copy_rate(copied, dtype)
@@ -50,7 +50,7 @@ def matmul_rate(n: int, dtype: str) -> float:
 
 def copy_rate(size: int, dtype: str) -> float:
   """Bytes/s of reading and writing arrays of `size` bytes in place, one on each local device at the same time."""
-  change = jax.jit(lambda x: -x, donate_argnums=0)  # not to itself: that would be no copy; new memory would cost more
+  change = jax.jit(lambda x: -x, donate_argnums=0)  # an identity would not copy; allocation would cost more
   count = size // jnp.dtype(dtype).itemsize
   arrays = [jax.device_put(jnp.ones(count, dtype), device) for device in jax.local_devices()]
 
@@ -62,7 +62,7 @@ def copy_rate(size: int, dtype: str) -> float:
 
 
 def fastest(run) -> float:
-  """Seconds of the fastest of some runs, after one that compiles."""
+  """Seconds of the fastest of REPEATS runs, after one that compiles."""
   jax.block_until_ready(run())
   seconds = []
   for _ in range(REPEATS):

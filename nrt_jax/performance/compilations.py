@@ -1,13 +1,13 @@
-"""Counts what JAX compiles, by its own monitoring events: whether a step is compiled once is measured, not assumed."""
+"""Counts JAX's compilations by its monitoring events, to measure whether a step is compiled only once."""
 
 import jax
 
-COMPILED = "/jax/core/compile/backend_compile_duration"  # also of a program that is read from the cache
+COMPILED = "/jax/core/compile/backend_compile_duration"  # also for programs read from the cache
 READ_FROM_CACHE = "/jax/compilation_cache/cache_hits"
 
 
 class Compilations:
-  """While open, `count` is the number of programs compiled in this process, `cached` how many the cache had."""
+  """While open, `count` is the number of programs compiled in this process, `cached` how many came from the cache."""
 
   def __init__(self):
     self.count = self.cached = 0

@@ -1,7 +1,7 @@
-"""The phases of a step as programs of their own, made of the functions that the step is made of, and timed.
+"""Times the phases of a step as separate programs, built from the same functions as the step.
 
-They run on the run's own states and batch. XLA can neither fuse nor overlap anything across their borders, and what one
-hands to the next goes through memory: their sum may differ from the step.
+They run on the run's own states and batch. XLA can neither fuse nor overlap anything across phases, and values pass
+between them through memory, so their sum may differ from the step.
 """
 
 import functools
@@ -22,14 +22,14 @@ from nrt_jax.step.throughput import count_tokens
 from nrt_jax.step.tools import DEVICES, Setup
 from nrt_jax.step.update import update
 
-ROLLOUT = ("rollout", "complete")  # the tools that sample; what they do is timed in pieces
+ROLLOUT = ("rollout", "complete")  # the tools that sample; they are timed in parts
 
 
 class Phase(NamedTuple):
-  """What was measured of one phase, for all that a step has of it."""
+  """Measurements of one phase, totaled over a step."""
 
-  seconds: list  # of each repeat
-  tokens: float | None = None  # tokens that it is there for
+  seconds: list  # one per repeat
+  tokens: float | None = None  # tokens that it processes
   moved: float | None = None  # bytes that it must read, over all devices
 
 
@@ -42,10 +42,9 @@ class Measured(NamedTuple):
 
 
 def measure(setup: Setup, states, prompts, present: tuple, repeats: int, grading=None) -> Measured:
-  """Times what the step does with `prompts`, or where it may draw again with those of its first draw. `states` is
-  donated.
+  """Times the step's work on `prompts`, or, if it may draw again, on those of its first draw. `states` is donated.
 
-  present: throughput.PHASES that the compiled step has; grading: (compiled `complete`, tokenizer, grade) where the
+  present: throughput.PHASES that the compiled step has; grading: (compiled `complete`, tokenizer, grade) if the
   verifier runs on the host.
   """
   phases, graded = {}, ()
@@ -77,7 +76,7 @@ def measure(setup: Setup, states, prompts, present: tuple, repeats: int, grading
 
 
 def build(setup: Setup, function, *arguments, donate=(), **shardings):
-  """`function` compiled for these arguments, as the step is: pmapped, or one program over the mesh."""
+  """Compiles `function` for these arguments in the same way as the step: pmapped, or one program over the mesh."""
   if setup.axis_name:
     program = jax.pmap(function, axis_name=DEVICES, donate_argnums=donate)
   else:
@@ -86,10 +85,10 @@ def build(setup: Setup, function, *arguments, donate=(), **shardings):
 
 
 def repeat(run, repeats: int) -> tuple[list, object]:
-  """Seconds of each of `repeats` runs after one that is not counted, and what the last one returned."""
+  """Seconds of each of `repeats` runs, after one that is not counted; and the result of the last."""
   seconds, out = [], None
   for number in range(repeats + 1):
-    out = None  # its memory is free for the next run
+    out = None  # frees its memory for the next run
     start = time.perf_counter()
     out = jax.block_until_ready(run())
     seconds += [time.perf_counter() - start] if number else []
@@ -123,7 +122,7 @@ def collect(setup: Setup, states, prompts, graded=None):
 
 
 def waves(setup: Setup) -> int:
-  """How many waves a draw of prompts is sampled in."""
+  """The number of waves in which a draw of prompts is sampled."""
   run = setup.run
   return run.prompts_per_step // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
 
@@ -138,7 +137,7 @@ def score_batches(setup: Setup, params, batches):
 
 
 def update_seconds(setup: Setup, policy, batch, repeats: int):
-  """Seconds of each update, and the state after them: each is donated to the next."""
+  """Seconds of each update, and the state after them; each state is donated to the next update."""
 
   def one(policy, batch):
     return update(setup, programs.step_tools(setup), policy, batch)[0]
@@ -158,7 +157,7 @@ def update_seconds(setup: Setup, policy, batch, repeats: int):
 def sampling_phases(setup: Setup, states, prompts, tool: str, present: tuple, repeats: int):
   """({name: Phase}, generated tokens) of sampling and scoring one wave, times the number of waves."""
   whole, count, phases = tool == "complete", waves(setup), {}
-  small = States(states.policy.replace(params=None, opt_state=None))  # all that a step's key is made of
+  small = States(states.policy.replace(params=None, opt_state=None))  # all that a step's key depends on
 
   def timed(function, *arguments):
     seconds, out = repeat(functools.partial(build(setup, function, *arguments), *arguments), repeats)
@@ -167,7 +166,7 @@ def sampling_phases(setup: Setup, states, prompts, tool: str, present: tuple, re
   def prefill(weights, prompts):
     return sampler.prefill(weights, setup.decoder, prompts, sampler.cache_dtype(setup.decoder, setup.run.sampling))
 
-  def in_slots(weights, small, prompts):  # without what scores empty traces: nobody asks for it
+  def in_slots(weights, small, prompts):  # drops the inputs of scoring empty traces, unused here
     return tools.wave(setup, weights, programs.step_key(small), whole, prompts)[:2]
 
   def sample(weights, small, prompts):
@@ -189,7 +188,7 @@ def sampling_phases(setup: Setup, states, prompts, tool: str, present: tuple, re
   seconds, (rollouts, context) = timed(in_slots if slots else sample, weights, small, prompts)
   generated = count * total(rollouts.length_N)
   decode_seconds = [s - p for s, p in zip(seconds, prefill_seconds)]  # sampling starts with a prefill
-  if slots:  # rows are scored between tokens, and how often the weights were read is not told
+  if slots:  # rows are scored between tokens, and the number of weight reads is unknown
     phases["decode_in_slots"] = Phase(decode_seconds, generated)
   else:
     phases["decode"] = Phase(decode_seconds, generated, count * decode_bytes(setup, prompts, rollouts))
@@ -206,18 +205,18 @@ def total(lengths) -> float:
 
 
 def decode_bytes(setup: Setup, prompts, rollouts) -> float:
-  """Bytes that decoding these rollouts must read, over all devices: the weights once for every token of the longest
-  row, a prompt's cache once for every token of its longest sample, and each row's own cache.
+  """Bytes that decoding these rollouts must read, over all devices: the weights once for each token of the longest
+  row, a prompt's cache once for each token of its longest sample, and each row's own cache.
   """
   model, G = setup.decoder, setup.samples_per_prompt
   width = jnp.dtype(model.compute_dtype).itemsize
   cached = sampler.cache_dtype(model, setup.run.sampling)
-  cache_width = cached.itemsize + (4 / model.head_dim if cached == jnp.int8 else 0)  # and a scale for each head
+  cache_width = cached.itemsize + (4 / model.head_dim if cached == jnp.int8 else 0)  # plus one scale per head
   length_N, length_B = np.asarray(rollouts.length_N), np.asarray(prompts.prompt_length_B).reshape(-1)
-  loops = length_N.max(axis=-1).mean()  # under pmap each device has a loop of its own
+  loops = length_N.max(axis=-1).mean()  # under pmap each device has its own loop
   replicas = jax.device_count() // setup.run.parallel.tensor if setup.axis_name or setup.mesh is not None else 1
   none = costs.Lengths(1, 1, 0, 0, 0, 0)
-  weights = costs.decode_bytes(model, 0, 0, none)["weights"] / 2 * width  # the function's are bfloat16
+  weights = costs.decode_bytes(model, 0, 0, none)["weights"] / 2 * width  # decode_bytes assumes bfloat16
   slots = 0.0
   for prompt, trace_G in zip(length_B, length_N.reshape(-1, G)):
     longest = float(trace_G.max())

@@ -1,4 +1,4 @@
-"""The benchmark's report as text."""
+"""Formats the benchmark's report as text."""
 
 NOTE = """\
 Phases are timed as programs of their own, made of the functions that the step is made of, on a batch of the run; XLA
@@ -17,7 +17,7 @@ LABELS = {
 
 
 def text(report: dict) -> str:
-  """Lines for people."""
+  """The report as lines of text."""
   return "\n".join([*header(report), "", *table(report), "", NOTE])
 
 
@@ -57,7 +57,7 @@ def mebibytes(size: float) -> str:
 
 
 def table(report: dict) -> list[str]:
-  """A line for the step, and one for each phase."""
+  """One line for the step, and one per phase."""
   whole = report["step"]["seconds"]["median"]
   rows = [("", "seconds", "of the step", "tokens/s", "MFU", "memory bandwidth")]
   for entry in ({"name": "step", **report["step"]}, *report["phases"]):
@@ -81,7 +81,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def quantity(number: float) -> str:
-  """With the prefix that leaves one to three digits before the point: 12.3 G."""
+  """Formats a number with an SI prefix from a million on: 12.3 G."""
   for size, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
     if number >= size:
       return f"{number / size:.4g} {prefix}"

@@ -1,4 +1,4 @@
-"""A training step on a TPU slice that you don't have: memory, collectives and roofline of the compiled program.
+"""Plans a training step on a TPU slice without access to one: memory, collectives and roofline of the compiled program.
 
-Read program.py first, which compiles it, then report.py. Nothing here runs a step.
+Read program.py first, which compiles the step, then report.py. Nothing here runs a step.
 """

@@ -1,4 +1,4 @@
-"""The collectives of a compiled program: kind, phase, bytes, how often; and which move weights for each token."""
+"""The collectives of a compiled program: kind, phase, bytes, executions; and which of them move weights per token."""
 
 import math
 import re
@@ -9,18 +9,18 @@ from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.performance.planning.hlo import Instruction, Module, Run, phase_of, shapes, type_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-TOKEN_PHASES = ("decode", "sample_token")  # these lie in the loop over tokens
+TOKEN_PHASES = ("decode", "sample_token")  # inside the loop over tokens
 
 
 class Collective(NamedTuple):
-  """A collective of the program, each device's share."""
+  """A collective of the program, per device."""
 
   kind: str
   phase: str
-  bytes: int  # of its result, once
-  wire_bytes: float  # that a device must receive, once: the least that any algorithm needs
+  bytes: int  # of its result, per execution
+  wire_bytes: float  # that a device must receive per execution, under any algorithm
   times: int
-  group: int  # devices that take part together
+  group: int  # devices that take part
   in_token_loop: bool
   elements: tuple[int, ...]  # of each array of the result
   scope: str
@@ -30,8 +30,8 @@ class Collective(NamedTuple):
 def collectives(module: Module, found_runs: list[Run], devices: int) -> list[Collective]:
   """All collectives with their executions.
 
-  One that XLA spread over several fusions (same channel) counts once. Where it calls them a chain, some lie in loops
-  that run meanwhile: then those of the outermost loop count.
+  A collective that XLA splits over several fusions (same channel) counts once. If XLA marks them as a chain, some may
+  be in loops that run concurrently; then those of the outermost loop count.
   """
   token_loops = innermost_token_loops(module, found_runs)
   seen, result = {}, []
@@ -47,7 +47,7 @@ def collectives(module: Module, found_runs: list[Run], devices: int) -> list[Col
         continue
       seen[key] = True
       if kind == "all-reduce" and run.computation.lstrip("%").startswith("all-reduce-scatter"):
-        kind = "reduce-scatter"  # a TPU fusion: the sum is cut before it leaves
+        kind = "reduce-scatter"  # a TPU fusion: the sum is sliced before it is returned
         full = type_bytes(instruction.type)
         arrays, size = shapes(instruction.type), full // max(_group_size(instruction.attributes, devices), 1)
       else:
@@ -66,7 +66,7 @@ def collectives(module: Module, found_runs: list[Run], devices: int) -> list[Col
 
 
 def _result(instruction: Instruction) -> list:
-  """The arrays that a collective returns; the start of an asynchronous one returns its operands before them."""
+  """The result arrays of a collective; the start of an asynchronous one also returns its operands, first."""
   arrays = shapes(instruction.type)
   if instruction.op.endswith("-start") and instruction.type.startswith("(") and instruction.op != "all-reduce-start":
     arrays = [a for a in arrays if a[1]]  # without the semaphores
@@ -75,7 +75,7 @@ def _result(instruction: Instruction) -> list:
 
 
 def _group_size(attributes: str, devices: int) -> int:
-  """Devices in one group of a collective, in any of the notations of replica groups."""
+  """Devices in one group of a collective, from any notation of replica groups."""
   if "source_target_pairs=" in attributes:
     return 2
   cut = re.search(r"replica_groups=\[(\d+),(\d+)\]", attributes)
@@ -93,14 +93,14 @@ def _group_size(attributes: str, devices: int) -> int:
 
 
 def _wire(kind: str, size: int, group: int) -> float:
-  """Bytes that a device receives at least for a result of `size` bytes."""
+  """The fewest bytes that a device receives for a result of `size` bytes."""
   others = (group - 1) / group
   factor = {"all-reduce": 2 * others, "reduce-scatter": group - 1, "collective-permute": 1}
   return size * factor.get(kind, others)
 
 
 def innermost_token_loops(module: Module, found_runs: list[Run]) -> set:
-  """Bodies of the loops over tokens: what holds decoding, and no other such loop; not the loops over layers within."""
+  """Bodies of the loops over tokens: innermost loops that contain decoding, not counting the loops over layers."""
   holds = {}
   for run in found_runs:
     if any(i.phase in TOKEN_PHASES for i in module.computations[run.computation].values()):
@@ -115,14 +115,14 @@ def innermost_token_loops(module: Module, found_runs: list[Run]) -> set:
 
 
 def weight_gathers(found: list[Collective], config: ModelConfig, mesh_shape: dict) -> list[Collective]:
-  """Collectives in the loop over tokens that have the size of a weight, or of the piece of one that fsdp cuts."""
+  """Collectives in the loop over tokens that have the size of a weight or of its fsdp shard."""
   sizes = weight_sizes(config, mesh_shape)
   moving = ("all-gather", "collective-permute", "all-to-all")
   return [c for c in found if c.in_token_loop and c.kind in moving and not sizes.isdisjoint(c.elements)]
 
 
 def weight_sizes(config: ModelConfig, mesh_shape: dict) -> set:
-  """Entries of each matrix, alone, fused as q-k-v and gate-up, or stacked over layers; whole and cut by the mesh."""
+  """Entries of each matrix, alone, fused as q-k-v and gate-up, or stacked over layers; whole and sharded."""
   shapes_ = costs.matrix_shapes(config)
   single = {name: math.prod(shape) for name, shape in shapes_.items()}
   fused = {single["q"] + single["k"] + single["v"], single["k"] + single["v"], single["gate"] + single["up"]}

@@ -1,4 +1,4 @@
-"""What a step will need on a mesh, guessed without compiling: only good to choose the layouts that are compiled."""
+"""Rough estimates of a step on a mesh, without compiling: only good enough to choose which layouts to compile."""
 
 import dataclasses
 import functools
@@ -16,14 +16,14 @@ from nrt_jax.rollout import sampler
 from nrt_jax.step import programs
 from nrt_jax.step.policy import abstract_params
 
-TRACED_LAYERS = 3  # in `saved_bytes`: a leading axis of this size is the layers'
+TRACED_LAYERS = 3  # in `saved_bytes`: a leading axis of this size is the layer axis
 
 
 @functools.lru_cache
 def saved_bytes(model: ModelConfig, tensor: int, length: int) -> int:
-  """Bytes that one layer keeps of a row of `length` tokens for its backward pass, on one of `tensor` devices.
+  """Bytes that one layer saves of a row of `length` tokens for its backward pass, on one of `tensor` devices.
 
-  Exactly what JAX saves under `remat`; XLA may compute some of it again.
+  Exactly what JAX saves under `remat`; XLA may recompute some of it.
   """
   local = dataclasses.replace(
     model,
@@ -47,13 +47,13 @@ def saved_bytes(model: ModelConfig, tensor: int, length: int) -> int:
     leaves = jax.tree.leaves(jax.eval_shape(backward, trainable, frozen, token, token))
     return sum(x.size * x.dtype.itemsize for x in leaves if x.ndim and x.shape[0] == TRACED_LAYERS)
 
-  return (saved(2) - saved(1)) // TRACED_LAYERS  # without what is kept of the weights
+  return (saved(2) - saved(1)) // TRACED_LAYERS  # excludes what is saved of the weights
 
 
 def update_bytes(setup: programs.Setup, rows: Rows) -> float:
-  """Bytes of the update on one device besides the state: gradients, what layers save, all of one layer, the tables.
+  """Bytes of the update on one device besides the state: gradients, saved activations, all of one layer, the tables.
 
-  The tables of embedding and head are gathered over `fsdp`, and so are their gradients before they are scattered.
+  The tables of embedding and head are gathered over `fsdp`; so are their gradients before they are scattered.
   """
   run, model, mesh = setup.run, setup.model, setup.mesh.shape
   tensor, shards, width = mesh["tensor"], mesh["fsdp"] * mesh["tensor"], jnp.dtype(model.compute_dtype).itemsize
@@ -72,9 +72,9 @@ def update_bytes(setup: programs.Setup, rows: Rows) -> float:
 
 
 def sampling_bytes(setup: programs.Setup, rows: Rows) -> float:
-  """Bytes of a wave on one device besides the state: weights, caches twice, and what a pass over whole rows takes.
+  """Bytes of a wave on one device besides the state: weights, caches twice, and one pass over whole rows.
 
-  That is the scoring of the answers or the prefill: four arrays of hidden states, and what their attention needs.
+  That pass is the scoring of answers or the prefill: four arrays of hidden states, and their attention.
   """
   run, model, tensor = setup.run, setup.model, setup.mesh.shape["tensor"]
   n, width = roofline.lengths_of(setup, rows), jnp.dtype(model.compute_dtype).itemsize
@@ -83,13 +83,13 @@ def sampling_bytes(setup: programs.Setup, rows: Rows) -> float:
   cache = prompts * (n.prompt + n.samples * slots) * costs.cache_bytes_per_token(model, width) / tensor
   hidden = 4 * prompts * max(n.prompt, n.samples * (n.marker + n.answer)) * model.hidden_size * width
   scores = 2 * 4 * prompts * n.samples * n.answer * n.row * model.num_attention_heads / tensor
-  if kernels.choose(model, (1, int(n.answer)), cache_rows=(1, 1)) == "splash":  # which copies a layer's caches
+  if kernels.choose(model, (1, int(n.answer)), cache_rows=(1, 1)) == "splash":  # it copies a layer's caches
     scores = prompts * n.samples * n.row * costs.cache_bytes_per_token(model, width) / model.num_hidden_layers / tensor
   return width * costs.parameter_count(model) / tensor + 2 * cache + hidden + scores
 
 
 def state_bytes(setup: programs.Setup) -> float:
-  """Bytes of the training state on one device: parameters, optimizer, and copies such as a reference's."""
+  """Bytes of the training state on one device: parameters, optimizer, and copies such as the reference."""
   leaves = jax.tree.leaves(programs.abstract_states(setup))
   total = sum(x.size * x.dtype.itemsize for x in leaves if not jnp.issubdtype(x.dtype, jax.dtypes.prng_key))
   return total / (setup.mesh.shape["fsdp"] * setup.mesh.shape["tensor"])
@@ -102,7 +102,7 @@ def working_bytes(setup: programs.Setup, rows: Rows) -> float:
 
 
 def update_flops(setup: programs.Setup, rows: Rows) -> float:
-  """FLOPs of the update over all devices with what is computed again: the head, and layers under remat="full"."""
+  """FLOPs of the update over all devices, including recomputation: the head, and layers under remat="full"."""
   model = setup.model
   planned = roofline.model_flops(setup, rows)["update"]
   head = 2 * costs.head_size(model) * rows.heads * rows.count
@@ -112,8 +112,8 @@ def update_flops(setup: programs.Setup, rows: Rows) -> float:
 def wire(setup: programs.Setup, rows: Rows) -> dict:
   """Bytes that one device receives, by phase.
 
-  In each layer two sums over `tensor` forward, two back and one again where layers are recomputed; weights gathered
-  over `fsdp` per pass, gradients scattered once.
+  Each layer has two sums over `tensor` in the forward pass, two in the backward pass, and one more if layers are
+  recomputed. Weights are gathered over `fsdp` per pass, gradients scattered once.
   """
   run, model, mesh = setup.run, setup.model, setup.mesh.shape
   ways, D, layers = sharding.data_parallel_ways(setup.mesh), model.hidden_size, model.num_hidden_layers

@@ -1,7 +1,7 @@
-"""The text of an optimised XLA program: its computations, how often each runs, and its matrix products.
+"""Parses the text of an optimized XLA program: its computations, how often each runs, and its matrix products.
 
-XLA's own cost analysis counts the body of a loop once, on CPU and TPU alike; here every loop counts as often as its
-condition lets it run. The scopes in `op_name` (jax.named_scope) tell the phase that an instruction belongs to.
+XLA's own cost analysis counts a loop body once, on CPU and TPU alike; here a loop counts as often as its condition
+lets it run. The scopes in `op_name` (jax.named_scope) give the phase of an instruction.
 """
 
 import math
@@ -32,8 +32,8 @@ class Instruction(NamedTuple):
   type: str
   op: str
   operands: tuple[str, ...]
-  attributes: str  # all behind the operands
-  literal: str  # what stands in the parentheses
+  attributes: str  # everything after the operands
+  literal: str  # the text in the parentheses
 
   @property
   def scope(self) -> str:
@@ -96,7 +96,7 @@ def _instruction(line: str) -> Instruction | None:
 
 
 def _closing(line: str, opening: int) -> int:
-  """Index of the parenthesis that closes the one at `opening`."""
+  """Index of the parenthesis that matches the one at `opening`."""
   depth = 0
   for found in re.finditer(r"[()]", line[opening:]):
     depth += 1 if found[0] == "(" else -1
@@ -106,7 +106,7 @@ def _closing(line: str, opening: int) -> int:
 
 
 def shapes(type_text: str) -> list:
-  """(bits of an entry, dimensions) of each array in a type."""
+  """(bits per entry, dimensions) of each array in a type."""
   found = []
   for kind, dims in SHAPE.findall(type_text):
     bits = BITS.get(kind) or int((re.search(r"\d+", kind) or ["0"])[0])  # tokens have no bits
@@ -122,7 +122,7 @@ def type_bytes(type_text: str) -> int:
 
 
 class Loop(NamedTuple):
-  """A while loop goes on at most while element `counter` of its state, which grows by `step`, is below `bound`."""
+  """A while loop that runs at most while element `counter` of its state, which grows by `step`, is below `bound`."""
 
   bound: int | None
   counter: int | None = None
@@ -130,7 +130,7 @@ class Loop(NamedTuple):
 
 
 def loop_of(module: Module, instruction: Instruction) -> Loop:
-  """Reads a condition `counter < constant`, whatever else it asks. None where it is none."""
+  """Parses a condition `counter < constant`, ignoring other terms. `bound` is None if there is no such condition."""
   condition = list(module.computations[instruction.attribute("condition")].values())
   inner = [i for c in condition for i in module.computations.get(c.attribute("calls") or "", {}).values()]
   numbers = [int(i.literal) for i in condition + inner if i.op == "constant" and COUNTER.match(i.type)]
@@ -147,7 +147,7 @@ def loop_of(module: Module, instruction: Instruction) -> Loop:
 
 
 def _step(body: dict, counter: int) -> int:
-  """By how much an iteration raises its counter; XLA takes two steps at a time in some of its own loops."""
+  """The increment of the counter per iteration; XLA takes two steps at a time in some of its own loops."""
   state = next(reversed(body.values()))
   raised = body.get(state.operands[counter]) if state.op == "tuple" else None
   numbers = (
@@ -162,7 +162,7 @@ def _index(instruction: Instruction) -> int:
 
 
 def trips(module: Module, computation: dict, instruction: Instruction) -> int | None:
-  """How often a while loop runs at most: up to its bound, from where its counter starts; None where nothing tells."""
+  """The most iterations of a while loop: from its counter's initial value to its bound; None if unknown."""
   loop = loop_of(module, instruction)
   if loop.bound is None:
     return None
@@ -172,7 +172,7 @@ def trips(module: Module, computation: dict, instruction: Instruction) -> int | 
 
 
 def _number(module: Module, computation: dict, state: Instruction | None, index: int) -> int | None:
-  """The value of element `index` of a tuple, where it is a constant or the bound of an earlier loop."""
+  """The value of element `index` of a tuple, if it is a constant or the bound of an earlier loop."""
   while state is not None and state.op in ("copy", "bitcast", "opt-barrier"):
     state = computation.get(state.operands[0])
   if state is None:
@@ -195,17 +195,17 @@ def _number(module: Module, computation: dict, state: Instruction | None, index:
 
 
 class Run(NamedTuple):
-  """One computation as it is reached from the entry."""
+  """One computation as reached from the entry."""
 
   computation: str
   times: int  # executions in one run of the program
-  loops: tuple[str, ...]  # bodies of the while loops it lies in, outermost first
-  guessed: bool  # a loop around it has an unknown count, taken as 1
-  scope: str = ""  # of the instruction that runs it: fusions have scopes where what they hold has none
+  loops: tuple[str, ...]  # bodies of the while loops around it, outermost first
+  guessed: bool  # a loop around it has an unknown trip count, taken as 1
+  scope: str = ""  # of the instruction that calls it: a fusion may have a scope when its contents have none
 
 
 def runs(module: Module) -> list[Run]:
-  """Every computation with its executions. Of a conditional only the branch with most work counts: the worst case."""
+  """Every computation with its executions. Of a conditional only the branch with the most work counts (worst case)."""
   found, work = [], {}
 
   def weight(name):
@@ -236,7 +236,7 @@ def runs(module: Module) -> list[Run]:
 
 
 def _callees(instruction: Instruction) -> list:
-  """(computation, attribute) of all that an instruction runs; functions of two scalars inside a reduction are left."""
+  """(computation, attribute) of everything an instruction calls, except the scalar functions of reductions."""
   if "=" not in instruction.attributes:
     return []
   pairs = [(name, kind) for kind, name in CALLED.findall(instruction.attributes)]
@@ -249,7 +249,7 @@ def _callees(instruction: Instruction) -> list:
 
 
 def product_flops(computation: dict, instruction: Instruction) -> int:
-  """FLOPs of a dot or a convolution (TPUs have their products as convolutions); 0 for all else."""
+  """FLOPs of a dot or a convolution (matrix products are convolutions on TPUs); 0 for everything else."""
   if instruction.op not in ("dot", "convolution"):
     return 0
   operands = [shapes(computation[name].type)[0][1] for name in instruction.operands[:2] if name in computation]
@@ -263,7 +263,7 @@ def product_flops(computation: dict, instruction: Instruction) -> int:
 
 
 def _convolution(instruction: Instruction, left: tuple, right: tuple, out: tuple) -> int:
-  """Multiplications of a convolution: those that meet an entry of the input, not its padding."""
+  """Multiplications of a convolution, not counting those with padding."""
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
   window = re.search(r"window=\{([^}]*)\}", instruction.attributes)
   lhs, rhs, res = labels[1], labels[2], labels[3]
@@ -281,7 +281,7 @@ def _entry(text: str, place: int) -> str:
 
 
 def _positions(size: int, kernel: int, out: int, window: dict) -> int:
-  """Pairs of an output and a kernel position of one spatial axis that meet an entry of the input."""
+  """Pairs of an output and a kernel position, along one spatial axis, that read an entry of the input."""
   low = int(window.get("pad", "0_0").split("_")[0])
   stride, dilate = int(window.get("stride", 1)), int(window.get("lhs_dilate", 1))
   spread = int(window.get("rhs_dilate", 1))
@@ -290,7 +290,7 @@ def _positions(size: int, kernel: int, out: int, window: dict) -> int:
 
 
 def flops_by_phase(module: Module, found_runs: list[Run]) -> dict:
-  """FLOPs of all matrix products that one device computes, loops counted, by phase."""
+  """FLOPs of all matrix products on one device, including loop iterations, by phase."""
   total = {}
   for run in found_runs:
     computation = module.computations[run.computation]

@@ -1,4 +1,4 @@
-"""A run's training step compiled for a slice: the programs of step/programs.py, on abstract states and prompts."""
+"""Compiles a run's training step for a slice: the programs of step/programs.py, on abstract states and prompts."""
 
 import dataclasses
 import math
@@ -19,25 +19,25 @@ from nrt_jax.step import host_grading, policy, programs, sizes, tools
 
 
 class Memory(NamedTuple):
-  """Bytes for one device."""
+  """Bytes per device."""
 
-  arguments: int  # state and prompts; the state that is returned takes their place
-  outputs: int  # that do not
+  arguments: int  # state and prompts; the returned state reuses their memory
+  outputs: int  # outputs that do not reuse it
   temporaries: int
   code: int
-  host: int = 0  # of the state, in the host's memory (parallel.offload)
+  host: int = 0  # state in host memory (parallel.offload)
 
   @property
   def total(self) -> int:
-    """Of the device's own memory."""
+    """Bytes of device memory."""
     return sum(self) - self.host
 
 
 class Overflow(NamedTuple):
-  """What the compiler says where a program does not fit."""
+  """The compiler's report on a program that does not fit."""
 
-  used: int  # bytes that it would need
-  limit: int  # that it may use
+  used: int  # bytes needed
+  limit: int  # bytes available
   reason: str
 
 
@@ -47,14 +47,14 @@ class Compiled(NamedTuple):
   name: str
   seconds: float
   memory: Memory | None
-  text: str | None  # optimised HLO; None where libtpu is newer than JAX can read
-  flops_once: float  # XLA's own counts, with the body of every loop counted once
+  text: str | None  # optimized HLO; None if libtpu is newer than JAX can read
+  flops_once: float  # XLA's own counts, with every loop body counted once
   bytes_once: float
   overflow: Overflow | None = None
 
 
 class Rows(NamedTuple):
-  """The rows that a step trains on: N x L, and the columns from the first that is predicted."""
+  """The rows that a step trains on: N x L, and the number of columns from the first predicted one on."""
 
   count: int
   length: int
@@ -62,7 +62,7 @@ class Rows(NamedTuple):
 
 
 def open_setup(run: RunConfig, devices: list) -> tuple[programs.Setup, bool]:
-  """The Setup on `devices`, and whether its tokenizer is a placeholder: only config.json has to be there."""
+  """The Setup on `devices`, and whether its tokenizer is a placeholder: only config.json is required."""
   if run.parallel.kind != "jit":
     raise UserError(f"parallel.kind: found {run.parallel.kind!r}, allowed for a plan: 'jit'")
   mesh = sharding.make_mesh(run.parallel, devices)
@@ -80,7 +80,7 @@ def has_tokenizer(place: str) -> bool:
 
 
 def placeholder_format(run: RunConfig) -> prompts.PromptFormat:
-  """Ids as a tokenizer would give: the marker's first piece is an added token, the others hold four letters each."""
+  """A format with made-up token ids: the marker's first piece is an added token, the others have four letters each."""
   if run.model.path is None:
     raise UserError("model.path: found null, allowed: a directory with a config.json (and, if at hand, a tokenizer)")
   size = hf_config.read_model_config(run.model.path).vocab_size
@@ -91,7 +91,7 @@ def placeholder_format(run: RunConfig) -> prompts.PromptFormat:
 
 
 def abstract_batch(setup: programs.Setup, draws: int = 1):
-  """Shapes of the batch that training would read: one made-up example, as often as a step of `draws` draws asks."""
+  """Shapes of the batch that training would read for `draws` draws, from one made-up example."""
   run, one = setup.run, np.zeros(1, np.int32)
   hints, hint_width = None, 0
   if setup.algorithm.needs_hints:
@@ -108,7 +108,7 @@ def abstract_batch(setup: programs.Setup, draws: int = 1):
 
 
 def trained_rows(setup: programs.Setup) -> Rows:
-  """The shape of the rows that `collect` makes of a step's prompts."""
+  """The shape of the rows that `collect` builds from a step's prompts."""
   states, batch = programs.abstract_states(setup), abstract_batch(setup, setup.max_draws)
   made = tools.make_tools(setup)
   if setup.grades_on_host:
@@ -124,7 +124,7 @@ def trained_rows(setup: programs.Setup) -> Rows:
 
 
 def lower(setup: programs.Setup) -> dict:
-  """The programs of a step by name, traced for the slice but not compiled yet."""
+  """The programs of a step by name, lowered for the slice but not yet compiled."""
   states, batch = programs.abstract_states(setup), abstract_batch(setup, setup.max_draws)
   with jax.sharding.use_abstract_mesh(setup.mesh.abstract_mesh):
     lowered = host_grading.lower_programs(setup, states, batch)
@@ -140,7 +140,7 @@ def compile_all(setup: programs.Setup, say=lambda text: None) -> list[Compiled]:
 
 
 def compile_one(name: str, lowered, say=lambda text: None) -> Compiled:
-  """Compiles one program. That it does not fit into the memory of a chip is an answer, not an error."""
+  """Compiles one program. Not fitting into a chip's memory is a result, not an error."""
   say(f"compiling {name}, which takes minutes for large models")
   start = time.monotonic()
   try:
@@ -161,7 +161,7 @@ def compile_one(name: str, lowered, say=lambda text: None) -> Compiled:
 
 
 def read_memory(stats) -> Memory:
-  """XLA's memory statistics of one device."""
+  """Converts XLA's memory statistics of one device."""
   return Memory(
     arguments=stats.argument_size_in_bytes,
     outputs=max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0),
@@ -172,7 +172,7 @@ def read_memory(stats) -> Memory:
 
 
 def program_text(compiled) -> str | None:
-  """The optimised program; None where it cannot be read back, as from a libtpu that is newer than jaxlib."""
+  """The optimized program; None if it cannot be read back, e.g. from a libtpu that is newer than jaxlib."""
   try:
     return compiled.as_text() or None
   except (jax.errors.JaxRuntimeError, RuntimeError, NotImplementedError):
@@ -183,7 +183,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def read_overflow(message: str) -> Overflow | None:
-  """Finds "Used 120.5G of 95.7G hbm" in the compiler's error; None where it is another error."""
+  """Parses "Used 120.5G of 95.7G hbm" from the compiler's error; None if it is a different error."""
   found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
   if not found:
     return None
@@ -192,7 +192,7 @@ def read_overflow(message: str) -> Overflow | None:
 
 
 def largest_allocations(message: str, count: int = 3) -> str:
-  """The first of the compiler's list of large buffers: size, shape and the operation that makes it."""
+  """The first of the compiler's list of large buffers: size, shape and the operation that produces it."""
   entries = re.findall(r"Size: ([\d.]+[KMGT]?)\n(.*?)(?=\n\s*\d+\. Size:|\Z)", message, re.DOTALL)
   lines = []
   for size, body in entries[:count]:
@@ -204,7 +204,7 @@ def largest_allocations(message: str, count: int = 3) -> str:
 def with_layout(
   run: RunConfig, data_ways: int, fsdp: int, tensor: int, micro_batches: int, wave: int, remat: str | None = None
 ) -> RunConfig:
-  """The run on another mesh, in other pieces, with another `model.remat` (None: its own)."""
+  """The run with another mesh, micro-batches, waves and `model.remat` (None: unchanged)."""
   parallel = dataclasses.replace(run.parallel, data=data_ways, fsdp=fsdp, tensor=tensor, micro_batches=micro_batches)
   sampling = dataclasses.replace(run.sampling, wave_prompts=wave)
   model = dataclasses.replace(run.model, remat=remat or run.model.remat)

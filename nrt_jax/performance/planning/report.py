@@ -19,14 +19,14 @@ class Plan(NamedTuple):
   topology: Topology
   setup: programs.Setup
   rows: program.Rows
-  placeholder: bool  # no tokenizer was at hand
+  placeholder: bool  # no tokenizer was found
   compiled: list  # program.Compiled, in order
-  found: dict  # program name -> its collectives, [] where the text can't be read
-  flops: dict  # program name -> FLOPs by phase of one device
+  found: dict  # program name -> its collectives, [] if the text can't be read
+  flops: dict  # program name -> FLOPs by phase, of one device
 
 
 def analyse(topology: Topology, setup, rows, placeholder: bool, compiled: list) -> Plan:
-  """Reads the texts of the compiled programs."""
+  """Analyzes the texts of the compiled programs."""
   found, flops = {}, {}
   for one in compiled:
     if one.text is None:
@@ -44,7 +44,7 @@ def device_chip(plan: Plan) -> hardware.Chip:
 
 
 def as_data(plan: Plan) -> dict:
-  """All that the text says, and more, in bytes, seconds and FLOPs of one device."""
+  """Everything in the text and more, in bytes, seconds and FLOPs of one device."""
   setup, chip = plan.setup, device_chip(plan)
   run, mesh = setup.run, dict(setup.mesh.shape)
   programs_ = [_program_data(plan, one, chip) for one in plan.compiled]
@@ -65,7 +65,7 @@ def as_data(plan: Plan) -> dict:
 
 
 def attention_of(plan: Plan) -> str:
-  """How the rows of a micro-batch attend: kernels.choose, but for packed rows and shared prompts."""
+  """The attention of a micro-batch's rows: kernels.choose, ignoring packed rows and shared prompts."""
   run = plan.setup.run
   together = plan.rows.count // (run.optimizer.minibatches * roofline.pieces_of(run))
   with jax.sharding.use_abstract_mesh(plan.setup.mesh.abstract_mesh):
@@ -92,7 +92,7 @@ def _program_data(plan: Plan, one, chip) -> dict:
 
 
 def _collective_rows(found: list) -> list:
-  """One line for each phase and kind, the heaviest first."""
+  """One row per phase, kind and group size, largest first."""
   rows = {}
   for c in found:
     key = (c.phase, c.kind, c.group)
@@ -104,7 +104,7 @@ def _collective_rows(found: list) -> list:
 
 
 def estimates(plan: Plan) -> list:
-  """roofline.Estimate of each phase, all programs of the step together."""
+  """roofline.Estimate of each phase, over all programs of the step."""
   flops, wire = {}, {}
   for one in plan.compiled:
     for phase, value in plan.flops[one.name].items():
@@ -137,7 +137,7 @@ def _roofline_data(plan: Plan, chip) -> dict:
 
 
 def as_text(data: dict) -> str:
-  """The plan for people."""
+  """The plan as text for users."""
   mesh = " x ".join(f"{name} {size}" for name, size in data["mesh"].items())
   waves = data["wave_prompts"] or data["prompts_per_step"]
   step = f"{data['prompts_per_step']} prompts x {data['samples_per_prompt']} samples in waves of {waves} prompts"

@@ -1,7 +1,7 @@
-"""The least time of a step on a slice: each phase as long as the slowest of compute, memory and links makes it.
+"""A lower bound on the time of a step on a slice: each phase takes the longest of compute, memory and link time.
 
-Everything is taken at its peak and overlapped within a phase, so this is a floor. Latencies are not in it: a decoding
-step of a small batch, whose collectives move little, takes longer.
+All rates are peak rates, with full overlap within a phase. Latencies are ignored: a decoding step of a small batch,
+whose collectives move little data, takes longer.
 """
 
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from nrt_jax.performance.planning.program import Rows
 from nrt_jax.step import programs
 from nrt_jax.step.hardware import Chip
 
-# Scopes of the program that are one phase here.
+# Scopes of the program that are merged into one phase here.
 MERGED = {"sample_token": "decode", "gradients": "update"}
 
 
@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
 
   phase: str
   flops: float
-  hbm_bytes: float  # weights, caches and training state; not the activations
+  hbm_bytes: float  # weights, caches and training state; not activations
   wire_bytes: float
   compute: float  # seconds
   memory: float
@@ -37,7 +37,7 @@ class Estimate(NamedTuple):
 
 
 def merged(by_phase: dict) -> dict:
-  """The sums by phase with scopes that make one phase added up."""
+  """Sums by phase, adding up scopes that are merged."""
   total = {}
   for phase, value in by_phase.items():
     name = MERGED.get(phase, phase)
@@ -51,12 +51,12 @@ def waves_of(setup: programs.Setup) -> int:
 
 
 def pieces_of(run) -> int:
-  """Micro-batches of a minibatch; 0 means one, off CPUs."""
+  """Micro-batches per minibatch; 0 means one, except on CPUs."""
   return run.parallel.micro_batches or 1
 
 
 def lengths_of(setup: programs.Setup, rows: Rows) -> costs.Lengths:
-  """All columns of a step, filled to the last: the worst case, and what dense programs compute anyway."""
+  """Lengths with all columns filled: the worst case, and what dense programs compute anyway."""
   run = setup.run
   return costs.Lengths(
     prompts=run.prompts_per_step,
@@ -70,8 +70,8 @@ def lengths_of(setup: programs.Setup, rows: Rows) -> costs.Lengths:
 
 
 def model_flops(setup: programs.Setup, rows: Rows) -> dict:
-  """Model FLOPs of a step by phase, over all devices. A prompt that rows share counts once, as the update runs it."""
-  again = rows.count - rows.count // setup.shared_rows  # rows whose prompt was run with another
+  """Model FLOPs of a step by phase, over all devices. A shared prompt counts once, as in the update."""
+  again = rows.count - rows.count // setup.shared_rows  # rows whose prompt is run with another row
   spared = again * costs.train_flops(setup.model, setup.run.prompt.max_prompt_length, 0) if again else 0
   update = {"update": rows.count * costs.train_flops(setup.model, rows.length, rows.heads) - spared}
   if not setup.algorithm.samples_traces:
@@ -81,7 +81,7 @@ def model_flops(setup: programs.Setup, rows: Rows) -> dict:
 
 
 def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
-  """Bytes by phase that one device must at least read and write for weights, caches and training state."""
+  """The fewest bytes by phase that one device reads and writes for weights, caches and training state."""
   run, model, mesh = setup.run, setup.model, setup.mesh.shape
   tensor, shards, ways = mesh["tensor"], mesh["fsdp"] * mesh["tensor"], sharding.data_parallel_ways(setup.mesh)
   state = costs.state_bytes(model)
@@ -90,7 +90,7 @@ def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
   minibatches, pieces = run.optimizer.minibatches, pieces_of(run)
   accumulated = 12 * trained / shards if pieces > 1 else 4 * trained / shards
   found = {
-    # forward, forward again where it is recomputed, backward: each reads all weights of its tensor share
+    # forward, recomputed forward and backward passes each read all weights of the device's tensor shard
     "update": minibatches * pieces * ((3 if model.remat == "full" else 2) * gathered + accumulated),
     "optimizer": minibatches * 28 * trained / shards,  # reads parameter, gradient, moments; writes all but the gradient
   }
@@ -114,7 +114,7 @@ def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
 def estimate(setup: programs.Setup, rows: Rows, chip: Chip, compiled_flops: dict, wire: dict) -> list[Estimate]:
   """The phases of a step. compiled_flops, wire: of one device, by phase, read from the program.
 
-  Of compiled and model FLOPs the larger counts: kernels hide theirs, and what is computed again is in no model FLOP.
+  Uses the larger of compiled and model FLOPs: kernels hide theirs, and model FLOPs exclude recomputation.
   """
   devices = setup.mesh.size
   model = {phase: flops / devices for phase, flops in model_flops(setup, rows).items()}

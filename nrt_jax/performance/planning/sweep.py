@@ -1,4 +1,4 @@
-"""Layouts of a step on a slice: all that divide are ranked by an estimate, and the best few are compiled."""
+"""Sweeps over layouts of a step on a slice: ranks all that divide by an estimate, and compiles the best few."""
 
 import dataclasses
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from nrt_jax.step import programs
 
 
 class Layout(NamedTuple):
-  """What a sweep varies, and what is guessed of it."""
+  """What a sweep varies, with its estimates."""
 
   data: int
   fsdp: int
@@ -21,8 +21,8 @@ class Layout(NamedTuple):
   micro_batches: int
   wave_prompts: int
   remat: str
-  seconds: float  # the roofline of a step
-  bytes: float  # that a device needs, roughly
+  seconds: float  # roofline of a step
+  bytes: float  # needed per device, roughly
 
   def __str__(self):
     waves = f", sampling.wave_prompts {self.wave_prompts}" if self.wave_prompts else ""
@@ -35,14 +35,14 @@ def divisors(n: int) -> list[int]:
 
 
 def meshes(devices: int) -> list[tuple[int, int, int]]:
-  """Every (data, fsdp, tensor) of so many devices."""
+  """Every (data, fsdp, tensor) mesh of `devices` devices."""
   return [(devices // inner, inner // t, t) for inner in divisors(devices) for t in divisors(inner)]
 
 
 def layouts(run: RunConfig, topology: Topology, devices: list) -> list[Layout]:
-  """The layouts that divide, the likeliest first: those that should fit, by time; then the others, by memory.
+  """The layouts that divide, most promising first: those that should fit, by time; then the others, by memory.
 
-  Of each mesh and each `model.remat`, the fewest micro-batches and the largest waves that should fit are taken.
+  For each mesh and each `model.remat`, takes the fewest micro-batches and the largest waves that should fit.
   """
   found, rows = [], None
   for mesh in meshes(len(devices)):
@@ -55,12 +55,12 @@ def layouts(run: RunConfig, topology: Topology, devices: list) -> list[Layout]:
 
 
 def usable(topology: Topology) -> float:
-  """Bytes of a device that a layout may be guessed to need: a tenth is left for what the guess does not know."""
+  """The largest estimate, in bytes per device, that counts as fitting: leaves a tenth for what the estimate misses."""
   return 0.9 * topology.chip.per_device().hbm_bytes
 
 
 def _first_that_divides(run: RunConfig, devices: list, data: int, fsdp: int, tensor: int):
-  """(Setup, all numbers of micro-batches that may divide) on a mesh; None where nothing does."""
+  """(Setup, all numbers of micro-batches that may divide) on a mesh; None if nothing divides."""
   rows = run.prompts_per_step * run.samples_per_prompt // (data * fsdp) // run.optimizer.minibatches
   pieces = divisors(rows) if rows else []
   for micro_batches in pieces:
@@ -98,7 +98,7 @@ def _guess(setup, rows, topology: Topology, state: float, micro_batches: int, wa
 
 
 def plan(run: RunConfig, topology: Topology, devices: list, say=lambda text: None) -> report.Plan:
-  """Compiles one layout, the run's own, and reads its programs."""
+  """Compiles one layout, the run's own, and analyzes its programs."""
   setup, placeholder = program.open_setup(run, devices)
   say(f"{topology}: {len(devices)} devices, mesh {dict(setup.mesh.shape)}")
   rows = program.trained_rows(setup)
@@ -106,7 +106,7 @@ def plan(run: RunConfig, topology: Topology, devices: list, say=lambda text: Non
 
 
 def sweep(run: RunConfig, topology: Topology, devices: list, count: int, say=lambda text: None) -> list[dict]:
-  """The plans of the `count` likeliest layouts as data, best first: those that fit by time, then those that do not."""
+  """The plans of the `count` most promising layouts as data: first those that fit, by time, then those that do not."""
   ranked = layouts(run, topology, devices)
   if not ranked:
     raise UserError(f"--sweep: no mesh of {len(devices)} devices divides prompts_per_step {run.prompts_per_step}")
@@ -119,12 +119,12 @@ def sweep(run: RunConfig, topology: Topology, devices: list, count: int, say=lam
     say(f"compiling {layout}")
     tried = program.with_layout(run, *layout[:6])
     plans.append({"layout": layout._asdict(), **report.as_data(plan(tried, topology, devices, say))})
-    say(outcome(plans[-1]))  # a sweep takes long: nothing is lost if it is stopped
+    say(outcome(plans[-1]))  # a sweep takes long: report each result at once
   return sorted(plans, key=lambda p: (not p["fits"], p["roofline"]["step_seconds"] if p["fits"] else 0))
 
 
 def outcome(one: dict) -> str:
-  """A compiled layout in one line."""
+  """A one-line summary of a compiled layout."""
   layout = Layout(**one["layout"])
   if one["fits"]:
     total = max(p["memory"]["total"] for p in one["programs"])

@@ -1,4 +1,4 @@
-"""TPU slices by name, and their devices, which libtpu describes without owning any."""
+"""TPU slices by name, and their devices, which libtpu describes without access to any."""
 
 import importlib.util
 import math
@@ -19,15 +19,15 @@ CUBIC = {
 
 
 class Generation(NamedTuple):
-  """How slices of one kind of chip are named."""
+  """The naming of slices of one chip generation."""
 
-  libtpu: str  # libtpu's word for it
+  libtpu: str  # libtpu's name for it
   shapes: dict  # chips -> the usual shape of a slice (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e, tpu7x)
-  cores: int  # that a short name counts for each chip: "v5p-128" has 64 chips, "v6e-64" has 64
-  options: tuple = ()  # (name, value) pairs of libtpu's description
+  cores: int  # counted per chip by a short name: "v5p-128" has 64 chips, "v6e-64" has 64
+  options: tuple = ()  # (name, value) pairs for libtpu's topology description
 
 
-# JAX on a v4 chip shows one device; libtpu describes two unless told.
+# JAX shows one device on a v4 chip; libtpu describes two by default.
 GENERATIONS = {
   "v4": Generation("v4", CUBIC, 2, (("chip_config_name", "megacore"),)),
   "v5e": Generation("v5e", FLAT, 1),
@@ -58,7 +58,7 @@ class Topology(NamedTuple):
 
 
 def parse(text: str) -> Topology:
-  """Reads "v5p:4x4x4", or a short name as Google has them: "v5p-128" (cores, two to a chip), "v5e-16" (chips)."""
+  """Parses "v5p:4x4x4", or a short name in Google's style: "v5p-128" (cores, two per chip), "v5e-16" (chips)."""
   match = re.fullmatch(r"(\w+?)(?::(\d+(?:x\d+)+)|-(\d+))", text.strip().lower())
   name = ALIASES.get(match[1], match[1]) if match else text.split(":")[0].split("-")[0]
   if name not in GENERATIONS:
@@ -91,21 +91,21 @@ def installed() -> bool:
 
 
 def prepare() -> None:
-  """Settings under which libtpu only compiles: no device is sought, locked or asked about. UserError without libtpu."""
+  """Configures libtpu to compile only, without looking for or locking devices. UserError without libtpu."""
   if not installed():
     raise UserError(INSTALL)
   os.environ["JAX_PLATFORMS"] = "cpu"
-  os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # of the cloud's metadata server, which is not there
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # its lock guards devices: we touch none
-  # libtpu complains on stderr where it does not know of which slice this machine is a worker. Of none.
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no cloud metadata server
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # its lock guards devices; none are used
+  # Without these, libtpu complains on stderr that it does not know this machine's slice. There is none.
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")
   jax.config.update("jax_platforms", "cpu")
-  jax.config.update("jax_enable_compilation_cache", False)  # programs for devices that are not here are never read back
+  jax.config.update("jax_enable_compilation_cache", False)  # programs for absent devices are never read back
 
 
 def devices(topology: Topology) -> list:
-  """The devices of the slice, in the order in which JAX would show them. UserError where libtpu knows no such slice."""
+  """The devices of the slice, in JAX's order. UserError if libtpu knows no such slice."""
   from jax.experimental import topologies
 
   generation = GENERATIONS[topology.generation]
@@ -115,7 +115,7 @@ def devices(topology: Topology) -> list:
   name = f"{generation.libtpu}:{'x'.join(map(str, topology.shape))}"
   try:
     found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-  except Exception as error:  # libtpu's own, of several types
+  except Exception as error:  # libtpu raises several types
     reason = str(error).split("\n")[0]
     raise UserError(f"--topology: {topology}: {reason}; allowed: {allowed(topology.generation)}") from error
   return list(found)
