@@ -1,7 +1,7 @@
-"""Sampling traces: one prefill per prompt, then one `lax.while_loop` that stops as soon as every row has.
+"""Sampling traces: one prefill per prompt, then one `lax.while_loop` that stops as soon as every row has ended.
 
-The prompt's keys and values `[B]` are shared by the G samples of the prompt; each row appends to a trace cache of its
-own `[B * G]`. Random numbers come from one key per row, so a row's tokens do not depend on what else is in the batch.
+The G samples of a prompt share its keys and values `[B]`; each row appends to its own trace cache `[B * G]`. Random
+numbers come from one key per row, so a row's tokens do not depend on the rest of the batch.
 """
 
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from nrt_jax.model.decoder import forward, logits
 from nrt_jax.sharding import constrain
 
 MIN_TEMPERATURE = 1e-6
-BLOCK = 128  # columns of the vocabulary summed at once when inverting the cumulative distribution
+BLOCK = 128  # vocabulary columns summed at once when inverting the cumulative distribution
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
   """How traces are drawn."""
 
-  max_trace_length: int = 64  # tokens, the stop token included (R)
+  max_trace_length: int = 64  # tokens, including the stop token (R)
   temperature: float = 1.0  # 0 = greedy, else 1e-6 or more
   top_k: int = 0  # 0 = off
   top_p: float = 1.0  # 1 = off
-  cache_stages: int = 0  # the trace cache grows in so many steps, so that short traces attend to few slots; 0 = auto
-  wave_prompts: int = 0  # prompts sampled and scored at a time, to bound the cache; 0 = all of the step's
-  cache_dtype: str = "auto"  # of keys and values while sampling and scoring: auto (compute dtype) | bfloat16 | int8
-  slots: int = 0  # rows decoded at a time in training: one that ends makes room for the next; 0 = all, no refill
+  cache_stages: int = 0  # stages in which the trace cache grows, so that short traces attend to few slots; 0 = auto
+  wave_prompts: int = 0  # prompts sampled and scored at a time, to bound the cache; 0 = all prompts of a step
+  cache_dtype: str = "auto"  # of keys and values in sampling and scoring: auto (compute dtype) | bfloat16 | int8
+  slots: int = 0  # rows decoded at a time in training; a row that ends is replaced by the next; 0 = all, no refill
 
   def __post_init__(self):
     if self.max_trace_length < 1:
@@ -58,12 +58,12 @@ def check_temperature(name: str, value: float) -> None:
 
 @struct.dataclass
 class Context:
-  """What the model has computed when sampling ends: enough to go on from any row without a second pass."""
+  """The model's state when sampling ends: enough to continue any row without a second pass."""
 
   prompt_cache: KVCache  # B rows
   trace_cache: KVCache  # N rows; the stop token is not in it
   prompt_hidden_BD: jax.Array  # final hidden state of the last prompt token
-  hidden_ND: jax.Array  # final hidden state of the last trace token, or of the prompt's if the trace is empty
+  hidden_ND: jax.Array  # final hidden state of the last trace token, or of the last prompt token if the trace is empty
 
 
 @struct.dataclass
@@ -95,7 +95,7 @@ def filter_logits(logits_NV, top_k: int, top_p: float):
   if top_p < 1:
     descending = -jnp.sort(-logits_NV, axis=-1)
     probability = jax.nn.softmax(descending, axis=-1)
-    before = jnp.cumsum(probability, axis=-1) - probability  # mass of the likelier tokens; the first is always kept
+    before = jnp.cumsum(probability, axis=-1) - probability  # mass of likelier tokens; the likeliest is always kept
     edge = jnp.min(jnp.where(before < top_p, descending, jnp.inf), axis=-1, keepdims=True)
     logits_NV = jnp.where(logits_NV >= edge, logits_NV, -jnp.inf)
   return logits_NV
@@ -104,7 +104,7 @@ def filter_logits(logits_NV, top_k: int, top_p: float):
 def _first_above(weight_NC, target_N):
   """Index of the first column whose cumulative weight exceeds the target, and the cumulative weight before it."""
   cumulative = jnp.cumsum(weight_NC, axis=-1)
-  # Rounding may leave the target at or above the total: then the last column with any weight is meant.
+  # Rounding may put the target at or above the total; then use the last column with any weight.
   last = weight_NC.shape[-1] - 1 - jnp.argmax(weight_NC[:, ::-1] > 0, axis=-1)
   above = cumulative > target_N[:, None]
   index = jnp.where(above.any(-1), jnp.argmax(above, axis=-1), last)
@@ -116,8 +116,8 @@ def draw(logits_NV, uniform_N):
   """Samples softmax(logits) by inverting its cumulative distribution, with one uniform number per row.
 
   Two levels (blocks, then columns of one block) read the logits once; a Gumbel draw would need N * V random numbers.
-  Where `tensor` cuts the vocabulary into whole blocks (policy.vocabulary_padding), only the sums of the blocks and the
-  chosen one move between devices.
+  If `tensor` shards the vocabulary into whole blocks (policy.vocabulary_padding), only the block sums and the chosen
+  block move between devices.
   """
   N, V = logits_NV.shape
   weight = jnp.exp(logits_NV - logits_NV.max(-1, keepdims=True))
@@ -131,7 +131,7 @@ def draw(logits_NV, uniform_N):
 
 
 def uniforms(keys_N, step):
-  """The uniform number `[N]` that draws each row's next token; step: int32 [] or [N], tokens the row has sampled."""
+  """The uniform number `[N]` that draws each row's next token; step: int32 [] or [N], tokens sampled so far."""
   fold = jax.vmap(jax.random.fold_in, in_axes=(0, 0 if jnp.ndim(step) else None))
   return jax.vmap(jax.random.uniform)(fold(keys_N, step))
 
@@ -149,7 +149,7 @@ def choose(logits_NV, uniform_N, sampling: SamplingConfig):
 
 
 def cache_sizes(trace_length: int, stages: int) -> list[int]:
-  """Slots of the trace cache in each stage of the loop, rising to `trace_length`; one program runs through them all."""
+  """Slots of the trace cache in each stage of the loop, increasing to `trace_length`; one program runs all stages."""
   stages = stages or (4 if trace_length >= 128 else 1)
   return sorted({-(-trace_length * i // stages) for i in range(1, stages + 1)})
 
@@ -162,14 +162,14 @@ def constrain_cache(cache: KVCache) -> KVCache:
 
 
 def cache_dtype(config: ModelConfig, sampling: SamplingConfig):
-  """The dtype in which keys and values are kept."""
+  """The dtype in which keys and values are stored."""
   return jnp.dtype(config.compute_dtype if sampling.cache_dtype == "auto" else sampling.cache_dtype)
 
 
 def prefill(params, config: ModelConfig, prompts: Prompts, dtype=None):
-  """Runs the prompts once: the final hidden state of their last tokens `[B, D]`, and their cache.
+  """Runs the prompts once. Returns the final hidden state of their last tokens `[B, D]`, and their cache.
 
-  dtype: of the cache; None keeps the compute dtype.
+  dtype: that of the cache; None keeps the compute dtype.
   """
   P = prompts.prompt_BP.shape[1]
   position_BP = jnp.arange(P)[None] - (P - prompts.prompt_length_B[:, None])
@@ -180,7 +180,7 @@ def prefill(params, config: ModelConfig, prompts: Prompts, dtype=None):
 def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_id, prompts: Prompts, key, samples):
   """Samples `samples` traces for each prompt until a stop token or the length limit.
 
-  Args: stop_ids: tuple of token ids that end a trace; pad_id fills token_NR behind them; key: of this step.
+  Args: stop_ids: tuple of token ids that end a trace; pad_id: fills token_NR after them; key: the step's key.
   Returns: Rollouts (marker_N: the stop token was stop_ids[0]) and the Context for scoring on the same caches.
   """
   R = sampling.max_trace_length
@@ -189,7 +189,7 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
     prompt_hidden_BD, prompt_cache = prefill(params, config, prompts, dtype)
   prompt_length_N = repeat_rows(prompts.prompt_length_B, samples)
   N = prompt_length_N.shape[0]
-  # Of all steps at once: the few numbers of one step take long to start and no time to compute.
+  # Drawn for all steps at once: the few numbers of one step cost more to launch than to compute.
   uniform_RN = jax.vmap(uniforms, (None, 0))(row_keys(key, prompts.example_B, samples), jnp.arange(R))
   stops = jnp.asarray(stop_ids, jnp.int32)
 

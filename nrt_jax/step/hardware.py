@@ -1,7 +1,8 @@
-"""What accelerators can do at most, as their vendors state it: the ceilings of utilisation and roofline figures.
+"""Peak rates of accelerators, as stated by their vendors: the ceilings of utilization and roofline figures.
 
-All rates are dense (no structured sparsity), and of one device as JAX shows it. Vendors count memory in units of 2**30
-bytes, whichever way they write it. Links: all of a chip's links together, in one direction; vendors give both together.
+All rates are dense (no structured sparsity). Those in CHIPS are per chip; `lookup` returns those of one JAX device.
+Vendors count memory in units of 2**30 bytes, however they write it. Links: the sum over a chip's links, in one
+direction; vendors give the sum of both.
 """
 
 from dataclasses import dataclass
@@ -13,26 +14,26 @@ GIB = 2**30
 class Chip:
   """The peak rates of one chip."""
 
-  name: str  # as users call it: v5e, H100
+  name: str  # the common name: v5e, H100
   kinds: tuple[str, ...]  # jax.Device.device_kind, exactly
   flops: float  # multiplications and additions per second, bfloat16 with float32 sums
   hbm_bytes: int
   hbm_bandwidth: float  # bytes per second
   link_bandwidth: float  # bytes per second, one direction: ICI of TPUs, NVLink of GPUs
-  devices: int = 1  # that JAX shows for one chip
+  devices: int = 1  # JAX devices per chip
 
   def per_device(self) -> "Chip":
-    """The share of one device: half a chip where JAX shows two."""
+    """The share of one JAX device: half a chip if JAX shows two."""
     n = self.devices
     rates = (self.flops / n, self.hbm_bytes // n, self.hbm_bandwidth / n, self.link_bandwidth / n)
     return Chip(self.name, self.kinds, *rates)
 
 
 CHIPS = (
-  # docs.cloud.google.com/tpu/docs/v4: 275 teraflops, 32 GiB, 1200 GBps. It has no figure for the links:
-  # 6 x 50 GB/s is remembered from arXiv 2304.01433 and was not checked.
+  # docs.cloud.google.com/tpu/docs/v4: 275 teraflops, 32 GiB, 1200 GBps. It has no figure for the links: 6 x 50 GB/s is
+  # recalled from arXiv 2304.01433 and unchecked.
   Chip("v4", ("TPU v4",), 275e12, 32 * GIB, 1200e9, 300e9),
-  # docs.cloud.google.com/tpu/docs/v5e: 197 TFLOPs, 16 GB, 819 GBps (older page; the present one has 800 GiBps),
+  # docs.cloud.google.com/tpu/docs/v5e: 197 TFLOPs, 16 GB, 819 GBps (older page; the current one has 800 GiBps),
   # bidirectional ICI 400 GBps.
   Chip("v5e", ("TPU v5 lite", "TPU v5e"), 197e12, 16 * GIB, 819e9, 200e9),
   # docs.cloud.google.com/tpu/docs/v5p: 459 TFLOPs, 95 GiB, 2765 GBps, bidirectional ICI 1200 GBps.
@@ -55,10 +56,10 @@ CHIPS = (
 
 
 def lookup(device_kind: str) -> Chip | None:
-  """The rates of one device of this jax.Device.device_kind; None where it is not in the table."""
+  """The rates of one device of this jax.Device.device_kind; None if it is not in the table."""
   return next((chip.per_device() for chip in CHIPS if device_kind in chip.kinds), None)
 
 
 def by_name(name: str) -> Chip | None:
-  """The whole chip that users call `name` ("v5p"); None where it is not in the table."""
+  """The whole chip named `name` ("v5p"); None if it is not in the table."""
   return next((chip for chip in CHIPS if chip.name == name), None)

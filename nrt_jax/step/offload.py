@@ -1,7 +1,7 @@
-"""Parts of the training state that wait in the host's memory until a step needs them (`parallel.offload`).
+"""Keeps parts of the training state in host memory until a step needs them (`parallel.offload`).
 
-Their shardings name the memory "pinned_host"; a step takes them as they lie, brings them to the device where it reads
-them, and puts them back: `fetch` and `store` around the use. Numbers do not change. `setup` is a tools.Setup.
+Their shardings have the memory kind "pinned_host". A step takes them from there, copies them to the device to use them,
+and copies them back: `fetch` and `store` around each use. Values do not change. `setup` is a tools.Setup.
 """
 
 import jax
@@ -11,11 +11,11 @@ from nrt_jax.errors import UserError
 from nrt_jax.sharding import ParallelConfig
 
 HOST = "pinned_host"
-LANES = 128  # of a TPU's vector register
+LANES = 128  # lanes of a TPU vector register
 
 
 def check(config: ParallelConfig, devices) -> None:
-  """Raises UserError where something is to be offloaded from devices that cannot reach the host's memory."""
+  """Raises UserError if offloading is configured but the devices have no access to host memory."""
   kinds = [memory.kind for memory in devices[0].addressable_memories()]
   if config.offload and HOST not in kinds:
     raise UserError(
@@ -25,10 +25,10 @@ def check(config: ParallelConfig, devices) -> None:
 
 
 def waits(setup, part: str, shape: tuple) -> bool:
-  """Whether an array of this shape, of that part of the state, waits in the host's memory.
+  """Whether an array of this shape, in that part of the state, is kept in host memory.
 
-  Single numbers do not. Nor do, on a TPU, arrays whose last axis has fewer entries on a device than a register has
-  lanes: they are laid out by another axis, and libtpu does not compile copies to the host that change the layout.
+  Scalars are not. On TPUs, nor are arrays whose last axis, per device, is not a multiple of a register's lanes: narrow
+  ones are laid out by another axis, and libtpu does not compile copies to the host that change the layout.
   """
   if part not in setup.run.parallel.offload or not shape:
     return False
@@ -39,12 +39,12 @@ def waits(setup, part: str, shape: tuple) -> bool:
 
 
 def shardings(setup, part: str, abstract, cut):
-  """`cut`, the shardings of a part of the state, in the memory where it waits. `abstract`: its shapes."""
+  """`cut`, the shardings of a part of the state, with the memory kind of each array. `abstract`: its shapes."""
   return jax.tree.map(lambda a, s: s.with_memory_kind(HOST) if waits(setup, part, a.shape) else s, abstract, cut)
 
 
 def fetch(setup, part: str, tree):
-  """That part of the state on the device, inside of a program."""
+  """Copies a part of the state to the device, inside a program."""
   device = jax.memory.Space.Device
   return jax.tree.map(lambda a: _by_rows(jax.device_put(a, device)) if waits(setup, part, a.shape) else a, tree)
 
@@ -56,5 +56,5 @@ def store(setup, part: str, tree):
 
 
 def _by_rows(a):
-  """The array in row-major layout, that of the host, which what it was computed from or is used for may not have."""
+  """The array in row-major layout, that of the host; its producer or consumer may have another."""
   return with_layout_constraint(a, Layout(tuple(range(a.ndim))))

@@ -1,6 +1,6 @@
-"""How much work a step was, and how fast: tokens are counted inside of the program, rates are made of them outside.
+"""Work and throughput of a step: tokens are counted inside the program, rates are computed outside.
 
-`train` writes them into metrics.jsonl and `benchmark` into its report, so that both mean the same by a word.
+`train` writes them to metrics.jsonl and `benchmark` to its report, with the same definitions.
 """
 
 from typing import NamedTuple
@@ -12,17 +12,17 @@ from nrt_jax.model import costs
 from nrt_jax.step import hardware
 from nrt_jax.step.tools import Setup, shares_prompts
 
-# The parts of a step that cost model FLOPs. Each is a named scope of the compiled program, where the method needs it.
+# The parts of a step that cost model FLOPs. Each is a named scope of the compiled program, if the method needs it.
 PHASES = ("prefill", "decode", "score_answer", "score_empty_trace", "score_batch", "update")
 
 
 def count_tokens(setup: Setup, prompts, batch) -> dict:
-  """Sums over the rows of a step, which `rates` takes out of its metrics again. Called inside of the program."""
+  """Token counts of a step, which `rates` later removes from its metrics. Called inside the program."""
   trained, sequences = jnp.sum(batch.position_NL >= 0), jnp.sum(batch.position_NL == 0)  # packed rows hold several
   N = batch.token_NL.shape[0]
-  if batch.first == 1:  # prompts are learnt too, or rows are packed
+  if batch.first == 1:  # prompts are trained on too, or rows are packed
     given = sequences
-  else:  # a mean, as a step may be given more prompts than it trains on
+  else:  # a mean, since a step may be given more prompts than it trains on
     given = N * jnp.mean(prompts.prompt_length_B)
   counts = {"tokens/trained": trained, "tokens/sequences": sequences, "tokens/predicted": trained - given}
   if setup.algorithm.samples_traces:
@@ -36,15 +36,15 @@ def count_tokens(setup: Setup, prompts, batch) -> dict:
 
 
 class Work(NamedTuple):
-  """What is known of a compiled step besides the tokens that it works on."""
+  """What is known of a compiled step, apart from its token counts."""
 
   setup: Setup
-  phases: tuple  # those of PHASES that it has
-  peak_flops: float | None  # of all devices together, per second; None: nobody knows
+  phases: tuple  # its members of PHASES
+  peak_flops: float | None  # of all devices together, per second; None if unknown
 
 
 def describe(setup: Setup, compiled) -> Work:
-  """The Work of a step's compiled programs, with the peak rate of its chips where hardware.py has them."""
+  """The Work of a step's compiled programs, with the peak rate of its chips if hardware.py has them."""
   chip = hardware.lookup(jax.devices()[0].device_kind)
   if chip is None:
     return Work(setup, (), None)
@@ -52,7 +52,7 @@ def describe(setup: Setup, compiled) -> Work:
 
 
 def phases_in(compiled) -> tuple:
-  """Which of PHASES the compiled programs hold: what no result needs, the compiler has left out."""
+  """Which of PHASES the compiled programs contain: the compiler removes what no result needs."""
   text = "\n".join(program.as_text() for program in compiled)
   return tuple(name for name in PHASES if name == "update" or f"/{name}/" in text)
 
@@ -60,8 +60,8 @@ def phases_in(compiled) -> tuple:
 def model_flops(work: Work, tokens: dict) -> dict:
   """Model FLOPs of a step by phase, over all devices, at the mean lengths of its rows. `tokens`: name -> number.
 
-  A prompt that the update runs once for its samples counts once there. Passes of other parameters over the prompts
-  alone (base_policy = "reference") do not count.
+  A prompt that the update runs once for its samples counts once there. Passes of other parameters over prompts alone
+  (base_policy = "reference") do not count.
   """
   run, model = work.setup.run, work.setup.model
   flops = {}
@@ -87,13 +87,13 @@ def model_flops(work: Work, tokens: dict) -> dict:
 
 
 def take_tokens(values: dict) -> dict:
-  """Takes the metrics "tokens/..." out of `values`, under their names alone, with the number of draws if it has one."""
+  """Removes the "tokens/..." metrics from `values`; returns them without prefix, plus the number of draws, if any."""
   tokens = {name.removeprefix("tokens/"): values.pop(name) for name in [*values] if name.startswith("tokens/")}
   return tokens | ({"draws": values["draws/count"]} if "draws/count" in values else {})
 
 
 def rates(work: Work, values: dict, seconds: float) -> dict:
-  """The metrics of a step that took `seconds`, with rates in the place of its token counts, and the peak memory."""
+  """The metrics of a step that took `seconds`, with rates in place of token counts, and the peak memory."""
   tokens = take_tokens(values)
   values["time/step"] = seconds
   for name in ("generated", "trained"):
@@ -108,6 +108,6 @@ def rates(work: Work, values: dict, seconds: float) -> dict:
 
 
 def peak_bytes() -> int | None:
-  """The most memory that the first local device has had in use since the start; None where the backend doesn't tell."""
+  """Peak memory in use on the first local device since the start; None if the backend does not report it."""
   memory = jax.local_devices()[0].memory_stats() or {}
   return memory.get("peak_bytes_in_use")

@@ -1,11 +1,11 @@
-"""Countdown, the 24 game: combine all given numbers with + - * / and brackets to reach a target.
+"""Countdown, the 24 game: combine all given numbers with + - * / and parentheses to reach a target.
 
   question  "make 24 from 3 8 3 8"      answer  "8 / ( 3 - 8 / 3 )"
   trace     "8 / 3 = ( 8 / 3 ) ; 3 - ( 8 / 3 ) = ( 1 / 3 ) ; 8 / ( 1 / 3 ) = 24"
 
 As in RARO (arXiv 2511.21667), whose number range and expert are not public; those here are our own. The expert finds
-all ways to the target with exact rationals and shows one at random, in random order and without redundant brackets, so
-that its form doesn't give it away. Many answers are right: `grade` evaluates, exactly.
+all solutions with exact rationals and shows one at random, in random order and without redundant parentheses, so that
+its form doesn't give it away. Many answers are correct, so `grade` evaluates them, exactly.
 """
 
 import dataclasses
@@ -21,20 +21,20 @@ BINDS = expressions.PRECEDENCE
 
 @dataclasses.dataclass(frozen=True)
 class Countdown:
-  """Puzzles of `n_numbers` numbers. The split goes by the multiset of numbers: neither order nor target moves it."""
+  """Puzzles of `n_numbers` numbers. The split depends on the multiset of numbers, not on their order or the target."""
 
-  split: str = "train"  # "train" or "test": no multiset of numbers is in both, whatever the seed
-  seed: int = 0  # another seed, another list of examples
+  split: str = "train"  # "train" or "test": no multiset of numbers is in both, for any seed
+  seed: int = 0  # different seeds give different lists of examples
   n_numbers: int = 4  # 2 to 4
   low: int = 1  # smallest number given
   high: int = 50  # largest number given
-  target: int = 24  # 0: drawn for each puzzle from what its numbers can reach
-  max_target: int = 100  # largest drawn target; of no meaning when `target` is given
-  fractions: bool = True  # whether the expert may pass through fractions (the grader always allows them)
-  max_value: int = 2500  # the expert meets no larger number on its way, above or below the line: bounds `words`
-  trace_share: float = 0.0  # share of the examples that show their trace
+  target: int = 24  # 0: drawn for each puzzle from the values its numbers can reach
+  max_target: int = 100  # largest drawn target; unused when `target` is given
+  fractions: bool = True  # whether the expert may use fractions in between (the grader always allows them)
+  max_value: int = 2500  # largest numerator or denominator in the expert's intermediate values; bounds `words`
+  trace_share: float = 0.0  # fraction of the examples that show their trace
 
-  length = None  # as many examples as one asks for
+  length = None  # unlimited examples
 
   def __post_init__(self):
     splits.require_common(self)
@@ -67,7 +67,7 @@ class Countdown:
     return (1 << self.n_numbers) - 1
 
   def _propose(self, rng):
-    """Sorted numbers and a target that they reach; None where they belong to another split or reach none."""
+    """Sorted numbers and a target that they reach; None if they belong to another split or reach none."""
     numbers = tuple(sorted(rng.integers(self.low, self.high + 1, size=self.n_numbers).tolist()))
     if splits.split_of(splits.words_of(numbers)) != self.split:
       return None
@@ -77,7 +77,7 @@ class Countdown:
     return (numbers, target) if solvable else None
 
   def _draw_target(self, found, rng):
-    """The value of a random last step, if it may be a target: those with many ways are drawn more often."""
+    """The value of a random last step, if it may be a target: values with many solutions are drawn more often."""
     left, right = pick(list(parts(self._all)), rng)
     result = pick(results(pick(list(found[left]), rng), pick(list(found[right]), rng)), rng)
     value, rest = divmod(*result) if result[1] else (0, 0)
@@ -103,8 +103,8 @@ class SmallCountdown(Countdown):
 def grade(completion: str, reference: str) -> bool:
   """Whether `completion` uses exactly the numbers of the expression `reference`, each once, and has its value.
 
-  The reference is any solution of the puzzle, so it holds both the numbers and the target. Signs, powers and
-  concatenated numbers are no basic operations, so what uses them is wrong; "= target" may follow.
+  The reference is any solution of the puzzle, so it has both the numbers and the target. Completions with signs, powers
+  or concatenated numbers, which are not basic operations, are wrong; "= target" may follow.
   """
   try:
     return expressions.read(completion) == expressions.read(reference)
@@ -114,18 +114,18 @@ def grade(completion: str, reference: str) -> bool:
 
 # ---- The expert ----------------------------------------------------------------------------------------------------
 #
-# A value is a pair (numerator, denominator) in lowest terms, never negative: whatever has a way through negative
-# values to a positive target has one without (where a - b is negative use b - a, and turn the sign around it).
+# A value is a pair (numerator, denominator) in lowest terms, never negative: any way through negative values to a
+# positive target has an equivalent without them (if a - b is negative, use b - a and flip the sign around it).
 # A subset of the numbers is a bit mask. A way is (left subset, left value, operation, right subset, right value).
 
 
 def pick(options, rng):
-  """One of a list at random; None from an empty one."""
+  """A random element of a list; None if it is empty."""
   return options[rng.integers(len(options))] if options else None
 
 
 def lowest(numerator: int, denominator: int) -> tuple[int, int]:
-  """The value of a fraction."""
+  """A fraction in lowest terms."""
   divisor = math.gcd(numerator, denominator)
   return numerator // divisor, denominator // divisor
 
@@ -138,7 +138,7 @@ def results(a, b) -> tuple:
 
 
 def parts(mask: int):
-  """Every way to cut a subset in two, each once."""
+  """Yields every split of a subset into two parts, each once."""
   lowest_bit = mask & -mask
   part = (mask - 1) & mask
   while part:
@@ -149,7 +149,7 @@ def parts(mask: int):
 
 @functools.lru_cache(maxsize=4096)
 def reachable(numbers: tuple, fractions: bool, max_value: int) -> dict:
-  """Every proper subset of `numbers` with the values that it can make, as a dict for its fixed order."""
+  """Every proper subset of `numbers` with the values that it can make, as a dict, for a fixed order."""
   found = {1 << i: {(number, 1): None} for i, number in enumerate(numbers)}
   for size in range(2, len(numbers)):
     for chosen in itertools.combinations(range(len(numbers)), size):
@@ -165,7 +165,7 @@ def ways_to(found: dict, mask: int, target: tuple) -> list:
   ways = []
   for left, right in parts(mask):
     if len(found[left]) > len(found[right]):
-      left, right = right, left  # the smaller one is walked, its counterparts are looked up
+      left, right = right, left  # iterate over the smaller one, look up its counterparts
     for a in found[left]:
       for name, b_first, b in _counterparts(a, target, found[right]):
         if b in found[right]:
@@ -174,7 +174,7 @@ def ways_to(found: dict, mask: int, target: tuple) -> list:
 
 
 def _counterparts(a, target, others):
-  """Yields (operation, whether b stands left, b) for each b that makes `target` with a."""
+  """Yields (operation, whether b is the left operand, b) for each b that makes `target` with a."""
   (p, q), (t, u) = a, target
   difference = t * q - p * u
   if difference >= 0:
@@ -209,7 +209,7 @@ def shuffled(tree, rng):
 
 
 def written(tree, above: int = 0) -> str:
-  """The tree as an expression with as few brackets as it needs. `above` = binding of what stands around it."""
+  """The tree as an expression with the fewest parentheses. `above` = precedence of the enclosing operator."""
   if isinstance(tree, int):
     return str(tree)
   name, left, right = tree
@@ -219,14 +219,14 @@ def written(tree, above: int = 0) -> str:
 
 
 def steps(tree) -> str:
-  """The tree as one equation after another, innermost first."""
+  """The tree as a sequence of equations, innermost first."""
   lines = []
 
   def value_of(node):
     if isinstance(node, int):
       return node, 1
     name, left, right = node[0], value_of(node[1]), value_of(node[2])
-    # The expert's own order: a - b and a / b, the first of each kind in `results`.
+    # Operands in the tree's order, a - b and a / b: the first of each kind in `results`.
     value = lowest(*results(left, right)["+-*/".index(name)])
     lines.append(f"{_number(left)} {name} {_number(right)} = {_number(value)}")
     return value

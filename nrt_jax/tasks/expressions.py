@@ -1,9 +1,9 @@
-"""Arithmetic expressions that a model wrote, read without eval: exact, without recursion, in bounded time."""
+"""Parses arithmetic expressions written by a model, without eval: exact, without recursion, in bounded time."""
 
 import re
 from fractions import Fraction
 
-MAX_LENGTH = 1000  # characters; an honest answer has a few dozen, and what is longer is refused unread
+MAX_LENGTH = 1000  # characters; an honest answer has a few dozen, longer ones are rejected unread
 PRECEDENCE = {"+": 1, "-": 1, "*": 2, "/": 2}
 OPERATIONS = {
   "+": lambda a, b: a + b,
@@ -16,9 +16,9 @@ TOKEN = re.compile(r"\s*(0|[1-9][0-9]*|[-+*/()=])")
 
 
 def tokens(text: str) -> list[str]:
-  """Splits at numbers, operators, brackets and "=". Raises ValueError for anything else.
+  """Splits into numbers, operators, parentheses and "=". Raises ValueError for anything else.
 
-  Numbers are ASCII digits without leading zeros, as the question writes them: "007" falls apart and fails later.
+  Numbers are ASCII digits without leading zeros, as in the question: "007" splits into several tokens and fails later.
   """
   text = text.strip()
   if len(text) > MAX_LENGTH:
@@ -34,9 +34,9 @@ def tokens(text: str) -> list[str]:
 
 
 def evaluate(words: list[str]) -> Fraction:
-  """The exact value of tokens with + - * / and brackets, by Dijkstra's shunting yard.
+  """The exact value of tokens with + - * / and parentheses, by Dijkstra's shunting yard algorithm.
 
-  Raises ValueError for what is no expression (signs before a number and left-out operators included) and
+  Raises ValueError for invalid expressions (including signs before a number and omitted operators), and
   ZeroDivisionError.
   """
   values, waiting, wants_value = [], [], True
@@ -69,14 +69,14 @@ def evaluate(words: list[str]) -> Fraction:
 
 
 def _apply(values, waiting, precedence):
-  """Works off the waiting operators that bind at least as strongly as `precedence`, up to an open bracket."""
+  """Applies the waiting operators of at least this `precedence`, up to an open parenthesis."""
   while waiting and PRECEDENCE.get(waiting[-1], 0) >= precedence:
     right, left = values.pop(), values.pop()
     values.append(OPERATIONS[waiting.pop()](left, right))
 
 
 def read(text: str) -> tuple[list[int], Fraction]:
-  """The numbers that an expression uses, sorted, and its value. "... = N" may follow it, if that is its value.
+  """The numbers that an expression uses, sorted, and its value. "... = N" may follow it, if N is its value.
 
   Raises ValueError or ZeroDivisionError.
   """

@@ -1,15 +1,16 @@
-"""Long answers with easy, noisy and hard words: a task on which the rewards for a reference answer can differ.
+"""Long answers with easy, noisy and hard words: a task that separates the rewards for a reference answer.
 
   question  "sum 3 1 4 and 0 2 2 modulo 5"      trace  "3 4 3 and 0 2 4"
   answer    "so we see red then 3 and we note blue then 4 ..."
 
  - easy words follow from their position alone;
- - noisy words are drawn at random whatever the question says: no trace helps, the best probability is 1 / n_colours;
- - hard words are sums modulo `base`, one for each group of digits: out of reach of a shallow model in one pass, and
+ - noisy words are drawn at random, independently of the question: no trace helps, the best probability is
+   1 / n_colours;
+ - hard words are sums modulo `base`, one for each group of digits: out of reach of a shallow model in one pass, but
    easy along the trace.
 
-The product of the answer's probabilities is at most n_colours ** -n_noisy however good the trace, a mean is ruled by
-the many easy words, and weights on improbable words meet the noisy ones beside the hard ones.
+The product of the answer's probabilities is at most n_colours ** -n_noisy however good the trace, a mean is dominated
+by the many easy words, and weights on improbable words affect the noisy ones as well as the hard ones.
 """
 
 import dataclasses
@@ -26,17 +27,17 @@ COLOURS = ("red", "blue", "green", "white", "black", "brown", "pink", "grey")
 class LongAnswer:
   """Answers of n_easy + n_noisy + n_hard words, in an order that is the same for every example."""
 
-  split: str = "train"  # "train" or "test": no group of digits is in both, whatever the seed
-  seed: int = 0  # another seed, another list of examples
-  n_easy: int = 24  # words that need no thought
-  n_noisy: int = 6  # words that no thought helps with
-  n_hard: int = 2  # words that a trace makes easy; as many groups of digits in the question
+  split: str = "train"  # "train" or "test": no group of digits is in both, for any seed
+  seed: int = 0  # different seeds give different lists of examples
+  n_easy: int = 24  # words that need no reasoning
+  n_noisy: int = 6  # words that no reasoning helps with
+  n_hard: int = 2  # words that a trace makes easy; also the number of digit groups in the question
   n_digits: int = 6  # digits in a group
   base: int = 5  # digits are 0 to base - 1, sums are modulo base
   n_colours: int = 4  # noisy words to draw from, 2 to 8
-  trace_share: float = 0.0  # share of the examples that show their trace
+  trace_share: float = 0.0  # fraction of the examples that show their trace
 
-  length = None  # as many examples as one asks for
+  length = None  # unlimited examples
 
   def __post_init__(self):
     splits.require_common(self)
@@ -55,7 +56,7 @@ class LongAnswer:
 
   @property
   def kinds(self) -> tuple[str, ...]:
-    """Which words of any answer are "easy", "noisy" or "hard": one entry a word, each kind spread evenly."""
+    """The kind of each word of any answer ("easy", "noisy" or "hard"), each kind spread evenly."""
     counts = {"easy": self.n_easy, "noisy": self.n_noisy, "hard": self.n_hard}
     placed = [((i + 0.5) / count, kind) for kind, count in counts.items() for i in range(count)]
     return tuple(kind for _, kind in sorted(placed))
@@ -80,7 +81,7 @@ class LongAnswer:
     return " ".join(next(sources[kind]) for kind in self.kinds)
 
   def grade(self, completion: str, reference: str) -> bool:
-    """Whether every word but the noisy ones is right, and those are colours. Nobody can know which."""
+    """Whether all words except the noisy ones are right, and these are colors, which are unpredictable."""
     found, expected = completion.split(), reference.split()
     if len(found) != len(expected) or len(found) != len(self.kinds):
       return False

@@ -1,8 +1,8 @@
-"""Running sums: a state-tracking task whose answer a shallow model can't give in one pass, but can along a trace.
+"""Running sums: a state-tracking task that a shallow model can't solve in one pass, but can along a trace.
 
   question  "add 0 0 3 1 4 2 0 1 modulo 5"      answer  "the sum is 1 modulo 5"      trace  "0 0 3 4 3 0 0 1"
 
-Every answer token but one is easy. Short sums have leading zeros, so that all prompts have one length.
+Every answer token but one is easy. Short sums have leading zeros, so that all prompts have the same length.
 """
 
 import dataclasses
@@ -15,16 +15,16 @@ from nrt_jax.tasks.grading import exact_match
 
 @dataclasses.dataclass(frozen=True)
 class RunningSum:
-  """Sums modulo `base` of `n_digits` digits, of which at least `min_digits` are drawn and the leading rest is 0."""
+  """Sums modulo `base` of `n_digits` digits, of which at least `min_digits` are drawn; the leading rest is 0."""
 
-  split: str = "train"  # "train" or "test": no question is in both, whatever the seed and the other options
-  seed: int = 0  # another seed, another list of examples
+  split: str = "train"  # "train" or "test": no question is in both, for any seed and options
+  seed: int = 0  # different seeds give different lists of examples
   n_digits: int = 8  # digits in every question
-  min_digits: int = 4  # how many of them are drawn: uniform between min_digits and n_digits
+  min_digits: int = 4  # the number of drawn digits is uniform between min_digits and n_digits
   base: int = 5  # digits are 0 to base - 1, sums are modulo base
-  trace_share: float = 0.0  # share of the examples that show their trace
+  trace_share: float = 0.0  # fraction of the examples that show their trace
 
-  length = None  # as many examples as one asks for
+  length = None  # unlimited examples
 
   def __post_init__(self):
     splits.require_common(self)

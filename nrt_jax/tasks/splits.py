@@ -1,4 +1,4 @@
-"""What the generators share: splits that never meet, seeded draws, and checks of options."""
+"""Shared by the generators: disjoint splits, seeded draws, and checks of options."""
 
 import zlib
 
@@ -8,21 +8,21 @@ from nrt_jax import errors
 
 SPLITS = ("train", "test")
 TEST_SHARE = 10  # one key in ten belongs to the test split
-DIGIT_TRIES = 1000  # draws until digits of the split appear; a split with any room fails with odds below 1e-40
+DIGIT_TRIES = 1000  # draws until digits of the split appear; a non-empty split fails with odds below 1e-40
 
 
 def split_of(key: str) -> str:
-  """The split that a question's key belongs to, by checksum: the same in every run, whatever the seed."""
+  """The split of a question's key, by checksum: the same in every run, for any seed."""
   return "test" if zlib.crc32(key.encode()) % TEST_SHARE == 0 else "train"
 
 
 def generator(task, index: int):
-  """The random numbers of example `index`: a function of the task's seed and split, and of the index."""
+  """The random generator of example `index`: depends on the task's seed and split, and on the index."""
   return np.random.default_rng((task.seed, SPLITS.index(task.split), index))
 
 
 def draw(propose, tries: int, where: str):
-  """The first value of `propose()` that is not None. Raises UserError naming `where` when `tries` pass without one."""
+  """The first value of `propose()` that is not None. Raises UserError naming `where` after `tries` failures."""
   for _ in range(tries):
     found = propose()
     if found is not None:
@@ -31,7 +31,7 @@ def draw(propose, tries: int, where: str):
 
 
 def require(task, key: str, holds: bool, allowed: str) -> None:
-  """Raises UserError naming the option `key` and its value unless `holds`."""
+  """Raises UserError naming the option `key` and its value, unless `holds`."""
   if not holds:
     raise errors.UserError(f"data.task_options.{key}: found {getattr(task, key)!r}, allowed: {allowed}")
 
@@ -44,12 +44,12 @@ def require_common(task) -> None:
 
 
 def words_of(numbers) -> str:
-  """Numbers as words with a space between."""
+  """Numbers as words separated by spaces."""
   return " ".join(str(i) for i in numbers)
 
 
 def draw_digits(rng, split: str, n_digits: int, min_digits: int, base: int):
-  """Digits [n_digits] of the split, the leading ones 0. Raises UserError where the split has no such digits."""
+  """Draws digits [n_digits] of the split, the leading ones 0. Raises UserError if the split has no such digits."""
 
   def propose():
     digits = rng.integers(base, size=n_digits)

@@ -1,4 +1,4 @@
-"""The tables of tasks and graders: `data.source = "task:NAME"` picks a row of TASKS, `grader` keys one of GRADERS."""
+"""The tables of tasks and graders: `data.source = "task:NAME"` selects from TASKS, `grader` keys from GRADERS."""
 
 import dataclasses
 from typing import Protocol
@@ -11,23 +11,23 @@ from nrt_jax.tasks.verse import Verse
 
 
 class Task(Protocol):
-  """A frozen dataclass whose fields, `split` among them, are its options. Example i depends on them and i alone.
+  """A frozen dataclass whose fields, including `split`, are its options. Example i depends only on them and on i.
 
   `grade` (see GRADERS) is None for a task without right answers.
   """
 
   split: str
-  length: int | None  # how many examples there are; None = as many as one asks for
+  length: int | None  # number of examples; None = unlimited
 
   @property
   def words(self) -> tuple[str, ...]:
-    """Every word its texts are made of, for prompts.word_tokenizer."""
+    """All words in its texts, for prompts.word_tokenizer."""
 
   def example(self, index: int) -> tuple[str, str, str | None]:
-    """Question, answer, and a trace where this example shows one."""
+    """Question, answer, and a trace if this example shows one."""
 
   def grade(self, completion: str, reference: str) -> bool:
-    """Whether the answer text of a completion is right. Must return fast and never raise, whatever the model wrote."""
+    """Whether the answer text of a completion is right. Must be fast and never raise, for any text."""
 
 
 TASKS = {
@@ -38,8 +38,8 @@ TASKS = {
   "verse": Verse,
 }
 
-# name -> (answer text of a completion, reference answer) -> bool, for data that brings no grader of its own. Each
-# returns fast and never raises, whatever the texts are. "none" is for answers that nobody can check.
+# name -> (answer text of a completion, reference answer) -> bool, for data without a grader of its own. All are fast
+# and never raise, for any texts. "none" is for answers that cannot be checked.
 GRADERS = {
   "exact_match": grading.exact_match,
   "normalised": grading.normalised_match,
@@ -52,7 +52,7 @@ GRADERS = {
 
 
 def make_task(name: str, split: str, options: dict) -> Task:
-  """Builds a task. Raises UserError for an unknown name, an unknown option or a value that the task refuses."""
+  """Builds a task. Raises UserError for an unknown name, an unknown option or a value that the task rejects."""
   errors.require_choice("data.source: task", name, TASKS)
   defaults = {field.name: field.default for field in dataclasses.fields(TASKS[name]) if field.name != "split"}
   for key, value in options.items():

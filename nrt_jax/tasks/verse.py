@@ -1,4 +1,4 @@
-"""Verse continuation: lines of a poem, and the lines that follow. No answer is the right one, so nothing is graded."""
+"""Verse continuation: lines of a poem, and the lines that follow. There is no right answer, so nothing is graded."""
 
 import dataclasses
 import functools
@@ -10,16 +10,16 @@ from nrt_jax.tasks import splits
 
 @dataclasses.dataclass(frozen=True)
 class Verse:
-  """Pairs of consecutive lines within a stanza of a UTF-8 text file, stanzas being set apart by blank lines.
+  """Pairs of consecutive blocks of lines within a stanza of a UTF-8 text file. Blank lines separate stanzas.
 
-  The pairs don't overlap. The last tenth of the stanzas is the test split, without those pairs of which a half also
-  stands among the pairs of the training split (a refrain).
+  The pairs don't overlap. The last tenth of the stanzas is the test split, without pairs that share a half with a pair
+  of the training split (a refrain).
   """
 
   split: str = "train"  # "train" or "test", by position in the file
   path: str = ""  # the text file
   question_lines: int = 4  # lines shown
-  answer_lines: int = 4  # lines to follow
+  answer_lines: int = 4  # lines of the answer
 
   grade = None  # unverifiable
 
@@ -52,12 +52,12 @@ class Verse:
 
   @property
   def length(self) -> int:
-    """How many pairs the split has."""
+    """The number of pairs in the split."""
     return len(self._pairs)
 
   @property
   def words(self) -> tuple[str, ...]:
-    """Every word of the split's pairs, sorted."""
+    """All words of the split's pairs, sorted."""
     return tuple(sorted({word for pair in self._pairs for half in pair for word in half.split()}))
 
   def example(self, index: int) -> tuple[str, str, None]:
@@ -66,7 +66,7 @@ class Verse:
 
 
 def _read_stanzas(path):
-  """The file as lists of lines, white space at their ends removed."""
+  """Reads the file as stanzas, lists of lines without trailing whitespace."""
   try:
     text = pathlib.Path(path).read_text(encoding="utf-8-sig")
   except OSError as error:
