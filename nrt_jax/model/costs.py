@@ -86,7 +86,7 @@ def seen_tokens(config: ModelConfig, start: float, count: float) -> float:
 def forward_flops(config: ModelConfig, start: float, count: float, heads: float) -> float:
   """FLOPs of one row's forward pass: `count` tokens after `start` cached ones, `heads` of them through the head."""
   c = config
-  attention = 4 * c.num_attention_heads * c.head_dim * seen_tokens(c, start, count)  # scores, and weighted sums of values
+  attention = 4 * c.num_attention_heads * c.head_dim * seen_tokens(c, start, count)  # scores, weighted sums of values
   return c.num_hidden_layers * (2 * layer_matrix_size(c) * count + attention) + 2 * head_size(c) * heads
 
 
