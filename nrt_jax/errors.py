@@ -23,7 +23,7 @@ def require_choice(where: str, found, allowed) -> None:
 
 
 def pairs(where: str, found) -> tuple:
-  """A mapping, or (name, value) pairs, as sorted pairs: what frozen configs hold. UserError for anything else."""
+  """Converts a mapping or (name, value) pairs to sorted pairs, for frozen configs. UserError for anything else."""
   items = tuple(found.items() if hasattr(found, "items") else found)
   if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in items):
     raise UserError(f"{where}: found {found!r}, allowed: a mapping")
@@ -32,7 +32,7 @@ def pairs(where: str, found) -> tuple:
 
 @contextlib.contextmanager
 def at(where: str | None):
-  """UserErrors inside of it begin with `where`, if that says anything."""
+  """Prefixes UserErrors raised inside the context with `where`, unless it is empty."""
   try:
     yield
   except UserError as error:

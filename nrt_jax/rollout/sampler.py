@@ -51,7 +51,7 @@ class SamplingConfig:
 
 
 def check_temperature(name: str, value: float) -> None:
-  """UserError for one that is neither 0 nor keeps logits divided by it finite in every dtype."""
+  """Raises UserError unless it is 0 or keeps logits divided by it finite in every dtype."""
   if value != 0 and not value >= MIN_TEMPERATURE:
     raise UserError(f"{name}: found {value}, allowed: 0 (greedy), or {MIN_TEMPERATURE} or more")
 
