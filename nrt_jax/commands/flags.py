@@ -54,7 +54,7 @@ def overview() -> str:
   """What `nrt-jax --help` prints."""
   width = max(map(len, COMMANDS))
   lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
-  return "\n".join(["usage: nrt-jax COMMAND [flags]", "", *lines, "", "nrt-jax COMMAND --help tells the rest."])
+  return "\n".join(["usage: nrt-jax COMMAND [flags]", "", *lines, "", "nrt-jax COMMAND --help lists its flags."])
 
 
 # ---- Values --------------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def _train(parser: Parser) -> None:
     const="auto",
     metavar="HOST:PORT,COUNT,ID",
     help="joins the processes of a multi-host run before any device is touched: without a value on TPU pods, SLURM and "
-    "the like, which say who is who; else the first process's address, the number of processes and this one's id",
+    "the like, which name the processes; else the first process's address, the number of processes and this one's id",
   )
 
 

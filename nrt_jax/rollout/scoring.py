@@ -58,7 +58,7 @@ def row_log_probs(
   """Log-probability of each token given those before it, and the entropy there; 0 before column `first` and on pads.
 
   Returns: logp_NL, entropy_NL, float32. `first` is static and at least 1. example_NL: of packed rows, see
-  model.forward; an example's first token is then predicted from the end of another, and means nothing.
+  decoder.forward; an example's first token is then predicted from the end of another, and means nothing.
   """
   hidden_NLD, _ = forward(params, config, token_NL, position_NL, example_NT=example_NL)
   scale = None if inverse_temperature_NL is None else inverse_temperature_NL[:, first:]

@@ -82,7 +82,7 @@ def has_tokenizer(place: str) -> bool:
 def placeholder_format(run: RunConfig) -> prompts.PromptFormat:
   """A format with made-up token ids: the marker's first piece is an added token, the others have four letters each."""
   if run.model.path is None:
-    raise UserError("model.path: found null, allowed: a directory with a config.json (and, if at hand, a tokenizer)")
+    raise UserError("model.path: found null, allowed: a directory with a config.json (a tokenizer is optional)")
   size = hf_config.read_model_config(run.model.path).vocab_size
   marker = run.prompt.marker
   rest = marker[len(re.match(r"<[^<>\s]+>|\S+", marker)[0]) :]

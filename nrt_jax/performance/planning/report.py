@@ -149,7 +149,7 @@ def as_text(data: dict) -> str:
     f"  {data['trained_rows']} rows of {data['row_length']} tokens in {pieces}, {how}",
   ]
   if data["placeholder_tokenizer"]:
-    lines.append("no tokenizer at hand: the vocabulary of config.json and the marker")
+    lines.append("no tokenizer: the vocabulary of config.json and the marker")
   for one in data["programs"]:
     lines += ["", f"{one['name']}: compiled in {one['compile_seconds']:.0f} s"]
     lines += _memory_lines(one) if one["fits"] else _overflow_lines(one)
