@@ -4,8 +4,9 @@ import re
 import string
 
 ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-FINAL = re.compile(r"\banswer\s*(?:is\b|:)\s*:?\s*(.*)", re.IGNORECASE)
-MAX_LENGTH = 4000  # characters of an answer that are searched, from its end: the final word stands last
+PHRASE = re.compile(r"\banswer\**\s*(?:is\b|:)\s*:?\s*", re.IGNORECASE)
+MAX_LENGTH = 4000  # characters by which a text may be longer than what it is to match
+SEARCHED = 100_000  # characters of a completion in which its answer is looked for, from the end
 NUMBER = re.compile(r"[($]*(-?[0-9][0-9,]*(?:\.[0-9]+)?)[%).,:;!?]*")
 PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -42,7 +43,17 @@ def normalised_match(completion: str, reference: str) -> bool:
   return exact_match(*(text.strip().removesuffix(".") for text in (completion, reference)))
 
 
+def behind_phrase(text: str) -> str | None:
+  """What follows the last "answer is" or "answer:", up to the end of the text; None without one."""
+  if "nswer" not in text and "NSWER" not in text:  # sooner seen than by the pattern
+    return None
+  end = None
+  for match in PHRASE.finditer(text, max(0, len(text) - SEARCHED)):
+    end = match.end()
+  return None if end is None else text[end:]
+
+
 def final(text: str) -> str:
   """What follows the last "answer is" or "answer:" up to the end of its line; the whole text without one."""
-  found = FINAL.findall(text[-MAX_LENGTH:])
-  return found[-1] if found else text
+  found = behind_phrase(text)
+  return text if found is None else found.split("\n", 1)[0]

@@ -1,70 +1,109 @@
-r"""Answers to mathematics problems: GSM8K ("#### 72") and MATH ("\boxed{\frac{1}{2}}").
+r"""Answers to mathematics problems: where they stand in a text, for GSM8K ("#### 72") and MATH ("\boxed{\frac{1}{2}}").
 
-Numbers are compared exactly, as rationals. What isn't a plain number goes to math-verify where that is installed
-(pip install nrt_jax[eval]), in a process with a time limit; else only texts that normalise alike are equal.
+What they mean is told by numerals.py and equivalence.py.
 """
 
+import functools
 import re
-import warnings
 from fractions import Fraction
 
-from nrt_jax.tasks import grading, symbolic
+from nrt_jax.tasks import equivalence, grading, numerals
 
 MAX_LENGTH = 1000  # characters of an answer; what is longer is no answer
-MAX_SYMBOLIC = 300  # characters that math-verify is asked about
-MINUS = str.maketrans({"−": "-", "–": "-"})
-DIGITS = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-# A minus is a sign where no operand stands before it. The digits must not be the tail of a word or of a decimal.
-NUMBER = re.compile(rf"((?<![\w)])-)?(?:\\?\$\s?(-)?)?(?<![\w.])({DIGITS})(?:\s?/\s?({DIGITS}))?")
+MAX_MENTIONS = 100  # boxes without an answer that are skipped, from the end
+NUMBER_LENGTH = 100  # characters before the last digit of a text in which its last number is looked for
+DIGIT = re.compile(r"[0-9]")
+OPENING = re.compile(r"^(?:[\s$*]|\\[(\[])+")  # of a formula, or of bold type
+SENTENCE_END = re.compile(r"(?<=[^\s.])\.(?=\s|$)|[\r\n]")
+
+
+# ---- Where the answer stands ---------------------------------------------------------------------------------------
+
+
+def marked(text: str) -> str | None:
+  """The first line of what follows the last "####"; None without such a mark."""
+  return text.rpartition("####")[2][: 2 * MAX_LENGTH].strip().split("\n")[0] if "####" in text else None
+
+
+def last_boxed(text: str) -> str | None:
+  r"""What the last \boxed{...} or \fbox{...} holds, nested braces included. None without one, or if it never closes.
+
+  A box that holds no answer is skipped: "put it in \boxed{}", "use \boxed in the end".
+  """
+  return _last_box(text)[1]
+
+
+def _last_box(text):
+  """(whether there is a box, what the last one holds or None)."""
+  end = len(text)
+  for _ in range(MAX_MENTIONS):
+    end = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
+    if end < 0:
+      break
+    held, is_mention = _box(text, end)
+    if not is_mention:
+      return True, held
+  return False, None
+
+
+def _box(text, start):
+  """(what the box at `start` holds or None, whether it only mentions a box)."""
+  rest = text[start : start + MAX_LENGTH].partition("boxed" if text.startswith("\\boxed", start) else "fbox")[2]
+  if not rest.lstrip().startswith("{"):  # "\boxed 5$", as some solutions have it
+    held = SENTENCE_END.split(re.split(r"[$\n]", rest.strip(), maxsplit=1)[0], maxsplit=1)[0].strip()
+    return held, not re.match(r"[-+.(\[\\]*[0-9]|[-+]?\\[a-z]|[-+]?[A-Za-z]\b(?! [a-z])", held)
+  rest = rest.lstrip()
+  depth = 0
+  for match in re.finditer(r"\\.|[{}]", rest, re.DOTALL):
+    depth += {"{": 1, "}": -1}.get(match[0], 0)
+    if depth == 0:
+      held = rest[1 : match.start()].strip()
+      return held, not held.strip(". …") or held == "\\ldots"
+  return None, False
+
+
+def stated(text: str) -> str | None:
+  """What the last "answer is" or "answer:" says, up to the end of the sentence; None without one."""
+  found = grading.behind_phrase(text)
+  return None if found is None else sentence(found)
+
+
+def sentence(text: str) -> str:
+  """A text up to the first full stop before a blank, or line break; 4.2 goes on."""
+  return SENTENCE_END.split(OPENING.sub("", text[: 4 * MAX_LENGTH]), maxsplit=1)[0]
 
 
 # ---- GSM8K ---------------------------------------------------------------------------------------------------------
 
 
 def last_number(text: str) -> Fraction | None:
-  """The number behind the last "####", on its line; without such a mark the last number of the text.
+  """The number behind the last "####", on its line; else in the last box; else behind "answer is"; else the last one.
 
   Thousands' commas, dollar signs and what follows the number are ignored. None where there is none.
   """
-  marked = text.rfind("####")
-  if marked >= 0:
-    match = NUMBER.search(text[marked + 4 : marked + 4 + MAX_LENGTH].split("\n")[0].translate(MINUS))
-  else:
-    matches = list(NUMBER.finditer(text[-MAX_LENGTH:].translate(MINUS)))
-    match = matches[-1] if matches else None
-  return match and _value(match)
+  for found in (marked(text), last_boxed(text)):
+    if found is not None:
+      return _result(found)
+  answer = stated(text)
+  if answer is not None and DIGIT.search(answer):
+    return _result(answer)
+  end = max(text.rfind(digit) for digit in "0123456789") + 1
+  return numerals.last(text[max(0, end - NUMBER_LENGTH) : end + 20])
 
 
-def _value(match) -> Fraction | None:
-  negative = bool(match[1]) != bool(match[2])
-  above, below = Fraction(match[3].replace(",", "")), Fraction((match[4] or "1").replace(",", ""))
-  return None if below == 0 else (-above if negative else above) / below
+def _result(text):
+  """The first number of an answer, of what follows its last "=" if it has one: 42 for 3, 6 * 7 = 42."""
+  behind = text[:MAX_LENGTH].rpartition("=")[2]
+  return numerals.first(behind if DIGIT.search(behind) else text[:MAX_LENGTH])
 
 
 def grade_gsm8k(completion: str, reference: str) -> bool:
   """Whether both end in the same number. The reference may be a whole solution with its "#### N"."""
-  expected = last_number(reference)
+  expected = _expected_number(reference)
   return expected is not None and last_number(completion) == expected
 
 
 # ---- MATH ----------------------------------------------------------------------------------------------------------
-
-
-def last_boxed(text: str) -> str | None:
-  r"""What the last \boxed{...} or \fbox{...} holds, nested braces included. None without one, or if it never closes."""
-  start = max(text.rfind("\\boxed"), text.rfind("\\fbox"))
-  if start < 0:
-    return None
-  rest = text[start : start + MAX_LENGTH].partition("boxed" if text.startswith("\\boxed", start) else "fbox")[2]
-  if not rest.lstrip().startswith("{"):  # "\boxed 5$", as some solutions have it
-    return re.split(r"[$\n]|\.?\s*$", rest.strip(), maxsplit=1)[0] or None
-  rest = rest.lstrip()
-  depth = 0
-  for i, character in enumerate(rest):
-    depth += (character == "{") - (character == "}")
-    if depth == 0:
-      return rest[1:i].strip()
-  return None
 
 
 def final_answer(text: str) -> str | None:
@@ -72,80 +111,20 @@ def final_answer(text: str) -> str | None:
 
   None for an answer that is empty, longer than MAX_LENGTH, or boxed without an end.
   """
-  if "\\boxed" in text or "\\fbox" in text:
-    found = last_boxed(text)
-  elif "####" in text:
-    found = text.rpartition("####")[2]
-  else:
-    found = grading.final(text) if len(text) > 40 or "answer" in text.lower() else text
+  boxed, found = _last_box(text)
+  if not boxed:
+    found = next(found for found in (marked(text), stated(text), text) if found is not None)
+    found = sentence(found) if len(found) <= 4 * MAX_LENGTH else ""
   found = found.strip() if found else ""
   return found if 0 < len(found) <= MAX_LENGTH else None
 
 
-REWRITES = [
-  (re.compile(pattern), new)
-  for pattern, new in (
-    (r"\\[,!;: ]|\\q?quad(?![A-Za-z])|~", ""),  # spaces
-    (r"\{,\}", ","),
-    (r"\\(?:left|right|displaystyle|limits)(?![A-Za-z])", ""),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    (r"\^\s*\{?\s*\\circ\s*\}?|\\degree\b|°", ""),
-    (r"\\?[$%]", ""),
-    (r"(?<=[0-9}])\s*\\(?:text|mbox|mathrm)\{[^{}]*\}(?:\^\{?[0-9]\}?)?$", ""),  # units behind a number
-    (r"\\(?:text|mbox|mathrm|textbf|mathbf|operatorname)\{([^{}]*)\}", r"\1"),
-    (r"^\s*[A-Za-z]\s*(?:=|\\in\b)", ""),  # x = 5
-    (r"\\frac\s*([0-9A-Za-z])\s*([0-9A-Za-z])", r"\\frac{\1}{\2}"),
-    (r"\\sqrt\s*([0-9A-Za-z])", r"\\sqrt{\1}"),
-    (r"\s+", ""),
-    (r"(?<![0-9,])([0-9]{1,3}(?:,[0-9]{3})+)(?![0-9,])", lambda match: match[1].replace(",", "")),
-    (r"\.$", ""),
-    (r"(?<![0-9])\.(?=[0-9])", "0."),
-  )
-]
-FRACTION = re.compile(r"(-?)\\frac\{(-?[0-9]+)\}\{(-?[0-9]+)\}|(-?[0-9]+)/([0-9]+)|(-?[0-9]+(?:\.[0-9]*)?)")
-
-
-def simplified(text: str) -> str:
-  """An answer without what doesn't change its meaning: spaces, units, dollar and percent signs, spelling of LaTeX."""
-  text = text.translate(MINUS)
-  for pattern, new in REWRITES:
-    text = pattern.sub(new, text)
-  return text
-
-
-def number(text: str) -> Fraction | None:
-  r"""The value of a simplified integer, decimal, a/b or \frac{a}{b}; None for anything else."""
-  match = FRACTION.fullmatch(text)
-  if not match:
-    return None
-  sign, above, below, left, right, plain = match.groups()
-  if plain:
-    return Fraction(plain.rstrip("."))
-  above, below = int(above or left), int(below or right)
-  return None if below == 0 else Fraction(-above if sign else above, below)
-
-
-def equal(reference: str, found: str) -> bool:
-  """Whether two final answers mean the same."""
-  expected, given = simplified(reference), simplified(found)
-  values = number(expected), number(given)
-  if given == expected or (None not in values and values[0] == values[1]):
-    return bool(given)
-  if None not in values and "%" not in reference + found:
-    return False
-  return _symbolically_equal(reference, found)
-
-
-def _symbolically_equal(reference, found):
-  if not symbolic.installed():
-    warnings.warn("math-verify is not installed (extra [eval]): answers are compared as texts", stacklevel=2)
-    return False
-  if max(len(reference), len(found)) > MAX_SYMBOLIC:
-    return False
-  return symbolic.equivalent(reference.replace("$", " "), found.replace("$", " "))
-
-
 def grade_math(completion: str, reference: str) -> bool:
   """Whether the final answers of both are equal. The reference may be a whole solution with its box."""
-  expected, found = final_answer(reference), final_answer(completion)
-  return expected is not None and found is not None and equal(expected, found)
+  expected, found = _expected_answer(reference), final_answer(completion)
+  return expected is not None and found is not None and equivalence.equal(expected, found)
+
+
+# Of the completions of one prompt the reference is the same.
+_expected_number = functools.lru_cache(maxsize=1024)(last_number)
+_expected_answer = functools.lru_cache(maxsize=1024)(final_answer)

@@ -25,7 +25,7 @@ def choice(text: str) -> str | None:
   """
   if len(text) < 100 and (alone := ALONE.fullmatch(text)):
     return alone[1].upper()
-  text = text[-grading.MAX_LENGTH :]
+  text = " ".join(text[-grading.SEARCHED :].split())  # long blanks would be tried in many ways
   phrases = PHRASE.findall(text)
   if phrases:
     return phrases[-1]

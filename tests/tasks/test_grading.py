@@ -99,6 +99,7 @@ def test_normalised_match(completion, reference, same):
     ("(B) Paris, not Rome", "B"), ("I choose (B)", "B"), ("answer is (A), no: the answer is (B)", "B"),
     ("It must be (B), and (B) it is", "B"),
     ("x" * 10000 + " the answer is (B)", "B"),
+    ("the answer is (B)." + " So it goes on." * 1000, "B"),
     # Letters in words, articles, pronouns, several candidates, nothing.
     ("Basic", None), ("A cat sat", None), ("I think so", None), ("the answer is A dog", None),
     ("the answer is I think", None), ("the answer is Basic", None),
