@@ -304,14 +304,17 @@ def forward(
 
 
 def logits(params, config: ModelConfig, hidden):
-  """The head: hidden `[..., D]` -> float32 logits `[..., V]`. Callers chunk it if `...` is large."""
+  """The head: hidden `[..., D]` -> float32 logits `[..., V]`. Callers chunk it if `...` is large.
+
+  Rows that are no tokens have MASKED, in sampling, scoring and the update alike.
+  """
   dtype = jnp.dtype(config.compute_dtype)
   if config.tie_word_embeddings:
     table, letters = params["embedder"]["embedding"], "vd"
   else:
     table, letters = params["head"]["kernel"], "dv"
   out = jnp.einsum(f"...d,{letters}->...v", hidden, table.astype(dtype), preferred_element_type=jnp.float32)
-  if config.vocab_padding:
-    token = jnp.arange(config.vocab_size) < config.vocab_size - config.vocab_padding
+  if config.vocab_padding or config.vocab_unused:
+    token = jnp.arange(config.vocab_size) < config.vocab_size - config.vocab_padding - config.vocab_unused
     out = jnp.where(token.reshape((1,) * (out.ndim - 1) + (-1,)), out, MASKED)
   return out

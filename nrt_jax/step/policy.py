@@ -32,6 +32,7 @@ def open_tokenizer(model: ModelSource, prompt: prompts.PromptConfig):
 def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_ways: int = 1, mesh=None) -> ModelConfig:
   """The architecture of `model.path`, its vocabulary grown to the tokenizer's and padded to divide over the mesh.
 
+  Rows of the stored vocabulary behind the tokenizer's last token stay, and are never sampled: they have no text.
   Its `platform` is that of the mesh's devices, which may be of another kind than this host's (ahead-of-time compiling).
   """
   if model.path is None:
@@ -41,7 +42,13 @@ def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_way
   rows = max(config.vocab_size, form.vocab_size_needed)
   padding = vocabulary_padding(rows, tensor_ways)
   platform = None if mesh is None else mesh.devices.flat[0].platform
-  config = dataclasses.replace(config, vocab_size=rows + padding, vocab_padding=padding, platform=platform)
+  config = dataclasses.replace(
+    config,
+    vocab_size=rows + padding,
+    vocab_unused=rows - form.vocab_size_needed,
+    vocab_padding=padding,
+    platform=platform,
+  )
   kernels.check(config)
   return config
 

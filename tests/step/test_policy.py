@@ -13,7 +13,7 @@ from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_weights
 from nrt_jax.model.decoder import decoding_params, forward, init_params, logits
-from nrt_jax.rollout import sampler
+from nrt_jax.rollout import sampler, scoring
 from nrt_jax.step import policy
 
 
@@ -58,6 +58,31 @@ def test_padding_rows_are_never_sampled_and_never_exported(directory, tmp_path):
   again = hf_weights.load_params(tmp_path / "export", hf_weights.read_model_config(tmp_path / "export"))
   assert again["embedder"]["embedding"].shape == (24, 16)
   np.testing.assert_array_equal(again["embedder"]["embedding"], params["embedder"]["embedding"][:24])
+
+
+@pytest.mark.parametrize("ways", [1, 5])
+def test_rows_beyond_the_tokenizer_are_never_drawn_and_stay_in_the_export(directory, ways):
+  """A tokenizer of 17 tokens for 21 rows: what the sampler draws, and what it and the update say of it."""
+  source, form = ModelSource(str(directory)), dataclasses.replace(toy.form(), vocab_size_needed=17, eos_id=16)
+  config = policy.read_architecture(source, form, ways)
+  params = policy.load_policy(source, config, form, seed=0)
+  assert (config.vocab_size, config.vocab_unused) == ({1: 21, 5: 25}[ways], 4)
+  settings = sampler.SamplingConfig(max_trace_length=40, temperature=50.0)
+  weights, prompts = decoding_params(params, config), toy.prompts(8)
+  prompts = prompts.replace(prompt_BP=prompts.prompt_BP % 17)
+  rollouts, _ = sampler.sample(weights, config, settings, (99,), 0, prompts, jax.random.key(0), 8)
+  counts = np.bincount(np.asarray(rollouts.token_NR).ravel(), minlength=21)
+  assert not counts[17:].any() and (counts[:17] > 0).all()
+  # One distribution in the sampler and in the update, over the tokens alone.
+  token, P = jnp.concatenate([prompts.prompt_BP.repeat(8, 0), rollouts.token_NR], 1), prompts.prompt_BP.shape[1]
+  position = jnp.arange(token.shape[1])[None] - (P - prompts.prompt_length_B.repeat(8))[:, None]
+  scaled = jnp.full(token.shape, 1 / 50.0)
+  logp, _ = scoring.row_log_probs(params, config, token, jnp.maximum(position, -1), P, scaled)
+  np.testing.assert_allclose(logp[:, -40:], rollouts.logp_NR, atol=1e-4)
+  out = logits(params, config, forward(params, config, token[:1], jnp.maximum(position, -1)[:1])[0])
+  np.testing.assert_allclose(np.exp(jax.nn.log_softmax(out))[..., :17].sum(-1), 1, rtol=1e-5)
+  held, bare = policy.without_padding(params, config)
+  assert held["embedder"]["embedding"].shape == (21, 16) and bare.vocab_size == 21
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ def saved_bytes(model: ModelConfig, tensor: int, length: int) -> int:
     intermediate_size=model.intermediate_size // tensor,
     sliding_layers=None,
     vocab_size=8,
+    vocab_unused=0,
     vocab_padding=0,
     layer_loop="scan",
   )
