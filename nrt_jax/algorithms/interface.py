@@ -46,6 +46,8 @@ class Tools(NamedTuple):
   # (prompts, attempt: prompts -> Attempt) -> (prompts [B], Attempt.sampled [N, ...], Attempt.sums): calls `attempt` on
   # one part of the prompts after another, until enough groups vary, and keeps as many prompts as the step trains on
   draw: Callable = draw_once
+  # the tokens that end a completion, any of which ends an answer as well as the one that the reference has
+  end_ids: tuple = ()
   # how right the grader on the host finds each completion of `complete`, in [0, 1]: float32 [N] (step/host_grading.py)
   host_label_N: object = None
 

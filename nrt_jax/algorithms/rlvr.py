@@ -136,18 +136,23 @@ def verify(tools: Tools, config, prompts_N, rollouts):
   """How right each completion is, in [0, 1]: float32 `[N]`."""
   if config.grades_on_host:
     return tools.host_label_N
-  return token_match(tools.marker_ids, prompts_N, rollouts).astype(jnp.float32)
+  return token_match(tools.marker_ids, prompts_N, rollouts, tools.end_ids).astype(jnp.float32)
 
 
-def token_match(marker_ids, prompts_N, rollouts):
-  """Whether what stands behind the first marker is the reference answer, its end token included: bool `[N]`."""
+def token_match(marker_ids, prompts_N, rollouts, end_ids=()):
+  """Whether what stands behind the first marker is the reference answer, with an end token behind it: bool `[N]`.
+
+  Any of `end_ids` is as good as the reference's; a completion that was cut at the limit is not right.
+  """
   R, A = rollouts.token_NR.shape[1], prompts_N.answer_BA.shape[1]
   start_N = rows.find_marker(rollouts.token_NR, rollouts.length_N, marker_ids) + len(marker_ids)
   column_NA = start_N[:, None] + jnp.arange(A)[None]
   own_NA = jnp.take_along_axis(rollouts.token_NR, jnp.minimum(column_NA, R - 1), axis=1)
   beyond_NA = jnp.arange(A)[None] >= prompts_N.answer_length_B[:, None]
-  same_N = ((own_NA == prompts_N.answer_BA) | beyond_NA).all(axis=1)
-  return same_N & (rollouts.length_N - start_N == prompts_N.answer_length_B)
+  ends = lambda token: jnp.isin(token, jnp.asarray(end_ids, jnp.int32))
+  same_NA = (own_NA == prompts_N.answer_BA) | (ends(own_NA) & ends(prompts_N.answer_BA))
+  as_long_N = rollouts.length_N - start_N == prompts_N.answer_length_B
+  return (same_NA | beyond_NA).all(axis=1) & as_long_N & rollouts.ended_N
 
 
 def varies(label_N, counts_N, group_size: int):

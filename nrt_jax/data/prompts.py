@@ -281,22 +281,27 @@ def cut_at_stop(form: PromptFormat, ids, passed=()) -> list:
 
 
 def split_completion(form: PromptFormat, ids):
-  """Splits a completion at its first stop token: (trace_ids, answer_ids), the latter None unless that is the marker.
+  """Splits a completion at its first whole marker: (trace_ids, answer_ids), the latter None where there is none.
 
-  The rest of a longer marker is skipped as far as it was written; the answer ends before the next stop token. Where
-  prompt.answer_in is "completion", the answer is all of it, up to the first stop token that is no marker.
+  Both end before the first end token, a stop token that is no marker; half a marker is text, as in rows.find_marker.
+  Where prompt.answer_in is "completion", the answer is all of it.
   """
-  ids = [int(i) for i in ids]
-  trace = cut_at_stop(form, ids)
+  text, marker = cut_at_stop(form, ids, passed=form.marker_ids[:1]), list(form.marker_ids)
+  starts = (t for t in range(len(text) - len(marker) + 1) if text[t : t + len(marker)] == marker)
+  start = next(starts, len(text))
   if form.answer_in == "completion":
-    return trace, cut_at_stop(form, ids, passed=form.marker_ids[:1])
-  rest = ids[len(trace) :]
-  if not rest or rest[0] != form.marker_ids[0]:
-    return trace, None
-  written = 1
-  while written < len(form.marker_ids) and rest[written : written + 1] == [form.marker_ids[written]]:
-    written += 1
-  return trace, cut_at_stop(form, rest[written:])
+    return text[:start], text
+  return text[:start], text[start + len(marker) :] if start < len(text) else None
+
+
+def has_ended(form: PromptFormat, ids) -> bool:
+  """Whether a completion holds an end token: one that was cut at the limit is never right, whatever stands in it."""
+  return any(int(i) in end_ids(form) for i in ids)
+
+
+def end_ids(form: PromptFormat) -> tuple:
+  """The tokens that end a whole completion: all that end a trace but the marker."""
+  return tuple(i for i in form.stop_ids if i != form.marker_ids[0])
 
 
 def word_tokenizer(words, path=None, special=()):

@@ -12,7 +12,7 @@ from nrt_jax.data import batches, prompts
 from nrt_jax.data.batches import DataConfig
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.rollout.sampler import SamplingConfig, check_temperature
-from nrt_jax.tasks import grading
+from nrt_jax.tasks import grading, symbolic
 from nrt_jax.tasks import table as tasks
 
 
@@ -68,7 +68,11 @@ class Completion:
 
 
 def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
-  """Cuts a completion (a list of ids) at its marker, decodes both parts and grades the answer if `grade` isn't None."""
+  """Cuts a completion (a list of ids) at its marker, decodes both parts and grades the answer if `grade` isn't None.
+
+  One without an end token was cut at the limit: it is not right.
+  """
+  ended = prompts.has_ended(form, token_ids)
   trace_ids, answer_ids = prompts.split_completion(form, token_ids)
   answer = None if answer_ids is None else prompts.decode(tokenizer, answer_ids).strip()
   return Completion(
@@ -77,7 +81,7 @@ def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
     trace=prompts.decode(tokenizer, trace_ids),
     answer=answer,
     trace_length=len(trace_ids),
-    correct=None if grade is None else answer is not None and bool(grade(answer, example.answer)),
+    correct=None if grade is None else answer is not None and ended and bool(grade(answer, example.answer)),
   )
 
 
@@ -100,19 +104,25 @@ def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, for
   alone scores no reference.
   """
   grade, completions = grader(config.data, config.grader), []
+  timeouts = 0
   for batch, valid_B in batches.eval_batches(dataset, config.batch_prompts):
     made = generate(params, batch, key)
     rollouts, *scores = made if isinstance(made, tuple) else (made,)
     tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)
     logps = [np.asarray(one.answer_logp_NA, np.float64).sum(axis=1) for one in scores]
-    for row in np.flatnonzero(valid_B):
-      ids, example = tokens[row, : lengths[row]].tolist(), dataset.examples[batch.example_B[row]]
-      completion = read_completion(tokenizer, form, ids, example, grade)
-      if scores:
-        scored = (int(batch.answer_length_B[row]), *(float(logp[row]) for logp in logps))
-        completion = dataclasses.replace(completion, **dict(zip(SCORED, scored)))
-      completions.append(completion)
-  return summarise(config.name, completions), completions
+    with symbolic.budget() as spent:
+      for row in np.flatnonzero(valid_B):
+        ids, example = tokens[row, : lengths[row]].tolist(), dataset.examples[batch.example_B[row]]
+        completion = read_completion(tokenizer, form, ids, example, grade)
+        if scores:
+          scored = (int(batch.answer_length_B[row]), *(float(logp[row]) for logp in logps))
+          completion = dataclasses.replace(completion, **dict(zip(SCORED, scored)))
+        completions.append(completion)
+    timeouts += spent.timeouts
+  metrics = summarise(config.name, completions)
+  if tasks.may_time_out(grade):
+    metrics[f"eval/{config.name}/grading_timeouts"] = timeouts
+  return metrics, completions
 
 
 SCORED = ("reference_tokens", "reference_logp", "reference_logp_empty_trace")

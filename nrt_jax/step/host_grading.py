@@ -9,12 +9,14 @@ The sampled tokens stay on the device; each host grades the rows that its own de
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from nrt_jax.config import RunConfig
 from nrt_jax.data import prompts
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation import held_out
 from nrt_jax.step import programs
+from nrt_jax.tasks import symbolic
 from nrt_jax.tasks import table as tasks
 
 
@@ -51,25 +53,36 @@ def assemble(setup: programs.Setup, tokenizer, *compiled):
   if not setup.grades_on_host:
     return compiled[0]
   grade, (first, second) = grader(setup.run), compiled
+  part, start, add = programs.build_draws(setup) if setup.max_draws > 1 else (None, None, None)
 
   def graded(states, batch):
     rollouts = first(states, batch)
     return rollouts, label_rows(setup, tokenizer, grade, batch, rollouts)
 
-  if setup.max_draws == 1:
-    return lambda states, batch: second(states, batch, (*graded(states, batch), None))
-  part, start, add = programs.build_draws(setup)
-
-  def step(states, batch):
+  def drawn(states, batch):
     kept, full, number = None, False, 0
     while number < setup.max_draws and not full:
       prompts = part(batch, number)
-      drawn = (prompts, *graded(states, prompts))
-      kept, full, chosen = add(start(*drawn) if kept is None else kept, *drawn)
+      new = (prompts, *graded(states, prompts))
+      kept, full, chosen = add(start(*new) if kept is None else kept, *new)
       full, number = bool(np.asarray(full.addressable_data(0)).all()), number + 1  # the same on every host
-    return second(states, *chosen)
+    return chosen
+
+  def step(states, batch):
+    with symbolic.budget() as spent:
+      chosen = (batch, (*graded(states, batch), None)) if setup.max_draws == 1 else drawn(states, batch)
+    states, metrics, samples = second(states, *chosen)
+    counted = {"grading/timeouts": of_all_hosts(setup, spent.timeouts)} if tasks.may_time_out(grade) else {}
+    return states, {**metrics, **counted}, samples
 
   return step
+
+
+def of_all_hosts(setup: programs.Setup, count: int):
+  """The sum of a number that each host has, in the shape of a step's metrics."""
+  if jax.process_count() > 1:
+    count = int(multihost_utils.process_allgather(np.int32(count)).sum())
+  return np.full(jax.local_device_count() if setup.axis_name else (), count, np.float32)
 
 
 def grader(run: RunConfig):
@@ -97,16 +110,20 @@ def check(run: RunConfig) -> None:
 
 
 def label_rows(setup: programs.Setup, tokenizer, grade, batch, rollouts):
-  """Grades this host's rows: float32 labels, placed as the rollouts are. A completion without marker gets 0."""
+  """Grades this host's rows: float32 labels, placed as the rollouts are.
+
+  A completion without marker, or that was cut at the limit, gets 0 without being read.
+  """
   token_NR, length_N = local_rows(setup, rollouts.token_NR), local_rows(setup, rollouts.length_N)
   answer_BA, answer_length_B = local_rows(setup, batch.answer_BA), local_rows(setup, batch.answer_length_B)
   labels = np.zeros(len(token_NR), np.float32)
-  for n, (token_R, length) in enumerate(zip(token_NR, length_N)):
+  for n in np.flatnonzero(local_rows(setup, rollouts.ended_N)):
+    own_ids = prompts.split_completion(setup.form, token_NR[n, : length_N[n]])[1]
+    if own_ids is None:
+      continue
     b = n // setup.samples_per_prompt
     reference = answer_text(tokenizer, setup.form, answer_BA[b, : answer_length_B[b]])
-    own_ids = prompts.split_completion(setup.form, token_R[:length])[1]
-    if own_ids is not None:
-      labels[n] = np.clip(float(grade(prompts.decode(tokenizer, own_ids).strip(), reference)), 0, 1)
+    labels[n] = np.clip(float(grade(prompts.decode(tokenizer, own_ids).strip(), reference)), 0, 1)
   return place_as(setup, labels, rollouts.length_N)
 
 

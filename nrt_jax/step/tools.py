@@ -15,7 +15,7 @@ from nrt_jax.algorithms.interface import Tools
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import Prompts, repeat_rows
 from nrt_jax.config import RunConfig
-from nrt_jax.data.prompts import PromptFormat
+from nrt_jax.data.prompts import PromptFormat, end_ids
 from nrt_jax.model import kernels, lora
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import decoding_params
@@ -164,7 +164,7 @@ def wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
 def _in_slots(setup: Setup, whole: bool, slots: int, weights_key, prompts: Prompts):
   """`wave` by rollout/continuous.py: each answer is scored when its row has ended. Sees one device's prompts."""
   weights, key = weights_key
-  stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
+  stop_ids = end_ids(setup.form) if whole else setup.form.stop_ids
   how = (setup.run.sampling, max(1, slots), stop_ids, setup.form.pad_id)
   score = functools.partial(score_wave, setup, weights, whole)
   found = continuous.sample(weights, setup.decoder, *how, prompts, key, setup.samples_per_prompt, score)
@@ -174,7 +174,7 @@ def _in_slots(setup: Setup, whole: bool, slots: int, weights_key, prompts: Promp
 
 def sample_wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
   """Rollouts of all samples of these prompts, and the Context to score on."""
-  stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
+  stop_ids = end_ids(setup.form) if whole else setup.form.stop_ids
   how = (setup.run.sampling, stop_ids, setup.form.pad_id)
   return sampler.sample(weights, setup.decoder, *how, prompts, key, samples=setup.samples_per_prompt)
 
@@ -206,11 +206,6 @@ def _sampled_marker(rollouts, marker_N, scores):
   sampled_N1 = jnp.take_along_axis(rollouts.logp_NR, at_N1, 1)
   first_N1 = jnp.where(rollouts.marker_N[:, None], sampled_N1, scores.marker_logp_NM[:, :1])
   return scores.replace(marker_logp_NM=jnp.concatenate([first_N1, scores.marker_logp_NM[:, 1:]], 1))
-
-
-def completion_stops(form: PromptFormat) -> tuple:
-  """The tokens that end a whole completion: all that end a trace but the marker."""
-  return tuple(i for i in form.stop_ids if i != form.marker_ids[0])
 
 
 def rollout_weights(setup: Setup, params):
@@ -299,6 +294,7 @@ def make_tools(setup: Setup) -> Tools:
     samples_per_prompt=setup.samples_per_prompt,
     minibatches=setup.run.optimizer.minibatches,
     marker_ids=setup.form.marker_ids,
+    end_ids=end_ids(setup.form),
     pad_id=setup.form.pad_id,
     rollout=functools.partial(rollout, setup),
     complete=functools.partial(complete, setup),

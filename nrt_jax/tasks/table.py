@@ -51,6 +51,11 @@ GRADERS = {
 }
 
 
+def may_time_out(grade) -> bool:
+  """Whether a grader may leave questions open for want of time: they count as wrong, and in a metric."""
+  return grade is math_answers.grade_math
+
+
 def make_task(name: str, split: str, options: dict) -> Task:
   """Builds a task. Raises UserError for an unknown name, an unknown option or a value that the task rejects."""
   errors.require_choice("data.source: task", name, TASKS)

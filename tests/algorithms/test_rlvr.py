@@ -1,6 +1,7 @@
 """Reinforcement learning with verifiable rewards: each method against plain lists."""
 
 import dataclasses
+import functools
 
 import completions
 import jax
@@ -8,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reference
+import toy
 from completions import KINDS, MARKER_IDS, PROMPTS, SAMPLES, B, G, R, collected, tools
 
 from nrt_jax.algorithms import rlvr
 from nrt_jax.algorithms.table import ALGORITHMS
-from nrt_jax.arrays import repeat_rows
+from nrt_jax.arrays import Rollouts, repeat_rows
 from nrt_jax.errors import UserError
 
 ROWS = ("grpo", "dr_grpo", "dapo", "rloo", "gspo")
@@ -22,6 +24,24 @@ NO_REFERENCE = {"reference": "none", "kl_coef": 0.0}
 def test_token_match():
   found = rlvr.token_match(MARKER_IDS, repeat_rows(jax.tree.map(jnp.asarray, PROMPTS), G), completions.rollouts())
   np.testing.assert_array_equal(found, [kind == "right" for group in KINDS for kind in group])
+
+
+def test_any_end_token_ends_a_right_answer_and_none_is_wrong():
+  """Prompt 1's reference is [4, EOS]; END is another end token of the model."""
+  END, word, EOS = 17, 4, toy.EOS
+  prompts_N = toy.prompts(1).replace(answer_BA=jnp.array([[word, EOS, 0]]), answer_length_B=jnp.array([2]))
+  tails = [[word, EOS], [word, END], [word, word], [word], [END], [EOS, END], [word, word, END]]
+  token_NR = np.zeros((len(tails), 8), np.int32)
+  for n, tail in enumerate(tails):
+    token_NR[n, : 3 + len(tail)] = [1, *MARKER_IDS, *tail]
+  ended_N = jnp.array([tail[-1] in (EOS, END) for tail in tails])
+  rollouts = Rollouts(jnp.array(token_NR), jnp.array([3 + len(t) for t in tails]), None, ended_N, None)
+  match = functools.partial(rlvr.token_match, MARKER_IDS, repeat_rows(prompts_N, len(tails)))
+  np.testing.assert_array_equal(match(rollouts, (EOS, END)), [True, True] + [False] * 5)
+  np.testing.assert_array_equal(match(rollouts), [True] + [False] * 6)
+  assert not match(rollouts.replace(ended_N=jnp.zeros_like(ended_N)), (EOS, END)).any()
+  cut = repeat_rows(prompts_N.replace(answer_BA=jnp.array([[word, word, 0]])), len(tails))  # prompt.overlong_answer
+  assert not rlvr.token_match(MARKER_IDS, cut, rollouts, (EOS, END)).any()
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,9 @@ def test_split_completion_cuts_at_the_first_marker_and_the_next_stop():
   form = prompts.make_format(tokenizer, PromptConfig(marker="</t> c"))
   (m, c), eos = form.marker_ids, form.eos_id
   assert prompts.split_completion(form, [0, 1, m, c, 1, eos, 0]) == ([0, 1], [1])
-  assert prompts.split_completion(form, [0, m, 1, m, 0]) == ([0], [1])  # half a marker; a second marker ends the answer
+  assert prompts.split_completion(form, [0, m, 1, m, c, 0]) == ([0, m, 1], [0])  # half a marker is text
+  assert prompts.split_completion(form, [0, m, c, 1, m, c, 0]) == ([0], [1, m, c, 0])  # so is a second one
+  assert prompts.split_completion(form, [0, m, 1, eos]) == ([0, m, 1], None)
   assert prompts.split_completion(form, [m, c]) == ([], [])
   assert prompts.split_completion(form, [0, 1]) == ([0, 1], None)  # never ended
   assert prompts.split_completion(form, [0, eos, m, 1]) == ([0], None)  # ended before any marker

@@ -32,9 +32,9 @@ def tokens():
   return tokenizer, prompts.make_format(tokenizer, prompts.PromptConfig(max_prompt_length=8, max_answer_length=8))
 
 
-def complete(tokens, text, reference, grade):
+def complete(tokens, text, reference, grade, ended=True):
   tokenizer, form = tokens
-  ids = [*tokenizer(text)["input_ids"], form.eos_id]
+  ids = [*tokenizer(text)["input_ids"], *[form.eos_id] * ended]
   return held_out.read_completion(tokenizer, form, ids, Example("2 + 2", reference, None, "here:1"), grade)
 
 
@@ -58,6 +58,8 @@ def test_completions_are_graded_behind_their_marker(tokens):
   right = complete(tokens, "so it is <|response_start|> 4.0", "4", grade)
   assert (right.trace, right.answer, right.trace_length, right.correct) == ("so it is", "4.0", 3, True)
   assert complete(tokens, "so 4 <|response_start|> 5", "4", grade).correct is False
+  cut = complete(tokens, "so it is <|response_start|> 4.0", "4", grade, ended=False)
+  assert (cut.answer, cut.correct) == ("4.0", False)  # the limit may have hidden a digit
   without = complete(tokens, "so it is 4", "4", grade)
   assert without.answer is None and without.correct is False
 

@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
-from completions import KINDS, MARKER_IDS, PROMPTS, SAMPLES, B, G
+from completions import MARKER_IDS, PROMPTS, SAMPLES, B, G
 from graded import Numbers, setup_of, sharp_params
 from paths import ROOT
 
 from nrt_jax import config as configs
 from nrt_jax import sharding, training
+from nrt_jax.algorithms import rlvr
+from nrt_jax.arrays import repeat_rows
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_weights
@@ -28,6 +30,7 @@ from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.records.metrics import MetricsWriter
 from nrt_jax.step import host_grading, programs
+from nrt_jax.tasks import symbolic
 from nrt_jax.tasks import table as tasks
 from nrt_jax.tasks.running_sum import RunningSum
 
@@ -80,7 +83,7 @@ def test_a_grader_on_the_host_gives_the_same_step(kind, in_program):
 
 
 def test_labels_are_the_graders():
-  """Partial credit passes; what has no marker is 0 without being asked; what lies outside of [0, 1] is cut."""
+  """Partial credit passes; what lies outside of [0, 1] is cut. What has no whole marker, or no end, is 0 unasked."""
   setup = setup_of("host", "pmap")._replace(form=toy.form(MARKER_IDS))
   asked = []
 
@@ -91,11 +94,38 @@ def test_labels_are_the_graders():
   by_device = lambda tree: jax.tree.map(lambda a: np.asarray(a)[None], tree)
   labels = host_grading.label_rows(setup, Numbers(), grade, by_device(PROMPTS), by_device(completions.rollouts()))
   assert labels.shape == (1, B * G) and labels.dtype == np.float32
-  has_text = [s["marker"] or kind == "half a marker" for s, kind in zip(SAMPLES, sum(KINDS, []))]
+  has_text = [s["marker"] and s["ended"] for s in SAMPLES]
   assert len(asked) == sum(has_text)
   same = [answer == reference_answer for answer, reference_answer in asked]
   np.testing.assert_array_equal(labels[0][has_text], np.where(same, 1, 0.25))
   assert not labels[0][~np.array(has_text)].any() and 8 <= sum(same) < len(same)
+
+
+def test_host_and_program_take_the_same_completions_for_right():
+  """Cut at the limit, half a marker, a second marker: exact_match of texts on the host is token_match."""
+  setup = setup_of("host", "pmap")._replace(form=toy.form(MARKER_IDS))
+  by_device = lambda tree: jax.tree.map(lambda a: np.asarray(a)[None], tree)
+  batch, rollouts = by_device(PROMPTS), completions.rollouts()
+  labels = host_grading.label_rows(setup, Numbers(), tasks.GRADERS["exact_match"], batch, by_device(rollouts))
+  repeated = repeat_rows(jax.tree.map(jnp.asarray, PROMPTS), G)
+  np.testing.assert_array_equal(labels[0], rlvr.token_match(MARKER_IDS, repeated, rollouts))
+  cut = by_device(rollouts.replace(ended_N=jnp.zeros_like(rollouts.ended_N)))
+  assert not host_grading.label_rows(setup, Numbers(), lambda *_: 1, batch, cut).any()
+
+
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_questions_without_an_answer_are_a_metric_of_the_step(kind, monkeypatch):
+  """The grader's time-outs; a step of another grader has none to count."""
+
+  def out_of_time(*_):
+    symbolic.WORKER.budget.timeouts += 1
+    return False
+
+  monkeypatch.setattr(host_grading, "grader", lambda run: out_of_time)
+  monkeypatch.setattr(tasks, "may_time_out", lambda grade: grade is out_of_time)
+  (first, second), _ = two_steps(setup_of("math", kind))
+  assert first["grading/timeouts"] > 0 and first["completion/accuracy"] == 0
+  assert symbolic.WORKER.budget.timeouts == 0  # the steps had budgets of their own
 
 
 def run_values(tmp_path):
@@ -127,17 +157,29 @@ TWO = """
 import json, sys
 import jax
 from nrt_jax import config, training
+from nrt_jax.tasks import symbolic, table
 from nrt_jax.tasks.running_sum import RunningSum
 jax.distributed.initialize(sys.argv[3], 2, int(sys.argv[4]))
-RunningSum.grade = lambda self, answer, reference: len(set(answer.split()) & set(reference.split())) / 5
+def counted(self, answer, truth):
+  symbolic.WORKER.budget.timeouts += 1
+  return len(set(answer.split()) & set(truth.split())) / 5
+RunningSum.grade = counted
+table.may_time_out = lambda grade: True
 values = json.load(open(sys.argv[1]))
 training.train(config.stages_of(values), sys.argv[2], values)
 """
 
 
+def counted(_, answer, truth):
+  """Some credit for any digit; counts every question as one that no answer came to."""
+  symbolic.WORKER.budget.timeouts += 1
+  return len(set(answer.split()) & set(truth.split())) / 5
+
+
 def test_two_processes_grade_as_one(tmp_path, monkeypatch):
   """Each host grades the completions that its own devices sampled; both agree on when the groups are enough."""
-  monkeypatch.setattr(RunningSum, "grade", lambda _, answer, truth: len(set(answer.split()) & set(truth.split())) / 5)
+  monkeypatch.setattr(RunningSum, "grade", counted)
+  monkeypatch.setattr(tasks, "may_time_out", lambda grade: True)
   values = run_values(tmp_path)
   values.update(total_steps=2)
   values["algorithm"]["max_draws"] = 3
@@ -156,8 +198,10 @@ def test_two_processes_grade_as_one(tmp_path, monkeypatch):
     for name in ("one", "two")
   )
   assert [line["step"] for line in two] == [1, 2] and one[0]["advantage/abs_mean"] > 0
+  assert one[0]["grading/timeouts"] > 0
   for left, right in zip(two, one, strict=True):
-    for name in ("draws/count", "draws/kept_groups", "reward/mean", "completion/accuracy", "loss/total"):
+    names = ("draws/count", "draws/kept_groups", "reward/mean", "completion/accuracy", "loss/total", "grading/timeouts")
+    for name in names:
       assert left[name] == pytest.approx(right[name], rel=1e-3, abs=1e-5), name
   params = []
   for name in ("one", "two"):
