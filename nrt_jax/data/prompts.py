@@ -12,8 +12,14 @@ import re
 
 from nrt_jax import errors
 from nrt_jax.data import chat_templates
-from nrt_jax.data.control_tokens import QUESTION, TEMPLATE, control_pattern, control_tokens, encode, encode_data
-from nrt_jax.data.control_tokens import encode_origins
+from nrt_jax.data.control_tokens import (
+  QUESTION,
+  control_pattern,
+  control_tokens,
+  encode,
+  encode_data,
+  encode_origins,
+)
 
 HUB = "hub:"  # a source that starts so is fetched from the hub; anything else is a local path
 ROLES = ("system", "user", "assistant")
@@ -296,10 +302,10 @@ def split_completion(form: PromptFormat, ids):
 
 def has_ended(form: PromptFormat, ids) -> bool:
   """Whether a completion holds an end token: one that was cut at the limit is never right, whatever stands in it."""
-  return any(int(i) in end_ids(form) for i in ids)
+  return any(int(i) in completion_stops(form) for i in ids)
 
 
-def end_ids(form: PromptFormat) -> tuple:
+def completion_stops(form: PromptFormat) -> tuple:
   """The tokens that end a whole completion: all that end a trace but the marker."""
   return tuple(i for i in form.stop_ids if i != form.marker_ids[0])
 

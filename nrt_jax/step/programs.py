@@ -20,7 +20,7 @@ from nrt_jax.algorithms import rlvr
 from nrt_jax.algorithms.interface import Collected, Tools
 from nrt_jax.arrays import Prompts
 from nrt_jax.config import RunConfig
-from nrt_jax.data.prompts import end_ids
+from nrt_jax.data.prompts import completion_stops
 from nrt_jax.model import lora
 from nrt_jax.optimizers.update_rule import make_optimizer
 from nrt_jax.rollout import draws, sampler
@@ -271,7 +271,7 @@ def build_evaluate(setup: Setup, sampling: sampler.SamplingConfig):
 
 def sample_completions(setup: Setup, weights, sampling: sampler.SamplingConfig, prompts: Prompts, key, samples: int):
   """Whole completions as `sampling` has them, not as the training does: (Rollouts, Context)."""
-  how = (sampling, end_ids(setup.form), setup.form.pad_id)
+  how = (sampling, completion_stops(setup.form), setup.form.pad_id)
   return sampler.sample(weights, setup.decoder, *how, prompts, key, samples)
 
 

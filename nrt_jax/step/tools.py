@@ -15,7 +15,7 @@ from nrt_jax.algorithms.interface import Tools
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import Prompts, repeat_rows
 from nrt_jax.config import RunConfig
-from nrt_jax.data.prompts import PromptFormat, end_ids
+from nrt_jax.data.prompts import PromptFormat, completion_stops
 from nrt_jax.model import kernels, lora
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import decoding_params
@@ -164,7 +164,7 @@ def wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
 def _in_slots(setup: Setup, whole: bool, slots: int, weights_key, prompts: Prompts):
   """`wave` by rollout/continuous.py: each answer is scored when its row has ended. Sees one device's prompts."""
   weights, key = weights_key
-  stop_ids = end_ids(setup.form) if whole else setup.form.stop_ids
+  stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
   how = (setup.run.sampling, max(1, slots), stop_ids, setup.form.pad_id)
   score = functools.partial(score_wave, setup, weights, whole)
   found = continuous.sample(weights, setup.decoder, *how, prompts, key, setup.samples_per_prompt, score)
@@ -174,7 +174,7 @@ def _in_slots(setup: Setup, whole: bool, slots: int, weights_key, prompts: Promp
 
 def sample_wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
   """Rollouts of all samples of these prompts, and the Context to score on."""
-  stop_ids = end_ids(setup.form) if whole else setup.form.stop_ids
+  stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
   how = (setup.run.sampling, stop_ids, setup.form.pad_id)
   return sampler.sample(weights, setup.decoder, *how, prompts, key, samples=setup.samples_per_prompt)
 
@@ -294,7 +294,7 @@ def make_tools(setup: Setup) -> Tools:
     samples_per_prompt=setup.samples_per_prompt,
     minibatches=setup.run.optimizer.minibatches,
     marker_ids=setup.form.marker_ids,
-    end_ids=end_ids(setup.form),
+    end_ids=completion_stops(setup.form),
     pad_id=setup.form.pad_id,
     rollout=functools.partial(rollout, setup),
     complete=functools.partial(complete, setup),
