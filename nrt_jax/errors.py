@@ -8,18 +8,21 @@ class UserError(Exception):
   """A mistake in a config, a file or a flag. Commands print its one-line message and exit with code 2."""
 
 
-def choices(found, allowed) -> str:
-  """The end of an error message: the value found, the allowed ones, and the nearest of them."""
+def choices(found, allowed, suggest: bool = True) -> str:
+  """The end of an error message: the value found, the allowed ones and, if `suggest`, the nearest of them."""
   allowed = sorted(str(a) for a in allowed)
-  near = difflib.get_close_matches(str(found), allowed, n=1)
+  near = difflib.get_close_matches(str(found), allowed, n=1) if suggest else ()
   hint = f" (did you mean {near[0]!r}?)" if near else ""
   return f"found {found!r}, allowed: {', '.join(allowed)}{hint}"
 
 
-def require_choice(where: str, found, allowed) -> None:
-  """Raises UserError naming `where`, the value and the choices, unless `found` is one of `allowed`."""
+def require_choice(where: str, found, allowed, suggest: bool = True) -> None:
+  """Raises UserError naming `where`, the value and the choices, unless `found` is one of `allowed`.
+
+  suggest: whether the message proposes the nearest choice. Not for names where a similar spelling means nothing.
+  """
   if found not in allowed:
-    raise UserError(f"{where}: {choices(found, allowed)}")
+    raise UserError(f"{where}: {choices(found, allowed, suggest)}")
 
 
 def pairs(where: str, found) -> tuple:

@@ -1,8 +1,4 @@
-"""config.json of Hugging Face models <-> ModelConfig, for Llama, Mistral, Qwen2 and Qwen3.
-
-Defaults of absent keys are those of transformers' own config classes; where these differ by family, the key is
-required instead of guessed.
-"""
+"""config.json of Hugging Face models <-> ModelConfig. What a family leaves out and implies is in hf_families.py."""
 
 import dataclasses
 import functools
@@ -11,16 +7,17 @@ from pathlib import Path
 
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
-from nrt_jax.model.architecture import FAMILIES, ModelConfig, RopeScaling
+from nrt_jax.model.architecture import ModelConfig, RopeScaling
+from nrt_jax.model.hf_families import FAMILIES, Family, refuse_unread
 
-ARCHITECTURES = {family: f"{family.capitalize()}ForCausalLM" for family in FAMILIES}
-SIZES = (
-  "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-  "max_position_embeddings",
-)  # fmt: skip
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION_FILE = "generation_config.json"
 
+# Fields that some family implies, and what they are elsewhere.
+UNLESS_IMPLIED = {
+  f.name: f.default for f in dataclasses.fields(ModelConfig) if any(f.name in known.fields for known in FAMILIES.values())
+}
 _REQUIRED = object()
 _KINDS = {int: "a positive integer", float: "a number", bool: "true or false"}
 
@@ -53,16 +50,15 @@ def _field(raw: dict, where: str, key: str, kind: type, default=_REQUIRED):
   return kind(value)
 
 
-def _parse_rope(raw: dict, where: str) -> dict:
+def _parse_rope(raw: dict, where: str, family: Family) -> dict:
   """rope_theta and rope_scaling, from `rope_parameters` (transformers 5) or the two older keys."""
   key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
   rope, where_rope = raw.get(key) or {}, f"{where}: {key}"
   if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
     raise UserError(f"{where_rope}: found {rope!r}, allowed: one set of parameters for all layers")
-  theta = _field(rope, where_rope, "rope_theta", float, _field(raw, where, "rope_theta", float, 10000.0))
-  for place in (rope, raw):
-    if place.get("partial_rotary_factor") not in (None, 1):
-      raise UserError(f"{where}: partial_rotary_factor: found {place['partial_rotary_factor']!r}, allowed: 1")
+  theta = _field(rope, where_rope, "rope_theta", float, _field(raw, where, "rope_theta", float, family.rope_theta))
+  if rope.get("partial_rotary_factor") not in (None, 1):
+    raise UserError(f"{where_rope}.partial_rotary_factor: found {rope['partial_rotary_factor']!r}, allowed: 1")
   rope_type = rope.get("rope_type", rope.get("type", "default"))
   require_choice(f"{where_rope}.rope_type", rope_type, ("default", "linear", "llama3"))
   scaling = None
@@ -71,20 +67,25 @@ def _parse_rope(raw: dict, where: str) -> dict:
   if rope_type == "llama3":
     factors = {k: _field(rope, where_rope, k, float) for k in ("factor", "low_freq_factor", "high_freq_factor")}
     length = "original_max_position_embeddings"
-    length = _field(rope, where_rope, length, int, raw.get("max_position_embeddings"))
+    length = _field(rope, where_rope, length, int, raw.get("max_position_embeddings") or family.max_position_embeddings)
     scaling = RopeScaling("llama3", **factors, original_max_position_embeddings=length)
   return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-def _parse_window(raw: dict, where: str, family: str, layers: int) -> dict:
-  """sliding_window and sliding_layers: none for Llama, all layers for Mistral, chosen layers for Qwen."""
-  none = {"sliding_window": None, "sliding_layers": None}
-  if family == "llama" or (family != "mistral" and not _field(raw, where, "use_sliding_window", bool, False)):
+def _parse_window(raw: dict, where: str, family: Family, layers: int) -> dict:
+  """sliding_window and sliding_layers: of no layer, all layers, or those that layer_types names."""
+  none, field = {"sliding_window": None, "sliding_layers": None}, functools.partial(_field, raw, where)
+  if family.windows == "none" or (family.windows == "switched" and not field("use_sliding_window", bool, False)):
     return none
-  default = 4096 if "sliding_window" not in raw else None  # transformers' default; an explicit null means no window
-  window = _field(raw, where, "sliding_window", int, default)
-  if window is None or family == "mistral":
+  # An explicit null means no window.
+  window = field("sliding_window", int, None if "sliding_window" in raw else family.sliding_window)
+  if window is None or family.windows == "all":
     return {**none, "sliding_window": window}
+  slides = tuple(name == "sliding_attention" for name in _layer_types(raw, where, layers))
+  return {"sliding_window": window, "sliding_layers": None if all(slides) else slides} if any(slides) else none
+
+
+def _layer_types(raw: dict, where: str, layers: int) -> list:
   types = raw.get("layer_types")
   if types is None:
     first = raw.get("max_window_layers", 28)  # may be 0
@@ -93,40 +94,50 @@ def _parse_window(raw: dict, where: str, family: str, layers: int) -> dict:
     require_choice(f"{where}: layer_types", name, ("full_attention", "sliding_attention"))
   if len(types) != layers:
     raise UserError(f"{where}: layer_types: found {len(types)} entries, allowed: num_hidden_layers = {layers}")
-  slides = tuple(name == "sliding_attention" for name in types)
-  return {"sliding_window": window, "sliding_layers": None if all(slides) else slides} if any(slides) else none
+  return types
+
+
+def _parse_heads(raw: dict, where: str, family: Family, width: int, heads: int) -> dict:
+  """num_key_value_heads and head_dim; a null stands for what follows from the other sizes, an absent key need not."""
+  found = {}
+  follows = {"num_key_value_heads": heads, "head_dim": width // heads}
+  for key, value in follows.items():
+    default = value if key in raw else getattr(family, key) or value
+    found[key] = _field(raw, where, key, int, default)
+  if width % heads and raw.get("head_dim") is None and found["head_dim"] == follows["head_dim"]:
+    raise UserError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}, and no head_dim")
+  return found
 
 
 def _parse_config(raw: dict, where: str) -> dict:
   """The fields of ModelConfig that config.json decides."""
   field = functools.partial(_field, raw, where)
-  family = raw.get("model_type")
-  require_choice(f"{where}: model_type", family, FAMILIES)
-  for name in raw.get("architectures") or ():
-    require_choice(f"{where}: architectures", name, (ARCHITECTURES[family],))
-  require_choice(f"{where}: hidden_act", raw.get("hidden_act", "silu"), ("silu", "swish"))
+  name = raw.get("model_type")
+  require_choice(f"{where}: model_type", name, FAMILIES, suggest=False)
+  family = FAMILIES[name]
+  for architecture in raw.get("architectures") or ():
+    require_choice(f"{where}: architectures", architecture, (family.architecture,), suggest=False)
+  refuse_unread(raw, where, name)
+  require_choice(f"{where}: hidden_act", raw.get("hidden_act", "silu"), ("silu", "swish"), suggest=False)
   if raw.get("quantization_config"):
     raise UserError(f"{where}: quantization_config: quantised weights are not supported; use the original checkpoint")
   fields = {key: field(key, int) for key in SIZES}
-  width, heads = fields["hidden_size"], fields["num_attention_heads"]
-  # Where a key may be absent, transformers' own default depends on the family; only these two follow from others.
-  fields["num_key_value_heads"] = field("num_key_value_heads", int, heads if family == "llama" else _REQUIRED)
-  fields["head_dim"] = field("head_dim", int, width // heads if family != "qwen3" else _REQUIRED)
-  if raw.get("head_dim") is None and width % heads:
-    raise UserError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}, and no head_dim")
-  bias = family in ("llama", "qwen3") and field("attention_bias", bool, False)
+  biases = {key: key in family.reads and field(key, bool, False) for key in ("attention_bias", "mlp_bias")}
   return {
     **fields,
-    **_parse_rope(raw, where),
+    **_parse_heads(raw, where, family, fields["hidden_size"], fields["num_attention_heads"]),
+    **_parse_rope(raw, where, family),
     **_parse_window(raw, where, family, fields["num_hidden_layers"]),
-    "family": family,
-    "rms_norm_eps": field("rms_norm_eps", float),
+    "family": name,
+    "max_position_embeddings": field("max_position_embeddings", int, family.max_position_embeddings),
+    "rms_norm_eps": field("rms_norm_eps", float, family.rms_norm_eps),
     "initializer_range": field("initializer_range", float, 0.02),
-    "tie_word_embeddings": field("tie_word_embeddings", bool, False),
-    "qkv_bias": bias or family == "qwen2",
-    "output_bias": bias,
-    "mlp_bias": family == "llama" and field("mlp_bias", bool, False),
-    "qk_norm": family == "qwen3",
+    "tie_word_embeddings": field("tie_word_embeddings", bool, family.tie_word_embeddings),
+    **UNLESS_IMPLIED,
+    "qkv_bias": biases["attention_bias"],
+    "output_bias": biases["attention_bias"],
+    "mlp_bias": biases["mlp_bias"],
+    **family.fields,
   }
 
 
@@ -146,32 +157,41 @@ def _windows(config) -> tuple:
   return tuple(config.sliding_window if slide else None for slide in slides)
 
 
+PLAIN = (
+  *SIZES, "max_position_embeddings", "num_key_value_heads", "head_dim", "rms_norm_eps", "initializer_range",
+  "tie_word_embeddings", "rope_theta",
+)  # fmt: skip
+
+
 def hf_config(config: ModelConfig) -> dict:
   """The config.json of a model, readable by transformers 4 and 5.
 
   Raises UserError naming the field that the family's transformers class cannot express; a run that is to be exported
   calls it early.
   """
-  plain = ("num_key_value_heads", "head_dim", "rms_norm_eps", "initializer_range", "tie_word_embeddings", "rope_theta")
-  raw = {key: getattr(config, key) for key in (*SIZES, *plain)}
-  raw |= {"model_type": config.family, "architectures": [ARCHITECTURES[config.family]], "hidden_act": "silu"}
+  family = FAMILIES[config.family]
+  raw = {key: getattr(config, key) for key in PLAIN}
+  raw |= {"model_type": config.family, "architectures": [family.architecture], "hidden_act": "silu"}
   rope = None if config.rope_scaling is None else dataclasses.asdict(config.rope_scaling)
   if rope and rope["rope_type"] == "linear":
     rope = {"rope_type": "linear", "factor": rope["factor"]}
   raw["rope_scaling"] = rope
   raw["rope_parameters"] = {**(rope or {"rope_type": "default"}), "rope_theta": config.rope_theta}
-  windows = _windows(config)
-  if config.family in ("llama", "qwen3"):
-    raw["attention_bias"] = config.qkv_bias
-  if config.family == "llama":
-    raw["mlp_bias"] = config.mlp_bias
-  else:
-    raw["sliding_window"] = config.sliding_window
-  if config.family in ("qwen2", "qwen3"):
+  biases = {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+  raw |= {key: value for key, value in biases.items() if key in family.reads} | _windows_in_file(config, family)
+  _require_expressible(config, raw)
+  return raw
+
+
+def _windows_in_file(config: ModelConfig, family: Family) -> dict:
+  if family.windows == "none":
+    return {}
+  windows, raw = _windows(config), {"sliding_window": config.sliding_window}
+  if family.windows == "switched":
     raw["use_sliding_window"] = any(windows)
     raw["max_window_layers"] = next((i for i, window in enumerate(windows) if window), len(windows))
+  if family.windows != "all":
     raw["layer_types"] = ["sliding_attention" if window else "full_attention" for window in windows]
-  _require_expressible(config, raw)
   return raw
 
 

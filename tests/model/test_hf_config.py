@@ -7,8 +7,8 @@ import pytest
 from paths import GOLDEN
 
 from nrt_jax.errors import UserError
-from nrt_jax.model import hf_config, hf_weights
-from nrt_jax.model.architecture import ModelConfig, RopeScaling
+from nrt_jax.model import hf_config, hf_families, hf_weights
+from nrt_jax.model.architecture import FAMILIES, ModelConfig, RopeScaling
 
 sys.path.insert(0, str(GOLDEN))
 from make_hf_golden import CASES  # noqa: E402
@@ -83,10 +83,9 @@ def test_both_spellings_of_rope_agree(tmp_path):
     (dict(rope_scaling=dict(type="dynamic", factor=4.0)), "rope_scaling.rope_type: found 'dynamic'"),
     (dict(rope_scaling=dict(rope_type="llama3", factor=4.0)), "rope_scaling: the key 'low_freq_factor' is missing"),
     (dict(rope_scaling=dict(full_attention=dict(rope_type="default"))), "allowed: one set of parameters"),
-    (dict(partial_rotary_factor=0.5), "partial_rotary_factor: found 0.5, allowed: 1"),
+    (dict(rope_scaling=dict(rope_type="default", partial_rotary_factor=0.5)), "rotary_factor: found 0.5, allowed: 1"),
     (dict(hidden_act="gelu"), "hidden_act: found 'gelu'"),
     (dict(hidden_size=None), "the key 'hidden_size' is missing"),
-    (dict(rms_norm_eps=None), "the key 'rms_norm_eps' is missing"),
     (dict(hidden_size="4096"), "hidden_size: found '4096', allowed: a positive integer"),
     (dict(num_hidden_layers=0), "num_hidden_layers: found 0"),
     (dict(tie_word_embeddings=1), "tie_word_embeddings: found 1, allowed: true or false"),
@@ -106,8 +105,6 @@ def test_config_errors_of_windows_and_files(tmp_path):
     read(tmp_path, {**windowed, "layer_types": ["chunked_attention"] * 24})
   with pytest.raises(UserError, match="layer_types: found 3 entries, allowed: num_hidden_layers = 24"):
     read(tmp_path, {**windowed, "layer_types": ["full_attention"] * 3})
-  with pytest.raises(UserError, match="the key 'head_dim' is missing"):  # Qwen3's default is 128, not D / H
-    read(tmp_path, {**QWEN25_05B, "model_type": "qwen3", "architectures": None})
   with pytest.raises(UserError, match=r"config.json:3: not valid JSON"):
     read(tmp_path, '{\n"model_type": "llama",\n}')
   with pytest.raises(UserError, match="allowed: an object"):
@@ -116,6 +113,63 @@ def test_config_errors_of_windows_and_files(tmp_path):
     hf_weights.read_model_config(tmp_path / "nowhere")
   with pytest.raises(UserError, match=r"model: found 'compute_type'.*did you mean 'compute_dtype'"):
     read(tmp_path, QWEN25_05B, compute_type="bfloat16")
+
+
+def test_absent_keys_have_the_defaults_of_transformers(tmp_path):
+  """The values of the config classes in transformers 5.24, which the next test compares where it is installed."""
+  needed = {key: LLAMA31_8B[key] for key in hf_config.SIZES}
+  seen = {}
+  for family in FAMILIES:
+    found = read(tmp_path, {"model_type": family, **needed})
+    seen[family] = (found.num_key_value_heads, found.head_dim, found.max_position_embeddings, found.rms_norm_eps)
+    null = read(tmp_path, {"model_type": family, **needed, "num_key_value_heads": None})
+    assert null.num_key_value_heads == needed["num_attention_heads"]
+  assert seen["llama"] == (32, 128, 2048, 1e-6) and seen["mistral"] == (8, 128, 131072, 1e-6)
+  assert seen["qwen2"] == seen["qwen3"] == (32, 128, 32768, 1e-6)
+  assert read(tmp_path, {"model_type": "qwen3", **needed, "hidden_size": 2048}).head_dim == 128  # not D / H
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_transformers(family, tmp_path):
+  transformers = pytest.importorskip("transformers")
+  sizes = dict(vocab_size=40, hidden_size=512, intermediate_size=24, num_hidden_layers=8, num_attention_heads=32)
+  theirs = transformers.AutoConfig.for_model(family, **sizes)
+  ours = read(tmp_path, {"model_type": family, **sizes})
+  same = "max_position_embeddings", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "initializer_range"
+  for key in same:
+    assert getattr(ours, key) == getattr(theirs, key), key
+  assert ours.head_dim == (getattr(theirs, "head_dim", None) or 16)
+  assert type(theirs).__name__.replace("Config", "ForCausalLM") in hf_families.FAMILIES[family].architecture
+  ropes = theirs.rope_parameters
+  assert ours.rope_theta == ropes.get("full_attention", ropes)["rope_theta"]
+
+
+@pytest.mark.parametrize(
+  "model_type", ["llama4_text", "qwen3_moe", "qwen2_moe", "mixtral", "gemma2", "gemma3", "phi", "olmo", "deepseek_v3"]
+)
+def test_other_architectures_are_refused_without_a_hint(model_type, tmp_path):
+  """Who changed model_type to the nearest name would load such a model, and compute something else."""
+  with pytest.raises(UserError, match=f"model_type: found '{model_type}', allowed: [a-z0-9_, ]*$"):
+    read(tmp_path, {**LLAMA31_8B, "model_type": model_type})
+
+
+@pytest.mark.parametrize(
+  "key, value, neutral",
+  [
+    ("no_rope_layers", [1, 1, 0, 1], [1] * 32),
+    ("embedding_multiplier", 12.0, 1.0),
+    ("logits_scaling", 8, 1),
+    ("attention_multiplier", 0.1, None),
+    ("attn_logit_softcapping", 50.0, None),
+    ("partial_rotary_factor", 0.5, 1.0),
+    ("num_local_experts", 16, 1),
+    ("use_qk_norm", True, False),
+  ],
+)
+def test_keys_that_a_family_does_not_read_are_refused(key, value, neutral, tmp_path):
+  with pytest.raises(UserError, match=f"config.json: {key}: found .*, allowed with model_type 'llama': None"):
+    read(tmp_path, {**LLAMA31_8B, key: value})
+  assert read(tmp_path, {**LLAMA31_8B, key: neutral}) == read(tmp_path, LLAMA31_8B)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,0 +1,86 @@
+"""What config.json says and leaves out for each family: the one place where a family is more than its switches.
+
+Hugging Face writes only the keys that differ from a config class's defaults, and ignores keys that a class does not
+know. `FAMILIES` therefore has the defaults of transformers' classes, and `NEUTRAL` the keys that change the mathematics
+of some model: a family that does not read one must not find it set.
+"""
+
+from dataclasses import dataclass, field
+
+from nrt_jax.errors import UserError
+from nrt_jax.model.architecture import FAMILIES as NAMES
+
+
+@dataclass(frozen=True)
+class Family:
+  """A family's class in transformers, that class's defaults for keys that may be absent, and what it implies."""
+
+  architecture: str
+  max_position_embeddings: int
+  num_key_value_heads: int | None = None  # None: as many as there are heads
+  head_dim: int | None = None  # None: hidden_size / num_attention_heads
+  rms_norm_eps: float = 1e-6
+  rope_theta: float = 10000.0
+  tie_word_embeddings: bool = False
+  reads: tuple[str, ...] = ()  # keys of NEUTRAL that it has, and of the two biases
+  windows: str = "none"  # none | all: layers slide | switched: by use_sliding_window, then the layers of layer_types
+  sliding_window: int | None = None
+  fields: dict = field(default_factory=dict)  # fields of ModelConfig that it implies
+
+
+FAMILIES = {
+  "llama": Family("LlamaForCausalLM", 2048, reads=("attention_bias", "mlp_bias")),
+  "mistral": Family("MistralForCausalLM", 131072, num_key_value_heads=8, windows="all", sliding_window=4096),
+  "qwen2": Family(
+    "Qwen2ForCausalLM", 32768, num_key_value_heads=32, windows="switched", sliding_window=4096,
+    fields={"qkv_bias": True},
+  ),
+  "qwen3": Family(
+    "Qwen3ForCausalLM", 32768, num_key_value_heads=32, head_dim=128, reads=("attention_bias",), windows="switched",
+    sliding_window=4096, fields={"qk_norm": True},
+  ),
+}  # fmt: skip
+assert tuple(FAMILIES) == NAMES
+
+# Keys that change what some model computes -> the values with which they change nothing.
+NEUTRAL = {
+  "no_rope_layers": (),
+  "embedding_multiplier": (1,),
+  "residual_multiplier": (1,),
+  "attention_multiplier": (),
+  "logits_scaling": (1,),
+  "lm_head_multiplier": (1,),
+  "logit_scale": (1,),
+  "scale_emb": (1,),
+  "scale_depth": (),
+  "dim_model_base": (),
+  "final_logit_softcapping": (),
+  "attn_logit_softcapping": (),
+  "query_pre_attn_scalar": (),
+  "partial_rotary_factor": (1,),
+  "rope_local_base_freq": (),
+  "use_bidirectional_attention": (False,),
+  "is_causal": (True,),
+  "attention_chunk_size": (),
+  "attn_temperature_tuning": (False, 0),
+  "use_qk_norm": (False,),
+  "qk_layernorm": (False,),
+  "clip_qkv": (),
+  "parallel_residual": (False,),
+  "num_local_experts": (0, 1),
+  "num_experts": (0, 1),
+  "n_routed_experts": (0, 1),
+  "kv_lora_rank": (),
+}
+
+
+def refuse_unread(raw: dict, where: str, name: str) -> None:
+  """UserError for a key that would change the mathematics of a model, and that this family does not have."""
+  for key, neutral in NEUTRAL.items():
+    value = raw.get(key)
+    if value is None or key in FAMILIES[name].reads or value in neutral:
+      continue
+    if key == "no_rope_layers" and isinstance(value, list) and all(value):
+      continue
+    allowed = " or ".join(map(repr, (None, *neutral)))
+    raise UserError(f"{where}: {key}: found {value!r}, allowed with model_type {name!r}: {allowed}")
