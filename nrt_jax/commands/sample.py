@@ -107,11 +107,12 @@ def read_settings(args) -> tuple[PromptConfig, int]:
 def encode(tokenizer, form, prompt: PromptConfig, questions: list, model: ModelConfig, new_tokens: int) -> list:
   """Token ids of each prompt. Raises UserError if one is empty, or too long for the model."""
   encoded = prompts.encode_prompts(tokenizer, form, prompt, questions)
-  room = model.max_position_embeddings - new_tokens
+  positions = min(model.max_position_embeddings, model.longest_row or model.max_position_embeddings)
+  room = positions - new_tokens
   for number, ids in enumerate(encoded, 1):
     if not 1 <= len(ids) <= room:
       raise UserError(
-        f"prompt {number}: found {len(ids)} tokens, allowed: 1 to {room} (the model's {model.max_position_embeddings} "
+        f"prompt {number}: found {len(ids)} tokens, allowed: 1 to {room} (the model's {positions} "
         f"positions less {new_tokens} for trace, marker and answer)"
       )
   return encoded

@@ -7,24 +7,37 @@ import jax
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.model.kernels import ATTENTION
 
+NORMS = ("pre", "post", "both")  # where attention and MLP have norms: on their input | on their output | on both
+ACTIVATIONS = ("silu", "gelu_tanh")
 REMATS = ("none", "dots", "full")  # saved for the backward pass: everything | matrix products | layer inputs
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite")
+ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn", "longrope")
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
 LORA = "_lora"  # suffix of an adapter's name: "q_lora" adapts "q"
 
 
 @dataclass(frozen=True)
 class RopeScaling:
-  """`rope_type="llama3"` of Hugging Face configs (Llama 3.1 and 3.2), or "linear"."""
+  """How rotations are slowed for rows longer than those of pretraining: a `rope_type` of Hugging Face configs.
+
+  Two types depend on the length of the row. Here that is decided once for a model: `dynamic` changes nothing up to
+  max_position_embeddings, `longrope` has the short factors unless ModelConfig.long_rope; see ModelConfig.longest_row.
+  """
 
   rope_type: str = "llama3"
   factor: float = 8.0
-  low_freq_factor: float = 1.0
+  low_freq_factor: float = 1.0  # of llama3
   high_freq_factor: float = 4.0
   original_max_position_embeddings: int = 8192
+  attention_factor: float = 1.0  # of yarn and longrope: of cos and sin
+  beta_fast: float = 32.0  # of yarn: turns over the original length from which on a frequency is kept
+  beta_slow: float = 1.0  # of yarn: turns below which a frequency is divided by `factor`
+  truncate: bool = True  # of yarn: whether these two fall on whole dimensions
+  short_factor: tuple[float, ...] = ()  # of longrope: what each frequency is divided by
+  long_factor: tuple[float, ...] = ()
 
   def __post_init__(self):
-    require_choice("model.rope_scaling.rope_type", self.rope_type, ("llama3", "linear"))
+    require_choice("model.rope_scaling.rope_type", self.rope_type, ROPE_TYPES)
 
 
 @dataclass(frozen=True)
@@ -44,13 +57,26 @@ class ModelConfig:
   rms_norm_eps: float = 1e-5
   rope_theta: float = 10000.0
   rope_scaling: RopeScaling | None = None
+  long_rope: bool = False  # with longrope: the long factors, for all rows; False: the short ones
   max_position_embeddings: int = 2048
   sliding_window: int | None = None  # tokens that a query sees, including itself
   sliding_layers: tuple[bool, ...] | None = None  # which layers use the window; None = all
+  rope_layers: tuple[bool, ...] | None = None  # which layers rotate queries and keys (SmolLM3: not all); None = all
+  local_rope_theta: float | None = None  # base of the layers that slide, not scaled (Gemma 3); None: as the others
+  partial_rotary_factor: float = 1.0  # share of a head that is rotated
   qkv_bias: bool = False
   output_bias: bool = False  # bias of the attention output projection
   mlp_bias: bool = False
   qk_norm: bool = False  # RMSNorm over each head of q and k (Qwen3)
+  qk_norm_joint: bool = False  # with qk_norm: one RMSNorm over all heads together (OLMo)
+  norms: str = "pre"  # pre | post (OLMo) | both (Gemma)
+  norm_offset: float = 0.0  # norms multiply by norm_offset + scale (Gemma: 1)
+  activation: str = "silu"  # silu | gelu_tanh
+  attention_multiplier: float | None = None  # of the scores; None: head_dim**-0.5
+  embedding_multiplier: float = 1.0
+  residual_multiplier: float = 1.0  # of what attention and mlp add
+  logits_scaling: float = 1.0  # logits are divided by it
+  final_logit_softcapping: float | None = None  # c: logits become c tanh(logits / c)
   tie_word_embeddings: bool = False
   initializer_range: float = 0.02
   compute_dtype: str = "float32"  # float32 | bfloat16; parameters stay float32
@@ -68,6 +94,8 @@ class ModelConfig:
     require_choice("model.family", self.family, FAMILIES)
     require_choice("model.compute_dtype", self.compute_dtype, ("float32", "bfloat16"))
     require_choice("model.remat", self.remat, REMATS)
+    require_choice("model.norms", self.norms, NORMS)
+    require_choice("model.activation", self.activation, ACTIVATIONS)
     require_choice("model.layer_loop", self.layer_loop, ("auto", "scan", "unroll"))
     require_choice("model.attention", self.attention, ATTENTION)
     if self.attention_block < 1:
@@ -82,16 +110,36 @@ class ModelConfig:
         f"model.num_attention_heads: {self.num_attention_heads} is not a multiple of "
         f"num_key_value_heads {self.num_key_value_heads}"
       )
-    if self.sliding_layers is not None and len(self.sliding_layers) != self.num_hidden_layers:
-      raise UserError(
-        f"model.sliding_layers: found {len(self.sliding_layers)} entries, allowed: one for each of the "
-        f"{self.num_hidden_layers} layers"
-      )
+    scaling, pairs = self.rope_scaling, int(self.head_dim * self.partial_rotary_factor) // 2
+    if scaling is not None and scaling.rope_type == "longrope":
+      for name in ("short_factor", "long_factor"):
+        if len(getattr(scaling, name)) != pairs:
+          found = f"{len(getattr(scaling, name))} numbers, allowed: {pairs}, half of what is rotated of a head"
+          raise UserError(f"model.rope_scaling.{name}: found {found}")
+    for name in ("sliding_layers", "rope_layers"):
+      layers = getattr(self, name)
+      if layers is not None and len(layers) != self.num_hidden_layers:
+        raise UserError(
+          f"model.{name}: found {len(layers)} entries, allowed: one for each of the {self.num_hidden_layers} layers"
+        )
 
   @property
   def target(self) -> str:
     """The platform that programs are compiled for, which may differ from the one that compiles them."""
     return self.platform or jax.default_backend()
+
+  @property
+  def longest_row(self) -> int | None:
+    """Tokens of the longest row that is rotated as transformers would; None: any."""
+    scaling = self.rope_scaling
+    if scaling is None or scaling.rope_type not in ("dynamic", "longrope"):
+      return None
+    short = scaling.rope_type == "longrope" and not self.long_rope
+    return scaling.original_max_position_embeddings if short else self.max_position_embeddings
+
+  @property
+  def score_multiplier(self) -> float:
+    return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
 
   @property
   def scan_layers(self) -> bool:

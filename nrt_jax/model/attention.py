@@ -1,4 +1,4 @@
-"""Attention over several segments of keys and values at once, KV caches, and rotary positions.
+"""Attention over several segments of keys and values at once, and KV caches.
 
 Masks follow from positions alone: a query at position p sees the slots with 0 <= position <= p (and, with a sliding
 window w, p - position < w), so padding, ragged prompts and empty slots need no masks of their own. `config` is always
@@ -9,7 +9,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
 MASKED = -1e30  # finite, so that a row with nothing to attend to also stays finite
@@ -91,33 +90,6 @@ def grow_cache(cache: KVCache, slots: int) -> KVCache:
   return KVCache(jax.tree.map(pad, cache.key), jax.tree.map(pad, cache.value), position_MS)
 
 
-def rope_frequencies(config) -> np.ndarray:
-  """Inverse frequencies `[h / 2]` (RoFormer, arXiv 2104.09864 section 3.2.2; llama3 scaling as in Llama 3.1's code)."""
-  inverse = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
-  scaling = config.rope_scaling
-  if scaling is None:
-    return inverse
-  if scaling.rope_type == "linear":
-    return inverse / scaling.factor
-  turns = scaling.original_max_position_embeddings * inverse / (2 * np.pi)
-  # High frequencies are kept, low ones are divided by `factor`, those in between are interpolated.
-  keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-  keep = np.clip(keep, 0.0, 1.0)
-  return inverse * keep + inverse / scaling.factor * (1 - keep)
-
-
-def rotation(config, position_NT):
-  """cos and sin `[N, T, 1, h / 2]`, in float32: bfloat16 would round position 257 to 256."""
-  angle = jnp.maximum(position_NT, 0)[..., None] * jnp.asarray(rope_frequencies(config), jnp.float32)[None, None]
-  return jnp.cos(angle)[:, :, None], jnp.sin(angle)[:, :, None]
-
-
-def rotate(x_NTHh, angles):
-  cos, sin = angles
-  first, second = jnp.split(x_NTHh.astype(jnp.float32), 2, axis=-1)
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], -1).astype(x_NTHh.dtype)
-
-
 def visible(position_NT, position_MS, window: int | None, example_NT=None):
   """Which slots each query sees: bool `[M, N / M, T, S]`. example_NT (see decoder.forward): slots are the queries."""
   rows = position_MS.shape[0]
@@ -138,15 +110,16 @@ def _scores(query_MKqh, key_MKSh, target: str | None):
   return product("mkqh,mksh->mkqs", query_MKqh, key_MKSh)
 
 
-def attend(query_NTHh, segments, target: str | None = None):
+def attend(query_NTHh, segments, target: str | None = None, multiplier: float | None = None):
   """Softmax attention over several key/value segments at once, `[N, T, H, h]`.
 
   Each segment is (key_MKSh, value_MKSh, seen_MrTS). A segment with fewer rows than the queries is read once for the
   N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models. Keys and values
   may be Int8: their scales multiply the scores and the weights, which avoids a widened copy. target: the platform (see
-  architecture.ModelConfig).
+  architecture.ModelConfig). multiplier: of the scores; None: h**-0.5.
   """
   N, T, H, h = query_NTHh.shape
+  multiplier = h**-0.5 if multiplier is None else multiplier
   K = jax.tree.leaves(segments[0][0])[0].shape[1]
   group = H // K
 
@@ -169,7 +142,7 @@ def attend(query_NTHh, segments, target: str | None = None):
   for key_MKSh, _, seen in segments:
     M, r, _, S = seen.shape
     key, scale = split(key_MKSh)
-    score = _scores(from_rows(query, M), key, target) * (scale * h**-0.5)
+    score = _scores(from_rows(query, M), key, target) * (scale * multiplier)
     seen = jnp.broadcast_to(seen[:, None, :, :, None], (M, 1, r, T, group, S)).reshape(M, 1, -1, S)
     logits.append(jnp.where(seen, score, MASKED))
   top = functools.reduce(jnp.maximum, [to_rows(score.max(-1)) for score in logits])

@@ -62,7 +62,9 @@ def parameter_count(config: ModelConfig) -> int:
   c, shapes = config, matrix_shapes(config)
   biases = sum(shapes[name][1] for name in ("q", "k", "v") if c.qkv_bias) + c.output_bias * c.hidden_size
   biases += c.mlp_bias * (2 * c.intermediate_size + c.hidden_size)
-  norms = 2 * c.hidden_size + c.qk_norm * 2 * c.head_dim
+  norms = (4 if c.norms == "both" else 2) * c.hidden_size
+  normed_heads = c.num_attention_heads + c.num_key_value_heads if c.qk_norm_joint else 2
+  norms += c.qk_norm * normed_heads * c.head_dim
   layer = layer_matrix_size(c) + adapter_size(c) + biases + norms
   return c.num_hidden_layers * layer + c.hidden_size + head_size(c) * (1 if c.tie_word_embeddings else 2)
 

@@ -1,4 +1,4 @@
-"""One decoder for Llama, Mistral, Qwen2 and Qwen3, with one `forward` for training, prefill, decoding and scoring.
+"""One decoder for all families, with one `forward` for training, prefill, decoding and scoring.
 
 Parameters are plain trees, with layers stacked on a leading axis. Attention is in attention.py.
 """
@@ -10,21 +10,25 @@ from flax import linen as nn
 
 from nrt_jax.model import kernels
 from nrt_jax.model.architecture import LORA, ModelConfig
-from nrt_jax.model.attention import MASKED, KVCache, put_slots, rotate, rotation, visible, write_cache
+from nrt_jax.model.attention import MASKED, KVCache, put_slots, visible, write_cache
+from nrt_jax.model.rope import rotate, rotation, rotations
 from nrt_jax.sharding import constrain
 
 
 class RMSNorm(nn.Module):
-  """x / rms(x) * scale over the last axis, computed in float32."""
+  """x / rms(x) * (offset + scale) over the last `axes` axes, computed in float32."""
 
   eps: float
+  offset: float = 0.0
+  axes: int = 1
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+    scale = self.param("scale", nn.initializers.constant(1 - self.offset), x.shape[x.ndim - self.axes :])
+    scale = scale + self.offset if self.offset else scale
     x32 = x.astype(jnp.float32)
-    x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
-    return (x32 * scale.reshape((1,) * (x.ndim - 1) + (-1,))).astype(x.dtype)
+    x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), tuple(range(-self.axes, 0)), keepdims=True) + self.eps)
+    return (x32 * scale.reshape((1,) * (x.ndim - self.axes) + scale.shape)).astype(x.dtype)
 
 
 class Adapter(nn.Module):
@@ -62,7 +66,7 @@ gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
 
 
 class Block(nn.Module):
-  """One decoder layer: attention and MLP, each on a normalized copy of the residual stream."""
+  """One decoder layer: attention and MLP, each with its norms, added to the residual stream."""
 
   config: ModelConfig
 
@@ -80,6 +84,17 @@ class Block(nn.Module):
       return flat
     adapter = Adapter(c.lora_rank, c.lora_alpha, outputs, inputs, dtype, name=name + LORA)
     return lambda x: flat(x) + adapter(x)
+
+  def _norm(self, name, x, axes=1):
+    return RMSNorm(self.config.rms_norm_eps, self.config.norm_offset, axes, name=name)(x)
+
+  def _before(self, name, x_NTD):
+    return x_NTD if self.config.norms == "post" else self._norm(f"{name}_norm", x_NTD)
+
+  def _add(self, name, x_NTD, y_NTD):
+    c = self.config
+    y_NTD = y_NTD if c.norms == "pre" else self._norm(f"{name}_post_norm", y_NTD)
+    return x_NTD + (y_NTD if c.residual_multiplier == 1 else y_NTD * c.residual_multiplier)
 
   def _query_key_value(self, y_NTD):
     c = self.config
@@ -104,11 +119,10 @@ class Block(nn.Module):
     The new tokens are the last segment. With `slot`, they are first written into the last cache, which takes its place.
     """
     c = self.config
-    y = RMSNorm(c.rms_norm_eps, name="attention_norm")(x_NTD)
-    q_NTHh, k_NTKh, v_NTKh = self._query_key_value(y)
+    q_NTHh, k_NTKh, v_NTKh = self._query_key_value(self._before("attention", x_NTD))
     if c.qk_norm:
-      q_NTHh = RMSNorm(c.rms_norm_eps, name="q_norm")(q_NTHh)
-      k_NTKh = RMSNorm(c.rms_norm_eps, name="k_norm")(k_NTKh)
+      axes = 2 if c.qk_norm_joint else 1
+      q_NTHh, k_NTKh = self._norm("q_norm", q_NTHh, axes), self._norm("k_norm", k_NTKh, axes)
     key = rotate(k_NTKh, angles).swapaxes(1, 2)
     value = v_NTKh.swapaxes(1, 2)
     if slot is not None:
@@ -117,11 +131,13 @@ class Block(nn.Module):
     segments = (*caches, (key, value))
     with jax.named_scope("attention"):
       mixed_NTHh = kernels.attend_by(c, rotate(q_NTHh, angles), segments, seen)
-    x_NTD = x_NTD + self._dense("o", c.hidden_size, c.output_bias, axis=(-2, -1))(mixed_NTHh)
-    y = RMSNorm(c.rms_norm_eps, name="mlp_norm")(x_NTD)
-    gate, up = self._gate_up(y)
-    between = gated(gate, up) if c.target == "cpu" else nn.silu(gate) * up
-    x_NTD = x_NTD + self._dense("down", c.hidden_size, c.mlp_bias)(between)
+    x_NTD = self._add("attention", x_NTD, self._dense("o", c.hidden_size, c.output_bias, axis=(-2, -1))(mixed_NTHh))
+    gate, up = self._gate_up(self._before("mlp", x_NTD))
+    if c.activation == "gelu_tanh":
+      between = nn.gelu(gate) * up
+    else:
+      between = gated(gate, up) if c.target == "cpu" else nn.silu(gate) * up
+    x_NTD = self._add("mlp", x_NTD, self._dense("down", c.hidden_size, c.mlp_bias)(between))
     return constrain(x_NTD, "batch", None, None), (key, value)
 
 
@@ -152,7 +168,7 @@ def logical_axes(params):
   def one(path, leaf):
     names = tuple(entry.key for entry in path)
     if names[-1] == "scale":
-      axes = ("norm",)
+      axes = ("norm",) * (leaf.ndim - (names[0] == "layers"))
     elif names[-2].endswith(LORA):  # A has the matrix's inputs, B its outputs; the rank is not sharded
       kernel, cut = LOGICAL_AXES[names[-2].removesuffix(LORA), "kernel"], leaf.ndim - 2
       axes = (*kernel[:cut], "norm") if names[-1] == "a" else ("norm", *kernel[-cut:])
@@ -180,7 +196,7 @@ def init_params(config: ModelConfig, key) -> dict:
   params = {
     "embedder": {"embedding": normal(embed_key, (config.vocab_size, config.hidden_size))},
     "layers": jax.vmap(init_layer)(jax.random.split(layer_key, config.num_hidden_layers)),
-    "final_norm": {"scale": jnp.ones((config.hidden_size,))},
+    "final_norm": {"scale": jnp.full((config.hidden_size,), 1 - config.norm_offset)},
   }
   if not config.tie_word_embeddings:
     params["head"] = {"kernel": normal(head_key, (config.hidden_size, config.vocab_size))}
@@ -266,6 +282,8 @@ def forward(
   # Gather over fsdp before the lookup: rows taken from a table sharded by columns would have to be resharded.
   table = constrain(params["embedder"]["embedding"].astype(dtype), "vocab", None)
   x_NTD = constrain(table[token_NT], "batch", None, None)
+  if config.embedding_multiplier != 1:
+    x_NTD *= jnp.asarray(config.embedding_multiplier, dtype)
   # Unrolled layers write before they read, or XLA copies every cache in every step of a decoding loop. Scanned layers
   # read the whole stack and write all layers at once afterwards, or each iteration would return a copy of its cache.
   writes_first = slot is not None and not config.scan_layers
@@ -273,30 +291,30 @@ def forward(
   positions = (*(cache.position_MS for cache in (caches[:-1] if writes_first else caches)), new_position)
   seen_in = kernels.sight(config, kind, position_NT, positions, example_NT)
   slides = config.sliding_layers or (config.sliding_window is not None,) * config.num_hidden_layers
-  angles = rotation(config, position_NT)
-  if config.target == "cpu":
-    # XLA:CPU would fuse the cosines, and everything the positions depend on, into every use in every layer; barriers
-    # are removed before that. It fuses nothing into a matrix product.
-    angles = tuple(part @ jnp.eye(part.shape[-1]) for part in angles)
+  turns = config.rope_layers or (True,) * config.num_hidden_layers
+  angles_in = rotations(config, position_NT)
 
   def layer(x_NTD, inputs):
-    layer_params, layer_caches, slide = inputs
-    block_slot = slot if writes_first else None
+    layer_params, layer_caches, slide, turn = inputs
+    angles, block_slot = angles_in(slide, turn), slot if writes_first else None
     return Block(config).apply({"params": layer_params}, x_NTD, angles, layer_caches, seen_in(slide), block_slot)
 
   layer = _remat(config, layer)
   key_values = tuple((cache.key, cache.value) for cache in caches)
   if config.scan_layers:
-    x_NTD, (key, value) = jax.lax.scan(layer, x_NTD, (params["layers"], key_values, jnp.asarray(slides)))
+    x_NTD, (key, value) = jax.lax.scan(
+      layer, x_NTD, (params["layers"], key_values, jnp.asarray(slides), jnp.asarray(turns))
+    )
   else:
     new, layers = [], params["layers"]
     if not isinstance(layers, list):  # else already unstacked by `decoding_params`
       layers = _unstack(layers, config.num_hidden_layers)
     for i, layer_params in enumerate(layers):
-      x_NTD, pair = layer(x_NTD, (layer_params, tuple((k[i], v[i]) for k, v in key_values), jnp.asarray(slides[i])))
+      caches_i = tuple((k[i], v[i]) for k, v in key_values)
+      x_NTD, pair = layer(x_NTD, (layer_params, caches_i, jnp.asarray(slides[i]), jnp.asarray(turns[i])))
       new.append(pair)
     key, value = (tuple(part) for part in zip(*new))
-  hidden_NTD = RMSNorm(config.rms_norm_eps).apply({"params": params["final_norm"]}, x_NTD)
+  hidden_NTD = RMSNorm(config.rms_norm_eps, config.norm_offset).apply({"params": params["final_norm"]}, x_NTD)
   if kind == "cudnn":
     hidden_NTD = turn_back(hidden_NTD)
   new = KVCache(key, value, new_position)
@@ -314,6 +332,10 @@ def logits(params, config: ModelConfig, hidden):
   else:
     table, letters = params["head"]["kernel"], "dv"
   out = jnp.einsum(f"...d,{letters}->...v", hidden, table.astype(dtype), preferred_element_type=jnp.float32)
+  if config.logits_scaling != 1:
+    out /= config.logits_scaling
+  if config.final_logit_softcapping is not None:
+    out = config.final_logit_softcapping * jnp.tanh(out / config.final_logit_softcapping)
   if config.vocab_padding or config.vocab_unused:
     token = jnp.arange(config.vocab_size) < config.vocab_size - config.vocab_padding - config.vocab_unused
     out = jnp.where(token.reshape((1,) * (out.ndim - 1) + (-1,)), out, MASKED)

@@ -2,99 +2,79 @@
 
 import dataclasses
 import functools
-import json
 from pathlib import Path
 
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
-from nrt_jax.model.architecture import ModelConfig, RopeScaling
+from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.hf_families import FAMILIES, Family, refuse_unread
+from nrt_jax.model.hf_fields import read_field, read_json
+from nrt_jax.model.hf_rope import LAYER_TYPES, parse_rope, rope_in_file
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION_FILE = "generation_config.json"
 
-# Fields that some family implies, and what they are elsewhere.
-UNLESS_IMPLIED = {
-  f.name: f.default for f in dataclasses.fields(ModelConfig) if any(f.name in known.fields for known in FAMILIES.values())
-}
-_REQUIRED = object()
-_KINDS = {int: "a positive integer", float: "a number", bool: "true or false"}
-
-
-def read_json(path: Path) -> dict:
-  """The object in a JSON file. Raises UserError with file and line where there is none."""
-  if not path.is_file():
-    raise UserError(f"{path}: no such file")
-  try:
-    raw = json.loads(path.read_text(encoding="utf-8"))
-  except json.JSONDecodeError as e:
-    raise UserError(f"{path}:{e.lineno}: not valid JSON: {e.msg}") from None
-  except UnicodeDecodeError:
-    raise UserError(f"{path}: not a UTF-8 text file") from None
-  if not isinstance(raw, dict):
-    raise UserError(f"{path}: found a JSON {type(raw).__name__}, allowed: an object")
-  return raw
-
-
-def _field(raw: dict, where: str, key: str, kind: type, default=_REQUIRED):
-  """raw[key], checked; null counts as absent."""
-  value = raw.get(key)
-  if value is None:
-    if default is _REQUIRED:
-      raise UserError(f"{where}: the key {key!r} is missing")
-    return default
-  fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)
-  if not fits or (kind is int and value < 1):
-    raise UserError(f"{where}: {key}: found {value!r}, allowed: {_KINDS[kind]}")
-  return kind(value)
-
-
-def _parse_rope(raw: dict, where: str, family: Family) -> dict:
-  """rope_theta and rope_scaling, from `rope_parameters` (transformers 5) or the two older keys."""
-  key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-  rope, where_rope = raw.get(key) or {}, f"{where}: {key}"
-  if not isinstance(rope, dict) or any(isinstance(value, dict) for value in rope.values()):
-    raise UserError(f"{where_rope}: found {rope!r}, allowed: one set of parameters for all layers")
-  theta = _field(rope, where_rope, "rope_theta", float, _field(raw, where, "rope_theta", float, family.rope_theta))
-  if rope.get("partial_rotary_factor") not in (None, 1):
-    raise UserError(f"{where_rope}.partial_rotary_factor: found {rope['partial_rotary_factor']!r}, allowed: 1")
-  rope_type = rope.get("rope_type", rope.get("type", "default"))
-  require_choice(f"{where_rope}.rope_type", rope_type, ("default", "linear", "llama3"))
-  scaling = None
-  if rope_type == "linear":
-    scaling = RopeScaling("linear", factor=_field(rope, where_rope, "factor", float))
-  if rope_type == "llama3":
-    factors = {k: _field(rope, where_rope, k, float) for k in ("factor", "low_freq_factor", "high_freq_factor")}
-    length = "original_max_position_embeddings"
-    length = _field(rope, where_rope, length, int, raw.get("max_position_embeddings") or family.max_position_embeddings)
-    scaling = RopeScaling("llama3", **factors, original_max_position_embeddings=length)
-  return {"rope_theta": theta, "rope_scaling": scaling}
+# What is computed and that a family implies or its config.json says: what it is elsewhere.
+SWITCHES = {
+  f.name: f.default
+  for f in dataclasses.fields(ModelConfig)
+  if f.name in (
+    "qk_norm", "qk_norm_joint", "norms", "norm_offset", "activation", "attention_multiplier", "embedding_multiplier",
+    "residual_multiplier", "logits_scaling", "final_logit_softcapping", "rope_layers",
+  )
+}  # fmt: skip
+# Keys that ModelConfig has under the same name, with their default where a family has them.
+SCALARS = {
+  "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0, "logits_scaling": 1.0,
+  "final_logit_softcapping": None,
+}  # fmt: skip
 
 
 def _parse_window(raw: dict, where: str, family: Family, layers: int) -> dict:
   """sliding_window and sliding_layers: of no layer, all layers, or those that layer_types names."""
-  none, field = {"sliding_window": None, "sliding_layers": None}, functools.partial(_field, raw, where)
+  none, field = {"sliding_window": None, "sliding_layers": None}, functools.partial(read_field, raw, where)
   if family.windows == "none" or (family.windows == "switched" and not field("use_sliding_window", bool, False)):
     return none
   # An explicit null means no window.
   window = field("sliding_window", int, None if "sliding_window" in raw else family.sliding_window)
   if window is None or family.windows == "all":
     return {**none, "sliding_window": window}
-  slides = tuple(name == "sliding_attention" for name in _layer_types(raw, where, layers))
+  slides = tuple(name == "sliding_attention" for name in _layer_types(raw, where, family, layers))
   return {"sliding_window": window, "sliding_layers": None if all(slides) else slides} if any(slides) else none
 
 
-def _layer_types(raw: dict, where: str, layers: int) -> list:
+def _layer_types(raw: dict, where: str, family: Family, layers: int) -> list:
   types = raw.get("layer_types")
   if types is None:
-    first = raw.get("max_window_layers", 28)  # may be 0
-    types = ["full_attention" if i < first else "sliding_attention" for i in range(layers)]
+    types = [LAYER_TYPES[slides] for slides in _default_slides(raw, where, family, layers)]
   for name in types:
-    require_choice(f"{where}: layer_types", name, ("full_attention", "sliding_attention"))
+    require_choice(f"{where}: layer_types", name, LAYER_TYPES)
   if len(types) != layers:
     raise UserError(f"{where}: layer_types: found {len(types)} entries, allowed: num_hidden_layers = {layers}")
   return types
+
+
+def _default_slides(raw: dict, where: str, family: Family, layers: int) -> list:
+  """Which layers slide where layer_types is absent, as in the families' config classes."""
+  if "no_rope_layers" in family.reads:
+    turns = _parse_rope_layers(raw, where, family, layers)
+    return [turns is not None and not turn for turn in turns or (True,) * layers]
+  first = raw.get("max_window_layers", 28)  # may be 0
+  return [i >= first for i in range(layers)]
+
+
+def _parse_rope_layers(raw: dict, where: str, family: Family, layers: int) -> tuple | None:
+  """Which layers rotate queries and keys; None: all."""
+  if "no_rope_layers" not in family.reads:
+    return None
+  turns = raw.get("no_rope_layers")  # 1 where a layer rotates, in spite of its name
+  if turns is None:
+    interval = read_field(raw, where, "no_rope_layer_interval", int, 4)
+    turns = [int((i + 1) % interval != 0) for i in range(layers)]
+  if not isinstance(turns, list) or len(turns) != layers or any(turn not in (0, 1) for turn in turns):
+    raise UserError(f"{where}: no_rope_layers: found {turns!r}, allowed: 0 or 1 for each of the {layers} layers")
+  return None if all(turns) else tuple(map(bool, turns))
 
 
 def _parse_heads(raw: dict, where: str, family: Family, width: int, heads: int) -> dict:
@@ -103,7 +83,7 @@ def _parse_heads(raw: dict, where: str, family: Family, width: int, heads: int) 
   follows = {"num_key_value_heads": heads, "head_dim": width // heads}
   for key, value in follows.items():
     default = value if key in raw else getattr(family, key) or value
-    found[key] = _field(raw, where, key, int, default)
+    found[key] = read_field(raw, where, key, int, default)
   if width % heads and raw.get("head_dim") is None and found["head_dim"] == follows["head_dim"]:
     raise UserError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}, and no head_dim")
   return found
@@ -111,7 +91,7 @@ def _parse_heads(raw: dict, where: str, family: Family, width: int, heads: int) 
 
 def _parse_config(raw: dict, where: str) -> dict:
   """The fields of ModelConfig that config.json decides."""
-  field = functools.partial(_field, raw, where)
+  field = functools.partial(read_field, raw, where)
   name = raw.get("model_type")
   require_choice(f"{where}: model_type", name, FAMILIES, suggest=False)
   family = FAMILIES[name]
@@ -122,21 +102,24 @@ def _parse_config(raw: dict, where: str) -> dict:
   if raw.get("quantization_config"):
     raise UserError(f"{where}: quantization_config: quantised weights are not supported; use the original checkpoint")
   fields = {key: field(key, int) for key in SIZES}
+  layers = fields["num_hidden_layers"]
   biases = {key: key in family.reads and field(key, bool, False) for key in ("attention_bias", "mlp_bias")}
   return {
     **fields,
     **_parse_heads(raw, where, family, fields["hidden_size"], fields["num_attention_heads"]),
-    **_parse_rope(raw, where, family),
-    **_parse_window(raw, where, family, fields["num_hidden_layers"]),
+    **parse_rope(raw, where, family),
+    **_parse_window(raw, where, family, layers),
+    **SWITCHES,
+    "rope_layers": _parse_rope_layers(raw, where, family, layers),
     "family": name,
     "max_position_embeddings": field("max_position_embeddings", int, family.max_position_embeddings),
     "rms_norm_eps": field("rms_norm_eps", float, family.rms_norm_eps),
     "initializer_range": field("initializer_range", float, 0.02),
     "tie_word_embeddings": field("tie_word_embeddings", bool, family.tie_word_embeddings),
-    **UNLESS_IMPLIED,
     "qkv_bias": biases["attention_bias"],
     "output_bias": biases["attention_bias"],
     "mlp_bias": biases["mlp_bias"],
+    **{key: field(key, float, default) for key, default in SCALARS.items() if key in family.reads},
     **family.fields,
   }
 
@@ -159,7 +142,7 @@ def _windows(config) -> tuple:
 
 PLAIN = (
   *SIZES, "max_position_embeddings", "num_key_value_heads", "head_dim", "rms_norm_eps", "initializer_range",
-  "tie_word_embeddings", "rope_theta",
+  "tie_word_embeddings",
 )  # fmt: skip
 
 
@@ -172,13 +155,11 @@ def hf_config(config: ModelConfig) -> dict:
   family = FAMILIES[config.family]
   raw = {key: getattr(config, key) for key in PLAIN}
   raw |= {"model_type": config.family, "architectures": [family.architecture], "hidden_act": "silu"}
-  rope = None if config.rope_scaling is None else dataclasses.asdict(config.rope_scaling)
-  if rope and rope["rope_type"] == "linear":
-    rope = {"rope_type": "linear", "factor": rope["factor"]}
-  raw["rope_scaling"] = rope
-  raw["rope_parameters"] = {**(rope or {"rope_type": "default"}), "rope_theta": config.rope_theta}
-  biases = {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
-  raw |= {key: value for key, value in biases.items() if key in family.reads} | _windows_in_file(config, family)
+  values = {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+  values |= {key: getattr(config, key) for key in SCALARS}
+  values["no_rope_layers"] = [int(turn) for turn in config.rope_layers or (1,) * config.num_hidden_layers]
+  raw |= {key: value for key, value in values.items() if key in family.reads}
+  raw |= rope_in_file(config, family) | _windows_in_file(config, family)
   _require_expressible(config, raw)
   return raw
 
@@ -189,9 +170,10 @@ def _windows_in_file(config: ModelConfig, family: Family) -> dict:
   windows, raw = _windows(config), {"sliding_window": config.sliding_window}
   if family.windows == "switched":
     raw["use_sliding_window"] = any(windows)
-    raw["max_window_layers"] = next((i for i, window in enumerate(windows) if window), len(windows))
+    if "no_rope_layers" not in family.reads:
+      raw["max_window_layers"] = next((i for i, window in enumerate(windows) if window), len(windows))
   if family.windows != "all":
-    raw["layer_types"] = ["sliding_attention" if window else "full_attention" for window in windows]
+    raw["layer_types"] = [LAYER_TYPES[window is not None] for window in windows]
   return raw
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from nrt_jax.errors import UserError
 from nrt_jax.model.architecture import FAMILIES as NAMES
+from nrt_jax.model.architecture import ROPE_TYPES
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Family:
   reads: tuple[str, ...] = ()  # keys of NEUTRAL that it has, and of the two biases
   windows: str = "none"  # none | all: layers slide | switched: by use_sliding_window, then the layers of layer_types
   sliding_window: int | None = None
+  rope_types: tuple[str, ...] = ROPE_TYPES
+  rope_aliases: dict = field(default_factory=dict)  # other names of a type, in older files
+  local_rope_theta: float | str | None = None  # of layers that slide: a default | same: as the others, not scaled
+  original_max_position_embeddings: int | None = None  # default of that key outside of the rope's parameters
   fields: dict = field(default_factory=dict)  # fields of ModelConfig that it implies
 
 
@@ -38,6 +43,17 @@ FAMILIES = {
   "qwen3": Family(
     "Qwen3ForCausalLM", 32768, num_key_value_heads=32, head_dim=128, reads=("attention_bias",), windows="switched",
     sliding_window=4096, fields={"qk_norm": True},
+  ),
+  "smollm3": Family(
+    "SmolLM3ForCausalLM", 32768, num_key_value_heads=4, rope_theta=2e6, tie_word_embeddings=True, windows="switched",
+    reads=("attention_bias", "mlp_bias", "no_rope_layers"),
+  ),
+  "granite": Family(
+    "GraniteForCausalLM", 2048,
+    reads=(
+      "attention_bias", "mlp_bias", "embedding_multiplier", "residual_multiplier", "attention_multiplier",
+      "logits_scaling",
+    ),
   ),
 }  # fmt: skip
 assert tuple(FAMILIES) == NAMES

@@ -25,7 +25,8 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import init_params
-from nrt_jax.model.hf_config import hf_config, read_json, read_model_config, write_config
+from nrt_jax.model.hf_config import hf_config, read_model_config, write_config
+from nrt_jax.model.hf_fields import read_json
 
 __all__ = ("copy_tokenizer", "hf_config", "load_params", "locate_tensors", "read_model_config", "resize_vocabulary",
            "save_params", "tensor_entries", "write_config")  # fmt: skip

@@ -96,7 +96,8 @@ def attend_by(config, query_NTHh, segments, seen):
   Outputs at pads are finite but meaningless.
   """
   if not isinstance(seen, Rows):
-    return attend(query_NTHh, [(*key_value, mask) for key_value, mask in zip(segments, seen)], config.target)
+    how = config.target, config.score_multiplier
+    return attend(query_NTHh, [(*key_value, mask) for key_value, mask in zip(segments, seen)], *how)
   run = functools.partial(KINDS[seen.kind], config, query_NTHh, segments, seen)
   window = config.sliding_window
   if seen.slide is not None:
@@ -137,7 +138,8 @@ def in_blocks(config, query_NTHh, segments, rows: Rows, window):
       seen = [visible(position_Nt, position, window) for position in known]
       if example_Nt is not None:
         seen[-1] &= (example_Nt[:, :, None] == slots_NS[:, None])[:, None]
-      return attend(query, [(*(x.astype(query.dtype) for x in kv), mask) for kv, mask in zip(wide, seen)])
+      pairs = [(*(x.astype(query.dtype) for x in kv), mask) for kv, mask in zip(wide, seen)]
+      return attend(query, pairs, multiplier=config.score_multiplier)
 
     inputs = (query_NTHh, position_NT, rows.example_NT)
     pieces = jax.tree.map(functools.partial(_cut, first=first, last=last, width=width), inputs)
@@ -189,6 +191,7 @@ def in_cudnn(config, query_NTHh, segments, rows: Rows, window):
     query,
     key,
     value,
+    scale=config.score_multiplier,
     is_causal=True,
     implementation="cudnn" if config.target == "gpu" else "xla",
     **(lengths if window is None else {"local_window_size": (window - 1, 0)}),
@@ -210,7 +213,7 @@ def in_splash(config, query_NTHh, segments, rows: Rows, window):
   Pads and examples are segments of the kernel: a pad sees pads, at least itself, so that its softmax is not 0 / 0.
   Caches are copied in front of each row's own keys. Off TPUs the kernel is interpreted, for tests.
   """
-  T, h = query_NTHh.shape[1], query_NTHh.shape[3]
+  T = query_NTHh.shape[1]
   block = splash_block(T)
   columns = T + -T % block
   before = sum(position.shape[1] for position in rows.positions[:-1])
@@ -228,7 +231,7 @@ def in_splash(config, query_NTHh, segments, rows: Rows, window):
     kernel = _splash_kernel(query_NHTh.shape[1], columns, slots, before, block, window, config.target != "tpu")
     return jax.vmap(kernel)(_in_a_row([query_NHTh], 2, columns, 0), key, value, splash.SegmentIds(own, group))
 
-  query_NHTh = (query_NTHh.astype(jnp.float32) * h**-0.5).astype(query_NTHh.dtype).swapaxes(1, 2)
+  query_NHTh = (query_NTHh.astype(jnp.float32) * config.score_multiplier).astype(query_NTHh.dtype).swapaxes(1, 2)
   heads, kv_heads = ("batch", "heads", None, None), ("batch", "kv_heads", None, None)
   run = _on_each_device(attend_here, (heads, kv_heads, ("batch", None)), heads)
   segments = [tuple(_wide(x_MKSh, query_NTHh.dtype) for x_MKSh in key_value) for key_value in segments]

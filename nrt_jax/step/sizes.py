@@ -28,6 +28,7 @@ def check(setup: Setup) -> None:
       f"parallel.micro_batches: found {setup.micro_batches}, allowed: a divisor of {rows}, "
       f"the {together} that one device has in a minibatch"
     )
+  check_longest_row(setup)
   wave = run.sampling.wave_prompts
   if wave and setup.algorithm.samples_traces and (run.prompts_per_step % wave or wave % ways):
     raise UserError(
@@ -44,4 +45,19 @@ def check(setup: Setup) -> None:
     raise UserError(
       f"evaluation.batch_prompts: found {run.evaluation.batch_prompts}, allowed: a multiple of {ways}, "
       "the data-parallel devices"
+    )
+
+
+def check_longest_row(setup: Setup) -> None:
+  """Raises UserError where a row may be longer than the model's rotary positions are right for."""
+  run, allowed = setup.run, setup.model.longest_row
+  R = run.sampling.max_trace_length if setup.algorithm.samples_traces else run.data.max_trace_length
+  width = len(setup.form.marker_ids)
+  after = max(R + width + run.prompt.max_answer_length, run.evaluation.max_completion_length)
+  longest = run.prompt.max_prompt_length + after
+  if allowed is not None and longest > allowed:
+    kind = setup.model.rope_scaling.rope_type
+    more = ", or model.long_rope = True" if kind == "longrope" and not setup.model.long_rope else ""
+    raise UserError(
+      f"model.path: found rope scaling {kind!r} with rows of up to {longest} tokens, allowed: {allowed}{more}"
     )

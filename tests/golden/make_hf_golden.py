@@ -2,10 +2,11 @@
 
 Each case is a tiny random model of one family with every option that can go wrong switched on. Its directory has
 config.json, safetensors and expected.npz: left-padded tokens, their positions, torch's float32 logits, and torch's
-greedy continuation. The files change only when this script is run. A failing test means that our model departs from
-transformers'.
+greedy continuation. The files change only when this script is run, of all cases or of those it is given. A failing test
+means that our model departs from transformers'.
 """
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,14 @@ CASES = {
   "qwen3": ("qwen3", dict(
     num_attention_heads=4, num_key_value_heads=2, head_dim=10, rope_parameters=ROPE, attention_bias=True,
   )),
+  "smollm3": ("smollm3", dict(
+    num_attention_heads=4, num_key_value_heads=2, rope_parameters=ROPE, no_rope_layers=[1, 0], use_sliding_window=True,
+    sliding_window=6, tie_word_embeddings=False,
+  )),
+  "granite": ("granite", dict(
+    num_attention_heads=4, num_key_value_heads=2, rope_parameters=ROPE, embedding_multiplier=3.0,
+    residual_multiplier=0.6, attention_multiplier=0.3, logits_scaling=2.0, tie_word_embeddings=True,
+  )),
 }  # fmt: skip
 LENGTHS = (34, 34, 23, 7)  # of rows of 34 columns: past the 28 positions of LLAMA3, longer than every window
 NEW_TOKENS = 10
@@ -60,7 +69,7 @@ def make_model(case: str, seed: int):
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, parameter in sorted(model.named_parameters()):
-      centre = 1.0 if "norm" in name else 0.0
+      centre = float("norm" in name and "gemma" not in model_type)  # Gemma's norms multiply by 1 + weight
       parameter.copy_(centre + 0.4 * torch.randn(parameter.shape, generator=generator))
   return model
 
@@ -90,6 +99,8 @@ def torch_outputs(model, token, position):
 def main():
   token, position = make_batch(seed=0)
   for seed, case in enumerate(CASES):
+    if sys.argv[1:] and case not in sys.argv[1:]:
+      continue
     model = make_model(case, seed)
     model.save_pretrained(GOLDEN / case)
     (GOLDEN / case / "generation_config.json").unlink(missing_ok=True)

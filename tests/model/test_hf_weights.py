@@ -73,6 +73,8 @@ SENSITIVE = {
   "qwen2_tied": dict(rope_theta=10000.0),
   "qwen2_half_windowed": dict(sliding_layers=None),
   "qwen3": dict(rms_norm_eps=1e-6),
+  "smollm3": dict(rope_layers=None),
+  "granite": dict(residual_multiplier=1.0),
 }
 
 

@@ -32,6 +32,7 @@ def saved_bytes(model: ModelConfig, tensor: int, length: int) -> int:
     num_key_value_heads=max(1, model.num_key_value_heads // tensor),
     intermediate_size=model.intermediate_size // tensor,
     sliding_layers=None,
+    rope_layers=None,
     vocab_size=8,
     vocab_unused=0,
     vocab_padding=0,

@@ -1,0 +1,141 @@
+"""Rotary positions in config.json <-> the fields of ModelConfig, in the spelling of transformers 5 and in the older one.
+
+transformers 5 has everything in `rope_parameters`, one dict or one for each type of layers; before, there were
+`rope_theta`, `rope_scaling` and keys of single families.
+"""
+
+import dataclasses
+import math
+
+from nrt_jax.errors import UserError, require_choice
+from nrt_jax.model.architecture import ROPE_TYPES, ModelConfig, RopeScaling
+from nrt_jax.model.hf_families import Family
+from nrt_jax.model.hf_fields import read_field
+
+LAYER_TYPES = ("full_attention", "sliding_attention")
+# Keys of each type besides rope_type: those that must be there, and those that a scaling has in its file.
+NEEDED = {
+  "linear": ("factor",),
+  "dynamic": ("factor",),
+  "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+  "yarn": ("factor",),
+  "longrope": (),
+}
+WRITTEN = {
+  "linear": ("factor",),
+  "dynamic": ("factor",),
+  "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+  "yarn": ("factor", "attention_factor", "beta_fast", "beta_slow", "truncate", "original_max_position_embeddings"),
+  "longrope": ("factor", "attention_factor", "short_factor", "long_factor", "original_max_position_embeddings"),
+}
+UNKNOWN = ("mrope_section", "alpha")  # keys of rotations that we lack
+
+
+def parse_rope(raw: dict, where: str, family: Family) -> dict:
+  """rope_theta, rope_scaling, local_rope_theta and partial_rotary_factor of a config.json. UserError as in hf_config."""
+  rope, local, where_rope = _dicts(raw, where, family)
+  for key in UNKNOWN:
+    if rope.get(key) is not None:
+      raise UserError(f"{where_rope}.{key}: found {rope[key]!r}, allowed: null")
+  theta = read_field(rope, where_rope, "rope_theta", float, read_field(raw, where, "rope_theta", float, family.rope_theta))
+  key = "partial_rotary_factor"
+  partial = read_field(rope, where_rope, key, float, read_field(raw, where, key, float, 1.0))
+  if partial != 1 and key not in family.reads or not 0 < partial <= 1:
+    allowed = "above 0, up to 1" if key in family.reads else "1"
+    raise UserError(f"{where_rope}.{key}: found {partial!r}, allowed: {allowed}")
+  scaling = _parse_scaling(rope, raw, where, where_rope, family)
+  found = {"rope_theta": theta, "rope_scaling": scaling, "partial_rotary_factor": partial, "local_rope_theta": None}
+  if family.local_rope_theta is None:
+    return found
+  default = theta if family.local_rope_theta == "same" else family.local_rope_theta
+  default = read_field(raw, where, "rope_local_base_freq", float, default)
+  local_theta = read_field(local, where_rope, "rope_theta", float, default)
+  return {**found, "local_rope_theta": None if scaling is None and local_theta == theta else local_theta}
+
+
+def _dicts(raw: dict, where: str, family: Family) -> tuple[dict, dict, str]:
+  """The parameters of layers that see everything, those of layers that slide, and where they are."""
+  rope, scaling = raw.get("rope_parameters") or {}, raw.get("rope_scaling") or {}
+  key = "rope_scaling" if scaling else "rope_parameters"
+  for name, value in (("rope_parameters", rope), ("rope_scaling", scaling)):
+    if not isinstance(value, dict):
+      raise UserError(f"{where}: {name}: found {value!r}, allowed: an object")
+  if family.local_rope_theta is None:
+    rope = scaling or rope
+    if any(isinstance(value, dict) for value in rope.values()):
+      raise UserError(f"{where}: {key}: found {rope!r}, allowed: one set of parameters for all layers")
+    return rope, {}, f"{where}: {key}"
+  nested = {name: rope.get(name) or {} for name in LAYER_TYPES}
+  if rope.keys() - set(LAYER_TYPES) or not all(isinstance(value, dict) for value in nested.values()):
+    raise UserError(f"{where}: rope_parameters: found {rope!r}, allowed: one set for each of {', '.join(LAYER_TYPES)}")
+  full, local = ({**nested["full_attention"], **scaling}, nested["sliding_attention"])
+  if _type_of(local) != "default":
+    raise UserError(f"{where}: rope_parameters.sliding_attention.rope_type: found {_type_of(local)!r}, allowed: default")
+  return full, local, f"{where}: {key}"
+
+
+def _type_of(rope: dict) -> str:
+  return rope.get("rope_type", rope.get("type", "default"))
+
+
+def _parse_scaling(rope: dict, raw: dict, where: str, where_rope: str, family: Family) -> RopeScaling | None:
+  kind = family.rope_aliases.get(_type_of(rope), _type_of(rope))
+  require_choice(f"{where_rope}.rope_type", kind, ("default", *family.rope_types), suggest=False)
+  if kind == "default":
+    return None
+  positions = read_field(raw, where, "max_position_embeddings", int, family.max_position_embeddings)
+  key = "original_max_position_embeddings"
+  original = read_field(raw, where, key, int, family.original_max_position_embeddings)
+  original = read_field(rope, where_rope, key, int, positions) if original is None else original
+  values = {name: read_field(rope, where_rope, name, float) for name in NEEDED[kind]}
+  if kind == "longrope":
+    values |= {name: _numbers(rope, where_rope, name) for name in ("short_factor", "long_factor")}
+    values["factor"] = factor = read_field(rope, where_rope, "factor", float, positions / original)
+    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    values["attention_factor"] = read_field(rope, where_rope, "attention_factor", float, default)
+  if kind == "yarn":
+    values |= {name: read_field(rope, where_rope, name, float, 32.0 if name == "beta_fast" else 1.0)
+               for name in ("beta_fast", "beta_slow")}  # fmt: skip
+    values["truncate"] = read_field(rope, where_rope, "truncate", bool, True)
+    values["attention_factor"] = read_field(rope, where_rope, "attention_factor", float, _yarn_factor(rope, where_rope))
+  return RopeScaling(kind, **values, **({key: original} if key in WRITTEN[kind] else {}))
+
+
+def _yarn_factor(rope: dict, where: str) -> float:
+  """What YaRN multiplies cos and sin by, 0.1 ln(factor) + 1, or DeepSeek's quotient of two of these."""
+  factor = read_field(rope, where, "factor", float)
+
+  def scale(weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
+
+  weights = [rope.get(name) for name in ("mscale", "mscale_all_dim")]
+  return scale(weights[0]) / scale(weights[1]) if all(weights) else scale(1.0)
+
+
+def _numbers(rope: dict, where: str, key: str) -> tuple:
+  found = rope.get(key)
+  if not isinstance(found, list) or not found or any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in found):
+    raise UserError(f"{where}: {key}: found {found!r}, allowed: a list of numbers")
+  return tuple(map(float, found))
+
+
+def rope_in_file(config: ModelConfig, family: Family) -> dict:
+  """The keys of config.json about rotary positions, for transformers 4 and 5 alike."""
+  scaling, raw = None, {"rope_theta": config.rope_theta}
+  if config.rope_scaling is not None:
+    kind, values = config.rope_scaling.rope_type, dataclasses.asdict(config.rope_scaling)
+    scaling = {"rope_type": kind} | {name: values[name] for name in WRITTEN[kind]}
+    scaling = {name: list(value) if isinstance(value, tuple) else value for name, value in scaling.items()}
+  rope = {**(scaling or {"rope_type": "default"}), "rope_theta": config.rope_theta}
+  if "partial_rotary_factor" in family.reads:
+    raw["partial_rotary_factor"] = rope["partial_rotary_factor"] = config.partial_rotary_factor
+  if family.original_max_position_embeddings and scaling:
+    raw["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+  raw |= {"rope_scaling": scaling, "rope_parameters": rope}
+  if family.local_rope_theta is not None:
+    local = config.rope_theta if config.local_rope_theta is None else config.local_rope_theta
+    sliding = {"rope_type": "default", "rope_theta": local}
+    raw["rope_parameters"] = {"full_attention": rope, "sliding_attention": sliding}
+    if "rope_local_base_freq" in family.reads:
+      raw["rope_local_base_freq"] = local
+  return raw
