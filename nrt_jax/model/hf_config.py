@@ -8,10 +8,15 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.hf_families import FAMILIES, Family, refuse_unread
-from nrt_jax.model.hf_fields import read_field, read_json
+from nrt_jax.model.hf_fields import POSITIVE, read_field, read_json
 from nrt_jax.model.hf_rope import LAYER_TYPES, parse_rope, rope_in_file
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# activation -> the key of config.json that says it, and the values that mean it.
+ACTIVATIONS = {
+  "silu": ("hidden_act", ("silu", "swish")),
+  "gelu_tanh": ("hidden_activation", ("gelu_pytorch_tanh",)),
+}
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 GENERATION_FILE = "generation_config.json"
 
@@ -38,9 +43,11 @@ def _parse_window(raw: dict, where: str, family: Family, layers: int) -> dict:
     return none
   # An explicit null means no window.
   window = field("sliding_window", int, None if "sliding_window" in raw else family.sliding_window)
-  if window is None or family.windows == "all":
+  if family.windows == "all" or (window is None and family.windows == "switched"):
     return {**none, "sliding_window": window}
   slides = tuple(name == "sliding_attention" for name in _layer_types(raw, where, family, layers))
+  if any(slides) and window is None:
+    raise UserError(f"{where}: sliding_window: found None with sliding_attention layers, allowed: {POSITIVE}")
   return {"sliding_window": window, "sliding_layers": None if all(slides) else slides} if any(slides) else none
 
 
@@ -60,6 +67,9 @@ def _default_slides(raw: dict, where: str, family: Family, layers: int) -> list:
   if "no_rope_layers" in family.reads:
     turns = _parse_rope_layers(raw, where, family, layers)
     return [turns is not None and not turn for turn in turns or (True,) * layers]
+  if family.full_every:
+    every = read_field(raw, where, "sliding_window_pattern", int, family.full_every)
+    return [(i + 1) % every != 0 for i in range(layers)]
   first = raw.get("max_window_layers", 28)  # may be 0
   return [i >= first for i in range(layers)]
 
@@ -98,7 +108,8 @@ def _parse_config(raw: dict, where: str) -> dict:
   for architecture in raw.get("architectures") or ():
     require_choice(f"{where}: architectures", architecture, (family.architecture,), suggest=False)
   refuse_unread(raw, where, name)
-  require_choice(f"{where}: hidden_act", raw.get("hidden_act", "silu"), ("silu", "swish"), suggest=False)
+  key, allowed = ACTIVATIONS[family.fields.get("activation", "silu")]
+  require_choice(f"{where}: {key}", raw.get(key, allowed[0]), allowed, suggest=False)
   if raw.get("quantization_config"):
     raise UserError(f"{where}: quantization_config: quantised weights are not supported; use the original checkpoint")
   fields = {key: field(key, int) for key in SIZES}
@@ -119,9 +130,16 @@ def _parse_config(raw: dict, where: str) -> dict:
     "qkv_bias": biases["attention_bias"],
     "output_bias": biases["attention_bias"],
     "mlp_bias": biases["mlp_bias"],
+    **(_gemma_scales(raw, where, fields["hidden_size"]) if "query_pre_attn_scalar" in family.reads else {}),
     **{key: field(key, float, default) for key, default in SCALARS.items() if key in family.reads},
     **family.fields,
   }
+
+
+def _gemma_scales(raw: dict, where: str, width: int) -> dict:
+  """The two multipliers that Gemma derives from sizes."""
+  scalar = read_field(raw, where, "query_pre_attn_scalar", int, 256)
+  return {"attention_multiplier": scalar**-0.5, "embedding_multiplier": width**0.5}
 
 
 def read_model_config(directory, **overrides) -> ModelConfig:
@@ -135,7 +153,8 @@ def read_model_config(directory, **overrides) -> ModelConfig:
   return ModelConfig(**{**_parse_config(read_json(path), str(path)), **overrides})
 
 
-def _windows(config) -> tuple:
+def windows_of(config: ModelConfig) -> tuple:
+  """The sliding window of each layer, or None."""
   slides = config.sliding_layers or (True,) * config.num_hidden_layers
   return tuple(config.sliding_window if slide else None for slide in slides)
 
@@ -154,9 +173,12 @@ def hf_config(config: ModelConfig) -> dict:
   """
   family = FAMILIES[config.family]
   raw = {key: getattr(config, key) for key in PLAIN}
-  raw |= {"model_type": config.family, "architectures": [family.architecture], "hidden_act": "silu"}
+  raw |= {"model_type": config.family, "architectures": [family.architecture]}
+  key, spellings = ACTIVATIONS[config.activation]
+  raw[key] = spellings[0]
   values = {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
   values |= {key: getattr(config, key) for key in SCALARS}
+  values["query_pre_attn_scalar"] = round(config.score_multiplier**-2)
   values["no_rope_layers"] = [int(turn) for turn in config.rope_layers or (1,) * config.num_hidden_layers]
   raw |= {key: value for key, value in values.items() if key in family.reads}
   raw |= rope_in_file(config, family) | _windows_in_file(config, family)
@@ -167,7 +189,7 @@ def hf_config(config: ModelConfig) -> dict:
 def _windows_in_file(config: ModelConfig, family: Family) -> dict:
   if family.windows == "none":
     return {}
-  windows, raw = _windows(config), {"sliding_window": config.sliding_window}
+  windows, raw = windows_of(config), {"sliding_window": config.sliding_window}
   if family.windows == "switched":
     raw["use_sliding_window"] = any(windows)
     if "no_rope_layers" not in family.reads:
@@ -180,12 +202,12 @@ def _windows_in_file(config: ModelConfig, family: Family) -> dict:
 def _require_expressible(config: ModelConfig, raw: dict) -> None:
   architecture = raw["architectures"][0]
   fields = _parse_config(raw, "model")
-  if _windows(ModelConfig(**fields)) != _windows(config):
-    raise UserError(f"model.sliding_window: {architecture} cannot slide in the chosen layers, {_windows(config)}")
+  if windows_of(ModelConfig(**fields)) != windows_of(config):
+    raise UserError(f"model.sliding_window: {architecture} cannot slide in the chosen layers, {windows_of(config)}")
   for name in sorted(fields.keys() - {"sliding_window", "sliding_layers", "rope_scaling"}):
     if fields[name] != getattr(config, name):
       raise UserError(f"model.{name}: found {getattr(config, name)!r}, allowed with {architecture}: {fields[name]!r}")
-  if config.family == "llama" and config.hidden_size % config.num_attention_heads:
+  if config.family in ("llama", "gemma3_text") and config.hidden_size % config.num_attention_heads:
     raise UserError(
       f"model.hidden_size: found {config.hidden_size}, allowed with {architecture}: multiples of "
       f"num_attention_heads {config.num_attention_heads}"

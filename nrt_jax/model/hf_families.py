@@ -24,7 +24,8 @@ class Family:
   rope_theta: float = 10000.0
   tie_word_embeddings: bool = False
   reads: tuple[str, ...] = ()  # keys of NEUTRAL that it has, and of the two biases
-  windows: str = "none"  # none | all: layers slide | switched: by use_sliding_window, then the layers of layer_types
+  windows: str = "none"  # none | all | typed: by layer_types | switched: by use_sliding_window, and then by layer_types
+  full_every: int | None = None  # with typed, where layer_types is absent: every so many layers one does not slide
   sliding_window: int | None = None
   rope_types: tuple[str, ...] = ROPE_TYPES
   rope_aliases: dict = field(default_factory=dict)  # other names of a type, in older files
@@ -33,6 +34,7 @@ class Family:
   fields: dict = field(default_factory=dict)  # fields of ModelConfig that it implies
 
 
+OLMO = {"qk_norm": True, "qk_norm_joint": True, "norms": "post"}
 FAMILIES = {
   "llama": Family("LlamaForCausalLM", 2048, reads=("attention_bias", "mlp_bias")),
   "mistral": Family("MistralForCausalLM", 131072, num_key_value_heads=8, windows="all", sliding_window=4096),
@@ -54,6 +56,17 @@ FAMILIES = {
       "attention_bias", "mlp_bias", "embedding_multiplier", "residual_multiplier", "attention_multiplier",
       "logits_scaling",
     ),
+  ),
+  "olmo2": Family("Olmo2ForCausalLM", 2048, rms_norm_eps=1e-5, reads=("attention_bias",), fields=OLMO),
+  "olmo3": Family(
+    "Olmo3ForCausalLM", 2048, rms_norm_eps=1e-5, rope_theta=5e5, reads=("attention_bias",), windows="typed",
+    sliding_window=4096, full_every=4, local_rope_theta="same", fields=OLMO,
+  ),
+  "gemma3_text": Family(
+    "Gemma3ForCausalLM", 131072, num_key_value_heads=4, head_dim=256, rope_theta=1e6, tie_word_embeddings=True,
+    reads=("attention_bias", "query_pre_attn_scalar", "final_logit_softcapping", "rope_local_base_freq"),
+    windows="typed", sliding_window=4096, full_every=6, local_rope_theta=1e4,
+    fields={"qk_norm": True, "norms": "both", "norm_offset": 1.0, "activation": "gelu_tanh"},
   ),
 }  # fmt: skip
 assert tuple(FAMILIES) == NAMES

@@ -6,7 +6,8 @@ from pathlib import Path
 from nrt_jax.errors import UserError
 
 _REQUIRED = object()
-_KINDS = {int: "a positive integer", float: "a number", bool: "true or false"}
+POSITIVE = "a positive integer"
+_KINDS = {int: POSITIVE, float: "a number", bool: "true or false"}
 
 
 def read_json(path: Path) -> dict:

@@ -47,9 +47,11 @@ KEYS = (
   ("model.layers.{}.self_attn.v_proj.bias", "layers.v.bias", FLAT),
   ("model.layers.{}.self_attn.o_proj.weight", "layers.o.kernel", IN_2),
   ("model.layers.{}.self_attn.o_proj.bias", "layers.o.bias", SAME),
-  ("model.layers.{}.self_attn.q_norm.weight", "layers.q_norm.scale", SAME),
-  ("model.layers.{}.self_attn.k_norm.weight", "layers.k_norm.scale", SAME),
-  ("model.layers.{}.post_attention_layernorm.weight", "layers.mlp_norm.scale", SAME),
+  ("model.layers.{}.self_attn.q_norm.weight", "layers.q_norm.scale", FLAT),
+  ("model.layers.{}.self_attn.k_norm.weight", "layers.k_norm.scale", FLAT),
+  ("model.layers.{}.post_attention_layernorm.weight", "layers.attention_post_norm.scale", SAME),
+  ("model.layers.{}.pre_feedforward_layernorm.weight", "layers.mlp_norm.scale", SAME),
+  ("model.layers.{}.post_feedforward_layernorm.weight", "layers.mlp_post_norm.scale", SAME),
   ("model.layers.{}.mlp.gate_proj.weight", "layers.gate.kernel", IN_1),
   ("model.layers.{}.mlp.gate_proj.bias", "layers.gate.bias", SAME),
   ("model.layers.{}.mlp.up_proj.weight", "layers.up.kernel", IN_1),
@@ -60,6 +62,7 @@ KEYS = (
   ("lm_head.weight", "head.kernel", IN_1),
 )
 EMBEDDING, HEAD = KEYS[0][0], KEYS[-1][0]
+PRE_NORMS = {"layers.mlp_norm.scale": "model.layers.{}.post_attention_layernorm.weight"}  # its name with norms="pre"
 IGNORED = re.compile(r"\brotary_emb\.inv_freq$")  # a buffer of old Llama checkpoints, computed from the config
 
 EXPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
@@ -97,6 +100,8 @@ def tensor_entries(config: ModelConfig) -> list[Entry]:
   for name, path, layout in KEYS:
     if path not in tree:
       continue
+    if config.norms == "pre":
+      name = PRE_NORMS.get(path, name)
     if "{}" in name:
       shape = tree[path].shape[1:]
       entries += [Entry(name.format(i), path, i, layout, shape) for i in range(config.num_hidden_layers)]

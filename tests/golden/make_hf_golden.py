@@ -17,6 +17,9 @@ LLAMA3 = dict(
   rope_type="llama3", rope_theta=100.0, factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0,
   original_max_position_embeddings=28,
 )  # fmt: skip
+YARN = dict(
+  rope_type="yarn", rope_theta=100.0, factor=4.0, beta_fast=4.0, beta_slow=0.5, original_max_position_embeddings=28,
+)  # fmt: skip
 ROPE = dict(rope_type="default", rope_theta=500.0)
 
 # name -> (model_type, config). Head counts, head width (never hidden / heads alone), windows and tying all differ.
@@ -51,6 +54,20 @@ CASES = {
   "granite": ("granite", dict(
     num_attention_heads=4, num_key_value_heads=2, rope_parameters=ROPE, embedding_multiplier=3.0,
     residual_multiplier=0.6, attention_multiplier=0.3, logits_scaling=2.0, tie_word_embeddings=True,
+  )),
+  "olmo2": ("olmo2", dict(num_attention_heads=4, num_key_value_heads=2, rope_parameters=ROPE)),
+  "olmo3_yarn": ("olmo3", dict(
+    num_attention_heads=4, num_key_value_heads=2, sliding_window=5, layer_types=["sliding_attention", "full_attention"],
+    rope_parameters=dict(full_attention=YARN, sliding_attention=dict(rope_type="default", rope_theta=100.0)),
+  )),
+  "gemma3": ("gemma3_text", dict(
+    num_attention_heads=4, num_key_value_heads=2, head_dim=6, sliding_window=5, query_pre_attn_scalar=9,
+    layer_types=["sliding_attention", "full_attention"], final_logit_softcapping=8.0,
+    tie_word_embeddings=False,
+    rope_parameters=dict(
+      full_attention=dict(rope_type="linear", factor=4.0, rope_theta=2000.0),
+      sliding_attention=dict(rope_type="default", rope_theta=50.0),
+    ),
   )),
 }  # fmt: skip
 LENGTHS = (34, 34, 23, 7)  # of rows of 34 columns: past the 28 positions of LLAMA3, longer than every window

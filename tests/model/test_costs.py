@@ -46,6 +46,8 @@ def test_parameters_of_llama_8b():
   [
     {},
     {"tie_word_embeddings": True, "qk_norm": True},
+    {"qk_norm": True, "qk_norm_joint": True, "norms": "post"},
+    {"norms": "both"},
     {"qkv_bias": True, "output_bias": True, "mlp_bias": True},
     {"lora_rank": 2, "lora_targets": ("q", "v", "down")},
   ],

@@ -12,7 +12,12 @@ from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.attention import KVCache, empty_cache, grow_cache
 from nrt_jax.model.decoder import decoding_params, forward, logical_axes, logits
 
-EVERY_SWITCH = {"qkv_bias": True, "qk_norm": True, "output_bias": True, "mlp_bias": True, "tie_word_embeddings": True}
+EVERY_SWITCH = {
+  "qkv_bias": True, "qk_norm": True, "qk_norm_joint": True, "output_bias": True, "mlp_bias": True,
+  "tie_word_embeddings": True, "norms": "both", "norm_offset": 1.0, "activation": "gelu_tanh",
+  "partial_rotary_factor": 0.5, "rope_layers": (True, False), "attention_multiplier": 0.4, "embedding_multiplier": 1.5,
+  "residual_multiplier": 0.7, "logits_scaling": 0.5, "final_logit_softcapping": 4.0,
+}  # fmt: skip
 
 
 def toy_model(**over):
@@ -181,9 +186,9 @@ def test_remat(params, token_NT, loop):
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
 def test_decoding_params_are_the_same_function(token_NT, loop):
   """With biases, and with two queries for each key: the heads of the one fused matrix are dealt out as they were."""
-  model = toy_model(layer_loop=loop, qkv_bias=True, mlp_bias=True)
+  model = toy_model(layer_loop=loop, qkv_bias=True, mlp_bias=True, qk_norm=True, qk_norm_joint=True, norms="post")
   params = jax.tree_util.tree_map_with_path(
-    lambda path, p: jnp.linspace(-1, 1, p.size).reshape(p.shape) if path[-1].key == "bias" else p, toy.params(model)
+    lambda path, p: jnp.linspace(-1, 1, p.size).reshape(p.shape) if path[-1].key in ("bias", "scale") else p, toy.params(model)
   )
   weights, inputs = decoding_params(params, model), (model, token_NT, positions(token_NT))
   layer = weights["layers"] if loop == "scan" else weights["layers"][0]

@@ -137,14 +137,20 @@ def test_defaults_are_those_of_transformers(family, tmp_path):
   transformers = pytest.importorskip("transformers")
   sizes = dict(vocab_size=40, hidden_size=512, intermediate_size=24, num_hidden_layers=8, num_attention_heads=32)
   theirs = transformers.AutoConfig.for_model(family, **sizes)
-  ours = read(tmp_path, {"model_type": family, **sizes})
+  ours, known = read(tmp_path, {"model_type": family, **sizes}), hf_families.FAMILIES[family]
   same = "max_position_embeddings", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "initializer_range"
   for key in same:
     assert getattr(ours, key) == getattr(theirs, key), key
   assert ours.head_dim == (getattr(theirs, "head_dim", None) or 16)
-  assert type(theirs).__name__.replace("Config", "ForCausalLM") in hf_families.FAMILIES[family].architecture
+  assert type(theirs).__name__.removesuffix("Config").removesuffix("Text") + "ForCausalLM" == known.architecture
+  if known.windows != "all":
+    slides = [window is not None for window in hf_config.windows_of(ours)]
+    assert slides == [name == "sliding_attention" for name in getattr(theirs, "layer_types", [None] * 8)]
+  assert ours.rope_layers == (tuple(map(bool, theirs.no_rope_layers)) if family == "smollm3" else None)
   ropes = theirs.rope_parameters
   assert ours.rope_theta == ropes.get("full_attention", ropes)["rope_theta"]
+  local = ropes.get("sliding_attention", {"rope_theta": ours.rope_theta})["rope_theta"]
+  assert (ours.local_rope_theta or ours.rope_theta) == local
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,9 @@ SENSITIVE = {
   "qwen3": dict(rms_norm_eps=1e-6),
   "smollm3": dict(rope_layers=None),
   "granite": dict(residual_multiplier=1.0),
+  "olmo2": dict(rms_norm_eps=1e-6),
+  "olmo3_yarn": dict(local_rope_theta=None),
+  "gemma3": dict(local_rope_theta=None, attention_multiplier=None),
 }
 
 

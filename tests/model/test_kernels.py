@@ -42,7 +42,10 @@ def decoded(params, model, token, position, example=None):
 
 # XLA's form of cuDNN's call, also where the tests run on a GPU: the kernel itself has no float32 and no heads of 4.
 KINDS = [("splash", {}), ("cudnn", {"platform": "cpu"}), ("xla", {"attention_block": 16})]
-MIXED = dict(sliding_window=9, sliding_layers=(False, True))
+MIXED = dict(
+  sliding_window=9, sliding_layers=(False, True), local_rope_theta=50.0, rope_layers=(True, False),
+  attention_multiplier=0.4,
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
