@@ -10,7 +10,7 @@ from nrt_jax.model.kernels import ATTENTION
 NORMS = ("pre", "post", "both")  # where attention and MLP have norms: on their input | on their output | on both
 ACTIVATIONS = ("silu", "gelu_tanh")
 REMATS = ("none", "dots", "full")  # saved for the backward pass: everything | matrix products | layer inputs
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "olmo3", "gemma3_text")
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "olmo3", "gemma3_text", "phi3")
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn", "longrope")
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
 LORA = "_lora"  # suffix of an adapter's name: "q_lora" adapts "q"

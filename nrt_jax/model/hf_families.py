@@ -31,6 +31,7 @@ class Family:
   rope_aliases: dict = field(default_factory=dict)  # other names of a type, in older files
   local_rope_theta: float | str | None = None  # of layers that slide: a default | same: as the others, not scaled
   original_max_position_embeddings: int | None = None  # default of that key outside of the rope's parameters
+  fused: bool = False  # whether files have query, key and value in one tensor, and gate and up in another
   fields: dict = field(default_factory=dict)  # fields of ModelConfig that it implies
 
 
@@ -67,6 +68,11 @@ FAMILIES = {
     reads=("attention_bias", "query_pre_attn_scalar", "final_logit_softcapping", "rope_local_base_freq"),
     windows="typed", sliding_window=4096, full_every=6, local_rope_theta=1e4,
     fields={"qk_norm": True, "norms": "both", "norm_offset": 1.0, "activation": "gelu_tanh"},
+  ),
+  "phi3": Family(
+    "Phi3ForCausalLM", 4096, rms_norm_eps=1e-5, reads=("partial_rotary_factor",), windows="all",
+    rope_types=("longrope",), rope_aliases={"su": "longrope", "yarn": "longrope"},
+    original_max_position_embeddings=4096, fused=True,
   ),
 }  # fmt: skip
 assert tuple(FAMILIES) == NAMES

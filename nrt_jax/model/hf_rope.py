@@ -1,4 +1,4 @@
-"""Rotary positions in config.json <-> the fields of ModelConfig, in the spelling of transformers 5 and in the older one.
+"""Rotary positions in config.json <-> the fields of ModelConfig, as transformers 5 spells them and as it was before.
 
 transformers 5 has everything in `rope_parameters`, one dict or one for each type of layers; before, there were
 `rope_theta`, `rope_scaling` and keys of single families.
@@ -8,7 +8,7 @@ import dataclasses
 import math
 
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.model.architecture import ROPE_TYPES, ModelConfig, RopeScaling
+from nrt_jax.model.architecture import ModelConfig, RopeScaling
 from nrt_jax.model.hf_families import Family
 from nrt_jax.model.hf_fields import read_field
 
@@ -29,22 +29,25 @@ WRITTEN = {
   "longrope": ("factor", "attention_factor", "short_factor", "long_factor", "original_max_position_embeddings"),
 }
 UNKNOWN = ("mrope_section", "alpha")  # keys of rotations that we lack
+ORIGINAL, PARTIAL = "original_max_position_embeddings", "partial_rotary_factor"
 
 
 def parse_rope(raw: dict, where: str, family: Family) -> dict:
-  """rope_theta, rope_scaling, local_rope_theta and partial_rotary_factor of a config.json. UserError as in hf_config."""
+  """rope_theta, rope_scaling, local_rope_theta and partial_rotary_factor of a config.json. Raises UserError."""
   rope, local, where_rope = _dicts(raw, where, family)
   for key in UNKNOWN:
     if rope.get(key) is not None:
       raise UserError(f"{where_rope}.{key}: found {rope[key]!r}, allowed: null")
-  theta = read_field(rope, where_rope, "rope_theta", float, read_field(raw, where, "rope_theta", float, family.rope_theta))
-  key = "partial_rotary_factor"
-  partial = read_field(rope, where_rope, key, float, read_field(raw, where, key, float, 1.0))
-  if partial != 1 and key not in family.reads or not 0 < partial <= 1:
-    allowed = "above 0, up to 1" if key in family.reads else "1"
-    raise UserError(f"{where_rope}.{key}: found {partial!r}, allowed: {allowed}")
+
+  def either(key: str, default: float) -> float:
+    return read_field(rope, where_rope, key, float, read_field(raw, where, key, float, default))
+
+  theta, partial = either("rope_theta", family.rope_theta), either(PARTIAL, 1.0)
+  if partial != 1 and PARTIAL not in family.reads or not 0 < partial <= 1:
+    allowed = "above 0, up to 1" if PARTIAL in family.reads else "1"
+    raise UserError(f"{where_rope}.{PARTIAL}: found {partial!r}, allowed: {allowed}")
   scaling = _parse_scaling(rope, raw, where, where_rope, family)
-  found = {"rope_theta": theta, "rope_scaling": scaling, "partial_rotary_factor": partial, "local_rope_theta": None}
+  found = {"rope_theta": theta, "rope_scaling": scaling, PARTIAL: partial, "local_rope_theta": None}
   if family.local_rope_theta is None:
     return found
   default = theta if family.local_rope_theta == "same" else family.local_rope_theta
@@ -70,7 +73,8 @@ def _dicts(raw: dict, where: str, family: Family) -> tuple[dict, dict, str]:
     raise UserError(f"{where}: rope_parameters: found {rope!r}, allowed: one set for each of {', '.join(LAYER_TYPES)}")
   full, local = ({**nested["full_attention"], **scaling}, nested["sliding_attention"])
   if _type_of(local) != "default":
-    raise UserError(f"{where}: rope_parameters.sliding_attention.rope_type: found {_type_of(local)!r}, allowed: default")
+    key = "rope_parameters.sliding_attention.rope_type"
+    raise UserError(f"{where}: {key}: found {_type_of(local)!r}, allowed: default")
   return full, local, f"{where}: {key}"
 
 
@@ -84,9 +88,8 @@ def _parse_scaling(rope: dict, raw: dict, where: str, where_rope: str, family: F
   if kind == "default":
     return None
   positions = read_field(raw, where, "max_position_embeddings", int, family.max_position_embeddings)
-  key = "original_max_position_embeddings"
-  original = read_field(raw, where, key, int, family.original_max_position_embeddings)
-  original = read_field(rope, where_rope, key, int, positions) if original is None else original
+  original = read_field(raw, where, ORIGINAL, int, family.original_max_position_embeddings)
+  original = read_field(rope, where_rope, ORIGINAL, int, positions) if original is None else original
   values = {name: read_field(rope, where_rope, name, float) for name in NEEDED[kind]}
   if kind == "longrope":
     values |= {name: _numbers(rope, where_rope, name) for name in ("short_factor", "long_factor")}
@@ -97,13 +100,13 @@ def _parse_scaling(rope: dict, raw: dict, where: str, where_rope: str, family: F
     values |= {name: read_field(rope, where_rope, name, float, 32.0 if name == "beta_fast" else 1.0)
                for name in ("beta_fast", "beta_slow")}  # fmt: skip
     values["truncate"] = read_field(rope, where_rope, "truncate", bool, True)
-    values["attention_factor"] = read_field(rope, where_rope, "attention_factor", float, _yarn_factor(rope, where_rope))
-  return RopeScaling(kind, **values, **({key: original} if key in WRITTEN[kind] else {}))
+    default = _yarn_factor(rope, values["factor"])
+    values["attention_factor"] = read_field(rope, where_rope, "attention_factor", float, default)
+  return RopeScaling(kind, **values, **({ORIGINAL: original} if ORIGINAL in WRITTEN[kind] else {}))
 
 
-def _yarn_factor(rope: dict, where: str) -> float:
+def _yarn_factor(rope: dict, factor: float) -> float:
   """What YaRN multiplies cos and sin by, 0.1 ln(factor) + 1, or DeepSeek's quotient of two of these."""
-  factor = read_field(rope, where, "factor", float)
 
   def scale(weight: float) -> float:
     return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
@@ -114,7 +117,7 @@ def _yarn_factor(rope: dict, where: str) -> float:
 
 def _numbers(rope: dict, where: str, key: str) -> tuple:
   found = rope.get(key)
-  if not isinstance(found, list) or not found or any(isinstance(x, bool) or not isinstance(x, (int, float)) for x in found):
+  if not isinstance(found, list) or not found or any(type(x) not in (int, float) for x in found):
     raise UserError(f"{where}: {key}: found {found!r}, allowed: a list of numbers")
   return tuple(map(float, found))
 
@@ -127,10 +130,10 @@ def rope_in_file(config: ModelConfig, family: Family) -> dict:
     scaling = {"rope_type": kind} | {name: values[name] for name in WRITTEN[kind]}
     scaling = {name: list(value) if isinstance(value, tuple) else value for name, value in scaling.items()}
   rope = {**(scaling or {"rope_type": "default"}), "rope_theta": config.rope_theta}
-  if "partial_rotary_factor" in family.reads:
-    raw["partial_rotary_factor"] = rope["partial_rotary_factor"] = config.partial_rotary_factor
+  if PARTIAL in family.reads:
+    raw[PARTIAL] = rope[PARTIAL] = config.partial_rotary_factor
   if family.original_max_position_embeddings and scaling:
-    raw["original_max_position_embeddings"] = scaling["original_max_position_embeddings"]
+    raw[ORIGINAL] = scaling[ORIGINAL]
   raw |= {"rope_scaling": scaling, "rope_parameters": rope}
   if family.local_rope_theta is not None:
     local = config.rope_theta if config.local_rope_theta is None else config.local_rope_theta

@@ -1,6 +1,6 @@
 """Hugging Face model directories: safetensors <-> parameter tree (and, from hf_config, config.json <-> ModelConfig).
 
-`KEYS` is the only list of tensor names and serves reading and writing alike. Weights move tensor by tensor: reading
+Names of tensors are in hf_names.py, for reading and writing alike. Weights move tensor by tensor: reading
 holds one stacked leaf in host memory (in float32, all layers of one matrix), writing holds one shard. Pickled weights
 are never opened, and nothing is fetched.
 """
@@ -11,7 +11,6 @@ import math
 import re
 import shutil
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,47 +23,14 @@ from safetensors.numpy import save_file
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
 from nrt_jax.model.architecture import ModelConfig
-from nrt_jax.model.decoder import init_params
 from nrt_jax.model.hf_config import hf_config, read_model_config, write_config
 from nrt_jax.model.hf_fields import read_json
+from nrt_jax.model.hf_names import EMBEDDING, HEAD, IN_1, IN_2, Entry, tensor_entries
 
 __all__ = ("copy_tokenizer", "hf_config", "load_params", "locate_tensors", "read_model_config", "resize_vocabulary",
            "save_params", "tensor_entries", "write_config")  # fmt: skip
 
-# How a tensor lies in its file: as ours, with its axes merged into one, or as a matrix [output, input] of which the
-# input is made of our leading IN_1 or IN_2 axes.
-SAME, FLAT, IN_1, IN_2 = "same", "flat", 1, 2
-
-# Name in the file ({} is the layer's number), path in our tree, layout. A name counts where the tree has its path.
-KEYS = (
-  ("model.embed_tokens.weight", "embedder.embedding", SAME),
-  ("model.layers.{}.input_layernorm.weight", "layers.attention_norm.scale", SAME),
-  ("model.layers.{}.self_attn.q_proj.weight", "layers.q.kernel", IN_1),
-  ("model.layers.{}.self_attn.q_proj.bias", "layers.q.bias", FLAT),
-  ("model.layers.{}.self_attn.k_proj.weight", "layers.k.kernel", IN_1),
-  ("model.layers.{}.self_attn.k_proj.bias", "layers.k.bias", FLAT),
-  ("model.layers.{}.self_attn.v_proj.weight", "layers.v.kernel", IN_1),
-  ("model.layers.{}.self_attn.v_proj.bias", "layers.v.bias", FLAT),
-  ("model.layers.{}.self_attn.o_proj.weight", "layers.o.kernel", IN_2),
-  ("model.layers.{}.self_attn.o_proj.bias", "layers.o.bias", SAME),
-  ("model.layers.{}.self_attn.q_norm.weight", "layers.q_norm.scale", FLAT),
-  ("model.layers.{}.self_attn.k_norm.weight", "layers.k_norm.scale", FLAT),
-  ("model.layers.{}.post_attention_layernorm.weight", "layers.attention_post_norm.scale", SAME),
-  ("model.layers.{}.pre_feedforward_layernorm.weight", "layers.mlp_norm.scale", SAME),
-  ("model.layers.{}.post_feedforward_layernorm.weight", "layers.mlp_post_norm.scale", SAME),
-  ("model.layers.{}.mlp.gate_proj.weight", "layers.gate.kernel", IN_1),
-  ("model.layers.{}.mlp.gate_proj.bias", "layers.gate.bias", SAME),
-  ("model.layers.{}.mlp.up_proj.weight", "layers.up.kernel", IN_1),
-  ("model.layers.{}.mlp.up_proj.bias", "layers.up.bias", SAME),
-  ("model.layers.{}.mlp.down_proj.weight", "layers.down.kernel", IN_1),
-  ("model.layers.{}.mlp.down_proj.bias", "layers.down.bias", SAME),
-  ("model.norm.weight", "final_norm.scale", SAME),
-  ("lm_head.weight", "head.kernel", IN_1),
-)
-EMBEDDING, HEAD = KEYS[0][0], KEYS[-1][0]
-PRE_NORMS = {"layers.mlp_norm.scale": "model.layers.{}.post_attention_layernorm.weight"}  # its name with norms="pre"
 IGNORED = re.compile(r"\brotary_emb\.inv_freq$")  # a buffer of old Llama checkpoints, computed from the config
-
 EXPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 READABLE_DTYPES = ("F32", "F16", "BF16")
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
@@ -73,41 +39,6 @@ TOKENIZER_FILES = (
   "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json",
   "*.tiktoken", "spiece.model", "chat_template*", "additional_chat_templates/*.jinja", "generation_config.json",
 )  # fmt: skip
-
-
-class Entry(NamedTuple):
-  """One tensor of a file and where it belongs in the parameter tree."""
-
-  name: str
-  path: str  # in our tree, joined by dots
-  layer: int | None  # index into the leaf's leading axis
-  layout: str | int
-  shape: tuple  # ours, without the layer axis
-
-  @property
-  def file_shape(self) -> tuple:
-    if self.layout == SAME:
-      return self.shape
-    if self.layout == FLAT:
-      return (math.prod(self.shape),)
-    return math.prod(self.shape[self.layout :]), math.prod(self.shape[: self.layout])
-
-
-def tensor_entries(config: ModelConfig) -> list[Entry]:
-  """Every tensor that a checkpoint of `config` holds, the layers of one leaf in a row."""
-  tree = traverse_util.flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0))), sep=".")
-  entries = []
-  for name, path, layout in KEYS:
-    if path not in tree:
-      continue
-    if config.norms == "pre":
-      name = PRE_NORMS.get(path, name)
-    if "{}" in name:
-      shape = tree[path].shape[1:]
-      entries += [Entry(name.format(i), path, i, layout, shape) for i in range(config.num_hidden_layers)]
-    else:
-      entries.append(Entry(name, path, None, layout, tree[path].shape))
-  return entries
 
 
 def _from_file(tensor: np.ndarray, entry: Entry) -> np.ndarray:
@@ -177,8 +108,8 @@ def locate_tensors(directory, config: ModelConfig) -> dict:
 
 def _check_tensor(tensor, entry: Entry, path: Path) -> None:
   shape = tuple(tensor.get_shape())
-  if shape != entry.file_shape:
-    raise UserError(f"{path}: wrong shape of tensor {entry.name}: found {shape}, by config.json: {entry.file_shape}")
+  if shape != entry.whole_shape:
+    raise UserError(f"{path}: wrong shape of tensor {entry.name}: found {shape}, by config.json: {entry.whole_shape}")
   require_choice(f"{path}: dtype of tensor {entry.name}", tensor.get_dtype(), READABLE_DTYPES)
 
 
@@ -209,11 +140,17 @@ def load_params(directory, config: ModelConfig, shardings=None) -> dict:
     host = np.empty((*stack, *group[0].shape), np.float32)
     for entry in group:
       name = entry.name if entry.name in files else HEAD  # tied
-      host[() if entry.layer is None else entry.layer] = _from_file(files[name].get_tensor(name), entry)
+      host[() if entry.layer is None else entry.layer] = _from_file(_read(files[name], name, entry), entry)
     if config.tie_word_embeddings and group[0].name == EMBEDDING and HEAD in files:
       _require_tied(host, files[HEAD], directory)
     params[path] = _place(host, placement.get(path))
   return traverse_util.unflatten_dict(params, sep=".")
+
+
+def _read(file, name: str, entry: Entry) -> np.ndarray:
+  if entry.rows is None:
+    return file.get_tensor(name)
+  return file.get_slice(name)[entry.first : entry.first + entry.file_shape[0]]
 
 
 def _require_tied(embedding: np.ndarray, file, directory: Path) -> None:
@@ -259,11 +196,17 @@ def save_params(
 
 def _write_weights(params, config: ModelConfig, directory: Path, dtype: np.dtype, max_shard_bytes: int) -> None:
   leaves = traverse_util.flatten_dict(params, sep=".")
-  shards = _plan_shards(tensor_entries(config), dtype.itemsize, max_shard_bytes)
+  parts = {}
+  for entry in tensor_entries(config):
+    parts.setdefault(entry.name, []).append(entry)
+  shards = _plan_shards(list(parts.values()), dtype.itemsize, max_shard_bytes)
   weight_map, total = {}, 0
   for number, shard in enumerate(shards, 1):
     name = SINGLE_FILE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-    tensors = {entry.name: _to_file(_host_array(leaves[entry.path], entry), entry, dtype) for entry in shard}
+    tensors = {}
+    for entries in shard:
+      arrays = [_to_file(_host_array(leaves[entry.path], entry), entry, dtype) for entry in entries]
+      tensors[entries[0].name] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     weight_map |= dict.fromkeys(tensors, name)
     total += sum(tensor.nbytes for tensor in tensors.values())
     if jax.process_index() == 0:
@@ -272,15 +215,15 @@ def _write_weights(params, config: ModelConfig, directory: Path, dtype: np.dtype
     write_json(directory / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _plan_shards(entries: list[Entry], itemsize: int, max_bytes: int) -> list[list[Entry]]:
+def _plan_shards(tensors: list[list[Entry]], itemsize: int, max_bytes: int) -> list[list[list[Entry]]]:
   """Cuts the entries, in their order, into shards of at most `max_bytes` (or one tensor)."""
   shards, size = [[]], 0
-  for entry in entries:
-    nbytes = math.prod(entry.shape) * itemsize
+  for entries in tensors:
+    nbytes = sum(math.prod(entry.shape) for entry in entries) * itemsize
     if shards[-1] and size + nbytes > max_bytes:
       shards.append([])
       size = 0
-    shards[-1].append(entry)
+    shards[-1].append(entries)
     size += nbytes
   return shards
 

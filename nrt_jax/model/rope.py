@@ -34,7 +34,7 @@ def rope_frequencies(config, local: bool = False) -> np.ndarray:
 
 
 def yarn_share(scaling, theta: float, width: int) -> np.ndarray:
-  """Which share of each of the width / 2 frequencies is kept: 1 for fast ones, 0 for slow ones (YaRN, arXiv 2309.00071)."""
+  """Share `[width / 2]` of each frequency that is kept: 1 for high ones, 0 for low ones (YaRN, arXiv 2309.00071)."""
 
   def dimension(turns):  # the one whose frequency makes so many turns over the original length
     length = scaling.original_max_position_embeddings

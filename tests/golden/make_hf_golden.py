@@ -20,6 +20,10 @@ LLAMA3 = dict(
 YARN = dict(
   rope_type="yarn", rope_theta=100.0, factor=4.0, beta_fast=4.0, beta_slow=0.5, original_max_position_embeddings=28,
 )  # fmt: skip
+LONGROPE = dict(
+  rope_type="longrope", rope_theta=100.0, partial_rotary_factor=0.75, short_factor=[1.0, 1.5, 2.0],
+  long_factor=[2.0, 3.0, 8.0],
+)  # fmt: skip
 ROPE = dict(rope_type="default", rope_theta=500.0)
 
 # name -> (model_type, config). Head counts, head width (never hidden / heads alone), windows and tying all differ.
@@ -68,6 +72,10 @@ CASES = {
       full_attention=dict(rope_type="linear", factor=4.0, rope_theta=2000.0),
       sliding_attention=dict(rope_type="default", rope_theta=50.0),
     ),
+  )),
+  "phi3_longrope": ("phi3", dict(
+    num_attention_heads=2, num_key_value_heads=1, sliding_window=9, original_max_position_embeddings=64,
+    max_position_embeddings=512, rope_parameters=LONGROPE,
   )),
 }  # fmt: skip
 LENGTHS = (34, 34, 23, 7)  # of rows of 34 columns: past the 28 positions of LLAMA3, longer than every window

@@ -188,7 +188,8 @@ def test_decoding_params_are_the_same_function(token_NT, loop):
   """With biases, and with two queries for each key: the heads of the one fused matrix are dealt out as they were."""
   model = toy_model(layer_loop=loop, qkv_bias=True, mlp_bias=True, qk_norm=True, qk_norm_joint=True, norms="post")
   params = jax.tree_util.tree_map_with_path(
-    lambda path, p: jnp.linspace(-1, 1, p.size).reshape(p.shape) if path[-1].key in ("bias", "scale") else p, toy.params(model)
+    lambda path, p: jnp.linspace(-1, 1, p.size).reshape(p.shape) if path[-1].key in ("bias", "scale") else p,
+    toy.params(model),
   )
   weights, inputs = decoding_params(params, model), (model, token_NT, positions(token_NT))
   layer = weights["layers"] if loop == "scan" else weights["layers"][0]

@@ -139,8 +139,9 @@ def test_tied_weights_are_read_under_either_name(golden, case):
 
 
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16])
-def test_half_precision_becomes_float32(golden, dtype):
-  directory = golden("llama")
+@pytest.mark.parametrize("case", ["llama", "phi3_longrope"])  # whole tensors, and pieces of fused ones
+def test_half_precision_becomes_float32(golden, case, dtype):
+  directory = golden(case)
   full = load(directory)
   rewrite(directory, lambda tensors: tensors.update({k: v.astype(dtype) for k, v in tensors.items()}))
   half = load(directory)

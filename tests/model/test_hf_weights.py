@@ -77,6 +77,7 @@ SENSITIVE = {
   "granite": dict(residual_multiplier=1.0),
   "olmo2": dict(rms_norm_eps=1e-6),
   "olmo3_yarn": dict(local_rope_theta=None),
+  "phi3_longrope": dict(long_rope=True),
   "gemma3": dict(local_rope_theta=None, attention_multiplier=None),
 }
 

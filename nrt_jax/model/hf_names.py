@@ -1,0 +1,107 @@
+"""The tensors of a Hugging Face model's files: their names and layouts, and the places of our tree that they fill."""
+
+import collections
+import math
+from typing import NamedTuple
+
+import jax
+from flax import traverse_util
+
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.decoder import init_params
+from nrt_jax.model.hf_families import FAMILIES
+
+# How a tensor lies in its file: as ours, with its axes merged into one, or as a matrix [output, input] of which the
+# input is made of our leading IN_1 or IN_2 axes.
+SAME, FLAT, IN_1, IN_2 = "same", "flat", 1, 2
+
+# Name in the file ({} is the layer's number), path in our tree, layout. A name counts where the tree has its path, and
+# a name that several paths have is a tensor that holds them one behind the other.
+KEYS = (
+  ("model.embed_tokens.weight", "embedder.embedding", SAME),
+  ("model.layers.{}.input_layernorm.weight", "layers.attention_norm.scale", SAME),
+  ("model.layers.{}.self_attn.q_proj.weight", "layers.q.kernel", IN_1),
+  ("model.layers.{}.self_attn.q_proj.bias", "layers.q.bias", FLAT),
+  ("model.layers.{}.self_attn.k_proj.weight", "layers.k.kernel", IN_1),
+  ("model.layers.{}.self_attn.k_proj.bias", "layers.k.bias", FLAT),
+  ("model.layers.{}.self_attn.v_proj.weight", "layers.v.kernel", IN_1),
+  ("model.layers.{}.self_attn.v_proj.bias", "layers.v.bias", FLAT),
+  ("model.layers.{}.self_attn.o_proj.weight", "layers.o.kernel", IN_2),
+  ("model.layers.{}.self_attn.o_proj.bias", "layers.o.bias", SAME),
+  ("model.layers.{}.self_attn.q_norm.weight", "layers.q_norm.scale", FLAT),
+  ("model.layers.{}.self_attn.k_norm.weight", "layers.k_norm.scale", FLAT),
+  ("model.layers.{}.post_attention_layernorm.weight", "layers.attention_post_norm.scale", SAME),
+  ("model.layers.{}.pre_feedforward_layernorm.weight", "layers.mlp_norm.scale", SAME),
+  ("model.layers.{}.post_feedforward_layernorm.weight", "layers.mlp_post_norm.scale", SAME),
+  ("model.layers.{}.mlp.gate_proj.weight", "layers.gate.kernel", IN_1),
+  ("model.layers.{}.mlp.gate_proj.bias", "layers.gate.bias", SAME),
+  ("model.layers.{}.mlp.up_proj.weight", "layers.up.kernel", IN_1),
+  ("model.layers.{}.mlp.up_proj.bias", "layers.up.bias", SAME),
+  ("model.layers.{}.mlp.down_proj.weight", "layers.down.kernel", IN_1),
+  ("model.layers.{}.mlp.down_proj.bias", "layers.down.bias", SAME),
+  ("model.norm.weight", "final_norm.scale", SAME),
+  ("lm_head.weight", "head.kernel", IN_1),
+)
+EMBEDDING, HEAD = KEYS[0][0], KEYS[-1][0]
+QKV, GATE_UP = "model.layers.{}.self_attn.qkv_proj.weight", "model.layers.{}.mlp.gate_up_proj.weight"
+FUSED = {
+  **{f"layers.{name}.kernel": QKV for name in ("q", "k", "v")},
+  **{f"layers.{name}.kernel": GATE_UP for name in ("gate", "up")},
+}
+PRE_NORMS = {"layers.mlp_norm.scale": "model.layers.{}.post_attention_layernorm.weight"}  # its name with norms="pre"
+
+
+class Entry(NamedTuple):
+  """One tensor of a file, or some rows of one, and where it belongs in the parameter tree."""
+
+  name: str
+  path: str  # in our tree, joined by dots
+  layer: int | None  # index into the leaf's leading axis
+  layout: str | int
+  shape: tuple  # ours, without the layer axis
+  first: int = 0  # row of the file's tensor that it begins with
+  rows: int | None = None  # of the file's tensor; None: it holds nothing else
+
+  @property
+  def whole_shape(self) -> tuple:
+    """The shape of the file's tensor."""
+    return self.file_shape if self.rows is None else (self.rows, *self.file_shape[1:])
+
+  @property
+  def file_shape(self) -> tuple:
+    """The shape of its part of the file's tensor."""
+    if self.layout == SAME:
+      return self.shape
+    if self.layout == FLAT:
+      return (math.prod(self.shape),)
+    return math.prod(self.shape[self.layout :]), math.prod(self.shape[: self.layout])
+
+
+def tensor_entries(config: ModelConfig) -> list[Entry]:
+  """Every tensor that a checkpoint of `config` holds, the layers of one leaf in a row."""
+  tree = traverse_util.flatten_dict(jax.eval_shape(lambda: init_params(config, jax.random.key(0))), sep=".")
+  names = (PRE_NORMS if config.norms == "pre" else {}) | (FUSED if FAMILIES[config.family].fused else {})
+  entries = []
+  for name, path, layout in KEYS:
+    if path not in tree:
+      continue
+    name = names.get(path, name)
+    if "{}" in name:
+      shape = tree[path].shape[1:]
+      entries += [Entry(name.format(i), path, i, layout, shape) for i in range(config.num_hidden_layers)]
+    else:
+      entries.append(Entry(name, path, None, layout, tree[path].shape))
+  return _with_rows(entries)
+
+
+def _with_rows(entries: list[Entry]) -> list[Entry]:
+  """The same entries; those that share a tensor know which of its rows are theirs."""
+  rows, first = collections.Counter(), collections.Counter()
+  for entry in entries:
+    rows[entry.name] += entry.file_shape[0]
+  found = []
+  for entry in entries:
+    shared = rows[entry.name] != entry.file_shape[0]
+    found.append(entry._replace(first=first[entry.name], rows=rows[entry.name]) if shared else entry)
+    first[entry.name] += entry.file_shape[0]
+  return found
