@@ -30,7 +30,7 @@ def fit(example, row, limits, shorten, counts):
 
 
 def summary(kept: int, counts: dict) -> str:
-  """How many examples are left of how many, and why: "2 of 4 examples (2 prompts over prompt.max_prompt_length ...)"."""
+  """How many examples are left, and why: "2 of 4 examples (2 prompts over prompt.max_prompt_length dropped)"."""
   total = kept + sum(count for name, count in counts.items() if name.endswith("_dropped"))
   examples = f"{kept:,} of {total:,} examples" if total > kept else f"{kept:,} examples"
   return f"{examples} ({reasons(counts)})" if any(counts.values()) else examples

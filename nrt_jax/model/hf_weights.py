@@ -98,7 +98,8 @@ def locate_tensors(directory, config: ModelConfig) -> dict:
       found[name], where[name] = file, path
       entry = expected.get(name, expected[EMBEDDING])._replace(name=name)
       _check_tensor(file.get_slice(name), entry, path)
-  missing = [name for name in expected if name not in found and not (name == EMBEDDING and found.keys() & set(optional))]
+  tied = found.keys() & set(optional)
+  missing = [name for name in expected if name not in found and not (name == EMBEDDING and tied)]
   if missing:
     place = weight_map.get(missing[0], INDEX_FILE if weight_map else SINGLE_FILE)
     more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""

@@ -150,8 +150,8 @@ def budget(seconds: float = BUDGET_SECONDS, stalled_seconds: float = BUDGET_STAL
 def equivalent(reference: str, found: str) -> bool:
   """Whether two LaTeX answers are equivalent to math-verify, in bounded time and memory. Needs `installed()`.
 
-  False for what is too large to evaluate, and where the answer isn't known in time, which the budget counts and no cache
-  keeps. UserError where math-verify's process can't start.
+  False for what is too large to evaluate, and if the answer isn't known in time, which the budget counts and no cache
+  keeps. UserError if math-verify's process can't start.
   """
   if any(_towers(text) for text in (reference, found)):
     return False

@@ -121,7 +121,7 @@ def tokenizer(family: str, kind: str = "bytes"):
 
 
 def _sentence_pieces(kind: str):
-  """As converted from SentencePiece: a blank is put before the text (metaspace), or before each piece of it (prepend)."""
+  """As converted from SentencePiece: a blank comes before the text (metaspace), or before each piece (prepend)."""
   core = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
   if kind == "metaspace":
     core.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)

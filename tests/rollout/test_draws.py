@@ -168,7 +168,7 @@ def on_the_kept():
 @pytest.mark.parametrize("verifier", ["token_match", "exact_match"])
 @pytest.mark.parametrize("kind", ["jit", "pmap"])
 def test_a_step_is_the_step_on_what_it_keeps(verifier, kind, on_the_kept, monkeypatch):
-  """In one program and around a grader on the host, where no later draw compiles anything; over a mesh and under pmap."""
+  """In one program and around a grader on the host, where later draws compile nothing; over a mesh and under pmap."""
   expected, metrics, count, varied = on_the_kept
   built, build = [], programs.build_draws
   monkeypatch.setattr(programs, "build_draws", lambda setup: built.append(build(setup)) or built[-1])
