@@ -68,7 +68,8 @@ class TrainBatch:
   """Rows `[pad | prompt | trace | marker | answer | pad]` with every coefficient of the update.
 
   Coefficients already include advantage, mask and normalization, so the loss is a plain sum over rows and columns;
-  0 means "no gradient here". Column t holds the terms for predicting token_NL[:, t] from the columns before it.
+  0 means "no gradient here". Column t holds the terms for predicting token_NL[:, t] from the columns before it. Where
+  the marker replaced another stop token, the trace's terms are for the stop token: target_NL.
   """
 
   token_NL: jax.Array  # int32
@@ -87,6 +88,7 @@ class TrainBatch:
   example_NL: jax.Array | None = None  # int32, the example of each token; examples don't attend to each other
   prompt_NP: jax.Array | None = None  # int32, padded on the left: the prompt, if the rows of a group share it
   prompt_length_N: jax.Array | None = None  # int32
+  target_NL: jax.Array | None = None  # int32, what was sampled at each column; None: token_NL itself
   extra: dict = struct.field(default_factory=dict)  # name -> array [N, ...]: additional inputs of one method's loss
   packed: int = struct.field(pytree_node=False, default=0)  # columns packed after a shared prompt; 0: not packed
 

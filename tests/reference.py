@@ -239,7 +239,9 @@ def verifier_free_rows(config, samples, group_size, minibatches, marker):
     weights = [np.full(len(w), float(config.answer_weight == "one")) for w in weights]
 
   traces = [s["sampled"][:-1] if s["stop"] else s["sampled"] for s in samples]
-  trained = [s["stop"] == "marker" or config.train_forced_marker for s in samples]  # is marker[0] part of the trace?
+  # Is the place of marker[0] part of the trace, with what was sampled there or with a marker that was put in by force?
+  drawn = [s["stop"] == "marker" or (s["stop"] == "other" and not config.train_forced_marker) for s in samples]
+  trained = [d or config.train_forced_marker for d in drawn]
   how, constant = config.normalisation, config.normalisation_constant
   trace_w = row_weights([len(t) + m for t, m in zip(traces, trained)], how, minibatches, group_size, constant)
   answer_w = row_weights([len(s["answer"]) for s in samples], how, minibatches, group_size, constant)
@@ -254,7 +256,7 @@ def verifier_free_rows(config, samples, group_size, minibatches, marker):
       if kind == "trace":
         row["behaviour"][t] = s["logp"][t - len(s["prompt"])]
       if t == first_marker:
-        row["behaviour"][t] = s["logp"][-1] if s["stop"] == "marker" else s["marker_logp"][0]
+        row["behaviour"][t] = s["logp"][-1] if drawn[n] else s["marker_logp"][0]
       if kind == "marker" and not (t == first_marker and s["stop"] == "marker"):
         rows_of_minibatch = len(samples) / minibatches
         row["format"][t] = config.format_coef / rows_of_minibatch / (constant if how == "constant" else 1)

@@ -176,11 +176,11 @@ def with_reference(tools: Tools, config: DpoConfig, states, batch: TrainBatch) -
 
 def loss(tools: Tools, config: DpoConfig, params, batch: TrainBatch) -> LossSums:
   """losses.dpo over the pairs, and the cross-entropy of the chosen rows."""
-  logp_NL, entropy_NL = tools.log_probs(params, batch)
+  logp_NL, entropy_NL, row_logp_NL = tools.log_probs(params, batch)
   compared = (logp_NL, batch.reference_logp_NL, batch.trace_coef_NL)
   terms = {
     "loss/preference": losses.dpo(*compared, config.beta).sum(),
-    "loss/chosen": losses.supervised(logp_NL, batch.answer_coef_NL).sum(),
+    "loss/chosen": losses.supervised(row_logp_NL, batch.answer_coef_NL).sum(),
   }
   margin_P, weight_P = losses.pair_margins(*jax.lax.stop_gradient(compared))
   pairs, mask_NL = jnp.sum(weight_P > 0), batch.trace_mask_NL

@@ -36,8 +36,8 @@ class Tools(NamedTuple):
   complete: Callable
   # (params, prompts) -> AnswerScores after an empty trace [B]
   score_empty_trace: Callable
-  # (params, batch, entropy_gradient=False) -> (log-probability, entropy) of each token, [N, L]; sampled tokens at the
-  # sampling temperature
+  # (params, batch, entropy_gradient=False) -> (log-probability, entropy) of each token, [N, L], sampled tokens at the
+  # sampling temperature; and the log-probability of what stands in the row where it is not what was sampled
   log_probs: Callable
   # (params, batch) -> log-probability of each token [N, L], no gradient, a micro-batch at a time: for other parameters
   score_batch: Callable

@@ -220,12 +220,12 @@ def sum_terms(
 
   `answer_loss(logp_NL) -> loss_NL` takes the place of the answer's cross-entropy.
   """
-  logp_NL, entropy_NL = tools.log_probs(params, batch, entropy_gradient=config.entropy_coef != 0)
+  logp_NL, entropy_NL, row_logp_NL = tools.log_probs(params, batch, entropy_gradient=config.entropy_coef != 0)
   trace_loss_NL, metrics = trace_loss(logp_NL)
   terms = {
     "loss/trace": trace_loss_NL.sum(),
     "loss/answer": (answer_loss(logp_NL) if answer_loss else losses.supervised(logp_NL, batch.answer_coef_NL)).sum(),
-    "loss/format": losses.supervised(logp_NL, batch.format_coef_NL).sum(),
+    "loss/format": losses.supervised(row_logp_NL, batch.format_coef_NL).sum(),
   }
   mask_NL = batch.trace_mask_NL
   if config.kl_coef and kl_in_loss:

@@ -119,7 +119,7 @@ def collect(tools: Tools, config: SftConfig, states, prompts, key) -> Collected:
 
 def loss(tools: Tools, config: SftConfig, params, batch: TrainBatch) -> LossSums:
   """Cross-entropy of the learnt tokens."""
-  logp_NL, _ = tools.log_probs(params, batch)
+  logp_NL, *_ = tools.log_probs(params, batch)
   total = losses.supervised(logp_NL, batch.answer_coef_NL).sum()
   metrics = {
     "loss/total": total,

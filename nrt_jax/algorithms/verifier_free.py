@@ -55,7 +55,7 @@ class VerifierFreeConfig(LikelihoodConfig):
   answer_coef: float = 1.0
   clip_answer: bool = False  # True: the answer's tokens have the trace's trust region too (VeriFree)
   format_coef: float = 0.3  # cross-entropy on marker tokens that the model did not emit
-  train_forced_marker: bool = False  # True: a marker put in by force carries the trace's advantage (released code)
+  train_forced_marker: bool = False  # True: a marker put in by force carries the trace's advantage, not what was sampled
 
   def __post_init__(self):
     super().__post_init__()
@@ -223,7 +223,10 @@ def settle_ties(rollouts, logp_NA, empty_logp_NA, group_size: int):
 
 
 def build_rows(tools: Tools, config: VerifierFreeConfig, prompts_N, rollouts, scores) -> TrainBatch:
-  """Splices the rows and says what was sampled, what is trace, answer and unemitted marker; all coefficients are 0."""
+  """Splices the rows and says what was sampled, what is trace, answer and unemitted marker; all coefficients are 0.
+
+  Another stop token than the marker is a token of the trace too: it is scored where the marker has taken its place.
+  """
   M, A = len(tools.marker_ids), prompts_N.answer_BA.shape[1]
   trace_length_N = rollouts.length_N - rollouts.ended_N  # the stop token gives way to the marker
   spliced = rows.splice(
@@ -236,13 +239,14 @@ def build_rows(tools: Tools, config: VerifierFreeConfig, prompts_N, rollouts, sc
     prompts_N.answer_length_B,
     tools.pad_id,
   )
-  # The first marker token is the trace's own stop token where the model emitted it.
   stop_NL = jnp.arange(spliced.token_NL.shape[1])[None] == spliced.first + rollouts.token_NR.shape[1]
-  emitted_NL = stop_NL & rollouts.marker_N[:, None]
-  sampled_NL = spliced.trace_mask_NL | emitted_NL
-  last = jnp.maximum(rollouts.length_N - 1, 0)[:, None]
-  emitted_logp_N1 = jnp.take_along_axis(rollouts.logp_NR, last, 1)
-  stop_logp_N1 = jnp.where(rollouts.marker_N[:, None], emitted_logp_N1, scores.marker_logp_NM[:, :1])
+  # What ended the trace is one of its tokens; a forced marker that carries the advantage is trained in its place.
+  stopped_N = rollouts.marker_N if config.train_forced_marker else rollouts.ended_N
+  last_N1 = jnp.maximum(rollouts.length_N - 1, 0)[:, None]
+  stop_N1, stop_logp_N1 = (jnp.take_along_axis(x, last_N1, 1) for x in (rollouts.token_NR, rollouts.logp_NR))
+  stopped_NL, emitted_NL = stop_NL & stopped_N[:, None], stop_NL & rollouts.marker_N[:, None]
+  sampled_NL = spliced.trace_mask_NL | stopped_NL
+  stop_logp_N1 = jnp.where(stopped_N[:, None], stop_logp_N1, scores.marker_logp_NM[:, :1])
   behaviour_NL = rows.align_trace(rollouts.logp_NR, trace_length_N, spliced, M, A)
   zeros_NL = jnp.zeros(spliced.token_NL.shape)
   return TrainBatch(
@@ -261,6 +265,7 @@ def build_rows(tools: Tools, config: VerifierFreeConfig, prompts_N, rollouts, sc
     first=spliced.first,
     prompt_NP=prompts_N.prompt_BP,
     prompt_length_N=prompts_N.prompt_length_B,
+    target_NL=jnp.where(stopped_NL, stop_N1, spliced.token_NL),
   )
 
 

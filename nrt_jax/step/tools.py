@@ -239,13 +239,22 @@ def packs(setup: Setup, batch) -> bool:
 
 
 def log_probs(setup: Setup, params, batch, entropy_gradient: bool = False):
-  """Log-probability and entropy of each token of a TrainBatch: sampled tokens at the sampling temperature."""
+  """Log-probability and entropy of each token of a TrainBatch: sampled tokens at the sampling temperature.
+
+  The third result is the log-probability of what stands in the row, at temperature 1, where batch.target_NL says that
+  something else was sampled there; elsewhere it is the first.
+  """
   temperature = setup.run.sampling.temperature
   scale_NL = None if temperature == 1 else jnp.where(batch.sampled_mask_NL, 1 / temperature, 1.0)
   if shares_prompts(setup, batch):
-    return scoring.shared_log_probs(params, setup.model, batch, setup.shared_rows, scale_NL, entropy_gradient)
-  rows_ = (batch.token_NL, batch.position_NL, batch.first, scale_NL, entropy_gradient, batch.example_NL)
-  return scoring.row_log_probs(params, setup.model, *rows_)
+    found = scoring.shared_log_probs(params, setup.model, batch, setup.shared_rows, scale_NL, entropy_gradient)
+  else:
+    rows_ = (batch.token_NL, batch.position_NL, batch.first, scale_NL, entropy_gradient)
+    found = scoring.row_log_probs(params, setup.model, *rows_, batch.example_NL, batch.target_NL)
+  if batch.target_NL is None:
+    return *found, found[0]
+  logp_NL, entropy_NL, forced_NL = found
+  return logp_NL, entropy_NL, jnp.where(batch.target_NL == batch.token_NL, logp_NL, forced_NL)
 
 
 def own_tokens(setup: Setup, batch):

@@ -96,7 +96,7 @@ class Hand:
     logp_NL = self.policy_logp(batch) if algorithm.samples_traces else jnp.asarray(logp_NL)
 
     def loss(logp_NL):
-      sums = algorithm.loss(tools._replace(log_probs=lambda *_, **__: (logp_NL, -logp_NL)), config, {}, batch)
+      sums = algorithm.loss(tools._replace(log_probs=lambda *_, **__: (logp_NL, -logp_NL, logp_NL)), config, {}, batch)
       return sums.total, sums.metrics
 
     slope_NL, metrics = jax.grad(loss, has_aux=True)(logp_NL)
@@ -156,16 +156,21 @@ def test_coefficients_and_loss_by_hand(name, over, minibatches):
   np.testing.assert_allclose(metrics["loss/total"], sum(totals.values()), rtol=1e-4)
 
 
-def test_emitted_marker_is_trained():
-  """Trap 4: were the token that ends a trace dropped, the policy would never learn when to stop."""
+def test_every_token_that_ends_a_trace_is_trained():
+  """Trap 4: were it dropped, the policy would never learn when to stop, or that another stop token is no marker."""
   config = ALGORITHMS["nrt"].config(baseline="none", clip_low=0.0, clip_high=99.0)
   collected, _, slope_NL, _ = hand().outcome("nrt", config)
   batch, marker_column = collected.batch, 5 + HAND_R
-  emitted = np.array([end == "marker" for end, _ in HAND_ENDS])
+  emitted, ended = (np.array([end in kinds for end, _ in HAND_ENDS]) for kinds in (["marker"], ["marker", "other"]))
   at_marker = np.asarray(batch.trace_coef_NL[:, marker_column])
-  np.testing.assert_array_equal(batch.trace_mask_NL[:, marker_column], emitted)
-  pushed = emitted & (np.arange(len(emitted)) // HAND_G != HAND_FLAT)
-  assert pushed.sum() > 3 and (at_marker[pushed] != 0).all() and (at_marker[~pushed] == 0).all()
+  np.testing.assert_array_equal(batch.trace_mask_NL[:, marker_column], ended)
+  np.testing.assert_array_equal(batch.sampled_mask_NL[:, marker_column], ended)
+  pushed = ended & (np.arange(len(ended)) // HAND_G != HAND_FLAT)
+  assert pushed.sum() > 5 and (at_marker[pushed] != 0).all() and (at_marker[~pushed] == 0).all()
+  expected = np.where(ended & ~emitted, toy.EOS, toy.MARKER)
+  np.testing.assert_array_equal(batch.target_NL[:, marker_column], expected)
+  others = np.arange(batch.token_NL.shape[1]) != marker_column
+  np.testing.assert_array_equal(batch.target_NL[:, others], batch.token_NL[:, others])
   assert (np.asarray(slope_NL[:, marker_column])[pushed] != 0).all()
   np.testing.assert_array_equal(np.asarray(batch.format_coef_NL[:, marker_column]) != 0, ~emitted)
   np.testing.assert_array_equal(batch.token_NL[:, marker_column], toy.MARKER)
@@ -237,7 +242,7 @@ KEY_CHANGES = {
     "answer_weight": ({}, "one"),
     "answer_coef": ({}, 0.5),
     "format_coef": ({}, 0.5),
-    "train_forced_marker": ({"baseline": "none"}, True),
+    "train_forced_marker": ({"baseline": "none", "trace_loss": "reinforce"}, True),
   },
   "sft": {
     "train_prompt": ({}, True),

@@ -75,7 +75,7 @@ def test_completion_rows_train_every_sampled_token():
     np.testing.assert_array_equal(batch.token_NL[n][valid], [*prompt, *rollouts.token_NR[n, :length]])
     np.testing.assert_array_equal(batch.trace_mask_NL[n][valid], [False] * len(prompt) + [True] * int(length))
     np.testing.assert_array_equal(batch.behaviour_logp_NL[n][valid][len(prompt) :], rollouts.logp_NR[n, :length])
-  whole, _ = tools.log_probs(params, batch)
+  whole = tools.log_probs(params, batch)[0]
   np.testing.assert_allclose(jnp.where(batch.trace_mask_NL, whole, 0), batch.behaviour_logp_NL, atol=1e-4)
 
 

@@ -162,7 +162,7 @@ def test_min_gap():
 
 def test_no_pair_at_all_is_no_gradient():
   collected, tools = collect(dpo.DpoConfig(min_gap=99.0, chosen_coef=1.0), sampled())
-  tools = tools._replace(log_probs=lambda *_: (jnp.full(collected.batch.token_NL.shape, -1.0),) * 2)
+  tools = tools._replace(log_probs=lambda *_: (jnp.full(collected.batch.token_NL.shape, -1.0),) * 3)
   sums = dpo.loss(tools, dpo.DpoConfig(chosen_coef=1.0), {}, collected.batch)
   assert float(sums.total) == 0 and sums.metrics["preference/accuracy"][1] == 0
 

@@ -96,7 +96,8 @@ def test_the_answers_trust_region():
     config = ALGORITHMS["verifree"].config(clip_answer=clip_answer)
 
     def answer_loss(logp_NL):
-      tools = programs.make_tools(toy.setup("verifree"))._replace(log_probs=lambda *_, **__: (logp_NL, -logp_NL))
+      found = (logp_NL, -logp_NL, logp_NL)
+      tools = programs.make_tools(toy.setup("verifree"))._replace(log_probs=lambda *_, **__: found)
       return ALGORITHMS["verifree"].loss(tools, config, {}, made.batch).metrics["loss/answer"]
 
     slopes[clip_answer] = jax.grad(answer_loss)(jnp.asarray(behaviour_NL + shift_NL))
@@ -204,7 +205,7 @@ def test_the_reference_can_be_the_scorer():
   policy = TrainState(jnp.int32(0), jnp.int32(0), params, (), jax.random.key(0))
   collect = functools.partial(setup.algorithm.collect, tools, setup.run.algorithm)
   made = jax.jit(collect)(States(policy, other), PROMPTS, jax.random.key(0))
-  whole, _ = tools.log_probs(other, made.batch)
+  whole = tools.log_probs(other, made.batch)[0]
   expected = np.where(made.batch.answer_mask_NL, whole, 0)[:, -3:]
   settled = np.asarray(made.batch.trace_mask_NL).sum(1) > 1  # empty traces have the empty trace's scores
   assert settled.sum() > 5

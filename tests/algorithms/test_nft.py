@@ -104,7 +104,7 @@ def slope_on_policy(name, **over):
   behaviour_NL = made.batch.behaviour_logp_NL
 
   def loss(logp_NL):
-    given = tools()._replace(log_probs=lambda *_, **__: (logp_NL, -logp_NL))
+    given = tools()._replace(log_probs=lambda *_, **__: (logp_NL, -logp_NL, logp_NL))
     return ALGORITHMS[name].loss(given, config, {}, made.batch).total
 
   return np.asarray(jax.grad(loss)(behaviour_NL)), made

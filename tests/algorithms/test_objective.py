@@ -1,6 +1,7 @@
 """The update against the objective itself, for a policy so small that all traces can be enumerated."""
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -16,23 +17,33 @@ from nrt_jax.model.decoder import forward, logits
 from nrt_jax.step import programs
 
 B = 16
-VOCAB, MARKER, LIMIT = 6, 5, 2  # 1 + 5 + 25 traces: few enough to sum over
+VOCAB, MARKER, OTHER, LIMIT = 6, 5, 4, 2  # 1 + 5 + 25 traces: few enough to sum over
 # This seed's policy is one whose answer depends much on its trace, and whose traces differ: both terms weigh.
 TINY, TINY_SEED = dataclasses.replace(
   toy.MODEL, vocab_size=VOCAB, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_key_value_heads=1,
   initializer_range=1.0,
 ), 37  # fmt: skip
 PROMPT, ANSWER = [1, 3], [2, 0, 4]
-TRACES = [list(z) for n in range(LIMIT) for z in itertools.product(range(5), repeat=n)]
-SAMPLED = [[*z, MARKER] for z in TRACES] + [list(z) for z in itertools.product(range(5), repeat=LIMIT)]
 REWARDS = reference.AGGREGATION_NAMES
+STOPS = {"the marker": (MARKER,), "two stop tokens": (MARKER, OTHER)}
 
 
-def tiny_setup(**over):
-  settings = {"baseline": "none", "center": "none", "scale": "none", "trace_loss": "reinforce", "format_coef": 0.0}
+def all_sampled(stops):
+  """Every list of tokens that the sampler can draw: ended by a stop token, or as long as the limit."""
+  words = [t for t in range(VOCAB) if t not in stops]
+  short = [list(z) for n in range(LIMIT) for z in itertools.product(words, repeat=n)]
+  return [[*z, s] for s in stops for z in short] + [list(z) for z in itertools.product(words, repeat=LIMIT)]
+
+
+SAMPLED = all_sampled((MARKER,))
+EXACT = {"baseline": "none", "center": "none", "scale": "none", "trace_loss": "reinforce", "format_coef": 0.0}
+
+
+def tiny_setup(algorithm="nrt", stops=(MARKER,), settings=EXACT, **over):
   return toy.setup(
+    algorithm,
     model=TINY,
-    prompt_format=toy.form((MARKER,), (MARKER,), pad_id=0),
+    prompt_format=toy.form((MARKER,), stops, pad_id=0),
     sampling__max_trace_length=LIMIT,
     parallel__share_prompts="off",  # below the rows are all traces there are, of one prompt or another
     **{f"algorithm__{key}": value for key, value in settings.items()},
@@ -48,31 +59,31 @@ def tiny_prompts(count):
   return Prompts(*rows_of(PROMPT), *rows_of(ANSWER), *none, np.arange(count, dtype=np.int32))
 
 
-def trace_of(sampled):
-  return sampled[:-1] if sampled[-1] == MARKER else sampled
-
-
-def explicit_terms(params):
+def explicit_terms(params, stops=(MARKER,)):
   """log π of each possible trace `[Z]`, log c of its answer `[Z, A]`, and log c after the empty trace `[A]`.
 
-  From whole rows of plain lists: no sampler, no cache, no splice, no scorer.
+  From whole rows of plain lists: no sampler, no cache, no splice, no scorer. A trace's last token may be a stop token
+  that is nowhere in the row, where the marker takes its place.
   """
-  texts = [reference.spliced_row(PROMPT, trace_of(z), [MARKER], ANSWER)[0] for z in SAMPLED]
+  sampled_of = all_sampled(stops)
+  traces_of = [z[:-1] if z[-1] in stops else z for z in sampled_of]
+  texts = [reference.spliced_row(PROMPT, trace, [MARKER], ANSWER)[0] for trace in traces_of]
   width = max(map(len, texts))
   token = jnp.array([text + [0] * (width - len(text)) for text in texts], jnp.int32)
   position = jnp.array([[t if t < len(text) else -1 for t in range(width)] for text in texts], jnp.int32)
   log_p = jax.nn.log_softmax(logits(params, TINY, forward(params, TINY, token, position)[0]))
-  traces, answers = [], []
-  for row, (text, sampled) in enumerate(zip(texts, SAMPLED)):
-    drawn = range(len(PROMPT), len(PROMPT) + len(sampled))  # the emitted marker included, a forced one not
-    traces.append(sum(log_p[row, t - 1, text[t]] for t in drawn))
+  traces, answers, markers = [], [], []
+  for row, (text, sampled) in enumerate(zip(texts, sampled_of)):
+    # What was drawn: a stop token included, a marker that was put in by force not.
+    traces.append(sum(log_p[row, len(PROMPT) + t - 1, token] for t, token in enumerate(sampled)))
     answers.append(jnp.stack([log_p[row, t - 1, text[t]] for t in range(len(text) - len(ANSWER), len(text))]))
-  return jnp.stack(traces), jnp.stack(answers), answers[0]
+    markers.append(log_p[row, len(text) - len(ANSWER) - 2, MARKER] * (sampled[-1] != MARKER))
+  return jnp.stack(traces), jnp.stack(answers), answers[0], jnp.stack(markers)
 
 
-def objectives(params, base_A):
+def objectives(params, base_A, stops=(MARKER,)):
   """J(θ) = Σ_z π(z) f(c(z)) of each aggregation, with f written out as in the paper's table."""
-  trace_Z, answer_ZA, _ = explicit_terms(params)
+  trace_Z, answer_ZA, _, _ = explicit_terms(params, stops)
   c_ZA = jnp.exp(answer_ZA)
   rewards = {
     "log_prob": answer_ZA.sum(-1),
@@ -87,15 +98,21 @@ def objectives(params, base_A):
   return {name: jnp.sum(jnp.exp(trace_Z) * reward_Z) for name, reward_Z in rewards.items()}
 
 
-@pytest.fixture(scope="module")
-def exact():
+@functools.cache
+def exact_of(stops):
   """The tiny policy, and for each reward J and its gradient by automatic differentiation (base weights constant)."""
   params = toy.params(TINY, TINY_SEED)
-  terms = jax.jit(explicit_terms)(params)
-  assert len(SAMPLED) == 31 and abs(float(jnp.exp(terms[0]).sum()) - 1) < 1e-5  # all the traces there are
-  both = jax.jit(lambda p, base_A: (objectives(p, base_A), jax.jacrev(objectives)(p, base_A)))
+  terms = jax.jit(explicit_terms, static_argnums=1)(params, stops)
+  assert len(terms[0]) == {1: 31, 2: 26}[len(stops)]
+  assert abs(float(jnp.exp(terms[0]).sum()) - 1) < 1e-5  # all the traces there are
+  both = jax.jit(lambda p, base_A: (objectives(p, base_A, stops), jax.jacrev(objectives)(p, base_A, stops)))
   values, gradients = both(params, terms[2])
   return params, terms, {name: (values[name], gradients[name]) for name in REWARDS}
+
+
+@pytest.fixture(scope="module")
+def exact():
+  return exact_of((MARKER,))
 
 
 @pytest.fixture(scope="module")
@@ -114,37 +131,80 @@ def row_gradient():
   return gradient
 
 
-def enumerated_batch(exact, name):
-  """The TrainBatch of `collect` for one prompt whose samples are all the possible traces, each once."""
-  params, (_, answer_ZA, base_A), _ = exact
-  setup = tiny_setup(algorithm__reward=name, samples_per_prompt=len(SAMPLED))
-  token = np.array([z + [0] * (LIMIT - len(z)) for z in SAMPLED], np.int32)
-  ended = np.array([z[-1] == MARKER for z in SAMPLED])
-  length = np.array([len(z) for z in SAMPLED], np.int32)
+def enumerated(setup, stops):
+  """What `collect` makes of one prompt whose samples are all the possible traces, each once."""
+  params, (_, answer_ZA, base_A, _), _ = exact_of(stops)
+  sampled = all_sampled(stops)
+  token = np.array([z + [0] * (LIMIT - len(z)) for z in sampled], np.int32)
+  ended, marked = np.array([z[-1] in stops for z in sampled]), np.array([z[-1] == MARKER for z in sampled])
+  length = np.array([len(z) for z in sampled], np.int32)
   rolled = (
-    Rollouts(token, length, np.full(token.shape, -1.0, np.float32), ended, ended),
-    AnswerScores(np.zeros((len(SAMPLED), 1), np.float32), answer_ZA),
+    Rollouts(token, length, np.full(token.shape, -1.0, np.float32), ended, marked),
+    AnswerScores(np.zeros((len(sampled), 1), np.float32), answer_ZA),
     AnswerScores(np.zeros((1, 1), np.float32), base_A[None]),
   )
   tools = programs.make_tools(setup)._replace(rollout=lambda *_: jax.tree.map(jnp.asarray, rolled))
   states = programs.init_states(setup, params, jax.random.key(0))
   prompts = jax.tree.map(jnp.asarray, tiny_prompts(1))
-  return setup.algorithm.collect(tools, setup.run.algorithm, states, prompts, jax.random.key(0)).batch
+  return setup.algorithm.collect(tools, setup.run.algorithm, states, prompts, jax.random.key(0))
 
 
+def enumerated_batch(name, stops=(MARKER,)):
+  count = len(all_sampled(stops))
+  return enumerated(tiny_setup(stops=stops, algorithm__reward=name, samples_per_prompt=count), stops).batch
+
+
+@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
 @pytest.mark.parametrize("name", REWARDS)
-def test_two_terms_are_the_gradient_of_the_objective(exact, row_gradient, name):
+def test_two_terms_are_the_gradient_of_the_objective(row_gradient, name, stops):
   """Σ_z π(z) [R ∇log π(z) + Σ_i s_i ∇log c_i], summed over all traces, is ∇J, for every aggregation."""
-  params, (trace_Z, _, base_A), gradients = exact
-  weight_Z = jnp.exp(trace_Z) * len(SAMPLED)  # in place of the normaliser 1 / N
-  got = row_gradient(params, enumerated_batch(exact, name), weight_Z)
+  params, (trace_Z, _, _, _), gradients = exact_of(stops)
+  weight_Z = jnp.exp(trace_Z) * len(trace_Z)  # in place of the normaliser 1 / N
+  batch = enumerated_batch(name, stops)
+  got = row_gradient(params, batch, weight_Z)
   expected = jax.tree.map(jnp.negative, gradients[name][1])  # a loss falls where J rises
   assert toy.largest(expected) > 1e-3
   assert toy.largest_difference(got, expected) < 1e-4 * toy.largest(expected)
-  batch = enumerated_batch(exact, name)
   for term in ("trace_coef_NL", "answer_coef_NL"):  # and neither term alone is
     half = batch.replace(**{term: jnp.zeros_like(batch.trace_coef_NL)})
     assert toy.largest_difference(row_gradient(params, half, weight_Z), expected) > 0.05 * toy.largest(expected)
+
+
+# Each method that puts a marker behind traces, on a policy that ends some of them otherwise. No KL: it has other tests.
+CLOSING = {
+  **{name: (name, {"kl_coef": 0.0, "reference": "none"}) for name in ("jepo", "jepo_multi", "latro", "dro")},
+  "verifree": ("verifree", {}),
+  "rl_logit": ("rl_logit", {}),
+  "nrt": ("nrt", {"baseline": "none"}),
+}
+
+
+@pytest.mark.parametrize("case", CLOSING)
+def test_every_stop_token_that_was_sampled_carries_the_advantage(case):
+  """The loss of a whole row is -A log π(all that was sampled) - Σ s log c - the marker's cross-entropy, by parameters.
+
+  Dropped, the stop token that gives way to the marker would get π(E) times the push that it should, from the others.
+  """
+  name, over = CLOSING[case]
+  stops, (params, terms, _) = STOPS["two stop tokens"], exact_of(STOPS["two stop tokens"])
+  count = len(terms[0])
+  setup = tiny_setup(name, stops, over, samples_per_prompt=count, algorithm__normalisation="constant")
+  made, tools = enumerated(setup, stops), programs.make_tools(setup)
+  batch, config = made.batch, setup.run.algorithm
+  batch = batch.replace(behaviour_logp_NL=tools.log_probs(params, batch)[0])  # on the policy
+  constant = 1 / np.asarray(batch.trace_weight_NL).max()
+  advantage_Z, s_ZA = made.samples["advantage"], batch.answer_coef_NL[:, -len(ANSWER) :] * constant
+  of_other = np.array([z[-1] == OTHER for z in all_sampled(stops)])
+  assert np.abs(np.asarray(advantage_Z)[of_other]).max() > 0.1 * np.abs(advantage_Z).max()
+
+  def expected(params):
+    trace_Z, answer_ZA, _, forced_Z = explicit_terms(params, stops)
+    terms = advantage_Z * trace_Z + (s_ZA * answer_ZA).sum(1) + config.format_coef * forced_Z
+    return -terms.sum() / constant
+
+  wanted = jax.jit(jax.grad(expected))(params)
+  got = jax.jit(jax.grad(lambda p: setup.algorithm.loss(tools, config, p, batch).total))(params)
+  assert toy.largest_difference(got, wanted) < 1e-4 * toy.largest(wanted)
 
 
 def test_objective_by_finite_differences(exact):
@@ -152,7 +212,7 @@ def test_objective_by_finite_differences(exact):
 
   With a step h = 3e-4 rounding is near 1e-7 J / h, below 0.1 %, and so is curvature, which grows as h² (2 % at 3e-3).
   """
-  params, (_, _, base_A), gradients = exact
+  params, (_, _, base_A, _), gradients = exact
   value = jax.jit(objectives)
   for name in REWARDS:
     gradient = gradients[name][1]
@@ -169,7 +229,7 @@ def test_sampled_update_points_up_the_objective(exact, row_gradient):
   program fails with probability under 1e-6 (500 parameters, 2e-9 each). Dropping either term is 20 errors away.
   """
   G = 512
-  params, (trace_Z, _, _), gradients = exact
+  params, (trace_Z, _, _, _), gradients = exact
   setup = tiny_setup(
     prompts_per_step=B, samples_per_prompt=G, algorithm__reward="geometric_mean", optimizer__name="sgd",
     optimizer__learning_rate=1.0, optimizer__beta1=0.0, optimizer__max_grad_norm=0.0, optimizer__weight_decay=0.0,
@@ -179,7 +239,7 @@ def test_sampled_update_points_up_the_objective(exact, row_gradient):
   moved = jax.tree.map(jnp.subtract, states.policy.params, params)
   np.testing.assert_allclose(metrics["reward/mean"], gradients["geometric_mean"][0], rtol=0.05)
 
-  batch, Z = enumerated_batch(exact, "geometric_mean"), len(SAMPLED)
+  batch, Z = enumerated_batch("geometric_mean"), len(SAMPLED)
   each = jax.vmap(lambda weight_Z: row_gradient(params, batch, weight_Z))(jnp.eye(Z) * Z)  # of each trace alone
   p_Z = np.exp(np.asarray(trace_Z, np.float64))
 

@@ -123,7 +123,8 @@ def test_kl_in_loss_and_in_reward():
   np.testing.assert_allclose(grpo.batch.reference_logp_NL, score_batch(None, grpo.batch))
 
   def total(config):
-    given = tools(log_probs=lambda *_, **__: (grpo.batch.behaviour_logp_NL, 0 * grpo.batch.behaviour_logp_NL))
+    logp_NL = grpo.batch.behaviour_logp_NL
+    given = tools(log_probs=lambda *_, **__: (logp_NL, 0 * logp_NL, logp_NL))
     return float(ALGORITHMS["grpo"].loss(given, config, {}, grpo.batch).total)
 
   base = ALGORITHMS["grpo"].config()
@@ -154,7 +155,7 @@ def test_equal_labels_give_no_gradient(name):
     np.testing.assert_array_equal(made.samples["advantage"], 0)
 
     def loss(logp_NL, made=made, config=config):
-      given = tools(log_probs=lambda *_, **__: (logp_NL, -logp_NL))
+      given = tools(log_probs=lambda *_, **__: (logp_NL, -logp_NL, logp_NL))
       return ALGORITHMS[name].loss(given, config, {}, made.batch).total
 
     assert not jax.grad(loss)(made.batch.behaviour_logp_NL * 1.3).any()

@@ -10,6 +10,7 @@ import toy
 
 from nrt_jax import rows
 from nrt_jax.arrays import repeat_rows
+from nrt_jax.model import decoder
 from nrt_jax.rollout import scoring
 from nrt_jax.step import programs
 
@@ -79,6 +80,38 @@ def test_emitted_marker_is_scored_as_sampled():
   emitted = np.flatnonzero(rollouts.marker_N)
   sampled = np.asarray(rollouts.logp_NR)[emitted, np.asarray(rollouts.length_N)[emitted] - 1]
   np.testing.assert_allclose(np.asarray(on_cache.marker_logp_NM)[emitted, 0], sampled, atol=1e-4)
+
+
+def test_the_updates_temperature_is_that_of_what_was_sampled():
+  """Trace, emitted marker and other stop tokens at the sampling temperature; answers and forced markers at 1.
+
+  Token by token against whole distributions of a row, for traces of every end: the scale is nowhere and everywhere in
+  mutants of `log_probs`.
+  """
+  temperature, setup = 0.5, toy.setup(sampling__temperature=0.5)
+  tools, params = programs.make_tools(setup), toy.params()
+  states = programs.init_states(setup, params, jax.random.key(3))
+  batch = jax.jit(lambda: programs.collect(setup, tools, states, toy.prompts(16)).batch)()
+  logp_NL, _, row_logp_NL = jax.jit(tools.log_probs)(params, batch)
+  hidden_NLD = decoder.forward(params, toy.MODEL, batch.token_NL, batch.position_NL)[0]
+  logits_NLV = np.asarray(decoder.logits(params, toy.MODEL, hidden_NLD), np.float64)
+  stop = batch.first + setup.run.sampling.max_trace_length
+  kinds = set()
+  for n in range(len(batch.token_NL)):
+    for t in range(batch.first, batch.token_NL.shape[1]):
+      if batch.position_NL[n, t] < 0 or not (batch.trace_mask_NL | batch.answer_mask_NL | batch.format_mask_NL)[n, t]:
+        continue
+      token, target = int(batch.token_NL[n, t]), int(batch.target_NL[n, t])
+      drawn = bool(batch.trace_mask_NL[n, t])
+      kinds.add((t == stop, drawn, token == target))
+      for value, of, heat in ((logp_NL, target, temperature if drawn else 1.0), (row_logp_NL, token, 1.0)):
+        if value is row_logp_NL and token == target:
+          continue
+        scaled = logits_NLV[n, t - 1] / heat
+        np.testing.assert_allclose(value[n, t], scaled[of] - np.log(np.exp(scaled).sum()), atol=1e-4)
+  # Trace and answer; at the place of the marker an emitted one, another stop token, and one put in by force.
+  assert kinds == {(False, True, True), (False, False, True), (True, True, True), (True, True, False),
+                   (True, False, True)}  # fmt: skip
 
 
 def test_scanned_layers_score_alike():
