@@ -89,6 +89,9 @@ class TrainBatch:
   prompt_NP: jax.Array | None = None  # int32, padded on the left: the prompt, if the rows of a group share it
   prompt_length_N: jax.Array | None = None  # int32
   target_NL: jax.Array | None = None  # int32, what was sampled at each column; None: token_NL itself
+  # float32, log-probability under the policy at the start of the step's updates, as they compute it; None: not needed
+  start_logp_NL: jax.Array | None = None
+  at_start_N: jax.Array | None = None  # bool, rows of the first minibatch, whose update is that policy's own
   extra: dict = struct.field(default_factory=dict)  # name -> array [N, ...]: additional inputs of one method's loss
   packed: int = struct.field(pytree_node=False, default=0)  # columns packed after a shared prompt; 0: not packed
 

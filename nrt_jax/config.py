@@ -94,6 +94,12 @@ class RunConfig:
         "algorithm.verifier: found 'token_match', which looks behind the marker, with prompt.answer_in 'completion', "
         "allowed: a grader on the host, or prompt.answer_in 'behind_marker'"
       )
+    if self.optimizer.minibatches > 1 and getattr(self.algorithm, "trace_loss", None) == "reinforce":
+      found = f"{self.optimizer.minibatches} with algorithm.trace_loss 'reinforce'"
+      raise UserError(
+        f"optimizer.minibatches: found {found}, which has no ratio: later updates would take the samples for their "
+        "own; allowed: 1, or another trace_loss, such as truncated_importance"
+      )
     if self.sampling.temperature == 0:
       raise UserError("sampling.temperature: found 0 (greedy), allowed in training: above 0, or all samples are equal")
 

@@ -221,7 +221,7 @@ def row_weights(counts, how, minibatches, group_size, constant):
   return weights
 
 
-def verifier_free_rows(config, samples, group_size, minibatches, marker):
+def verifier_free_rows(config, samples, group_size, minibatches, marker, limit):
   """NRT's training rows from plain lists: each row's tokens with the coefficient of every term at every token.
 
   A sample is a dict: prompt, sampled (tokens), logp (of those), stop ("marker", "other" or None for a trace that ran
@@ -242,7 +242,7 @@ def verifier_free_rows(config, samples, group_size, minibatches, marker):
   # Is the place of marker[0] part of the trace, with what was sampled there or with a marker that was put in by force?
   drawn = [s["stop"] == "marker" or (s["stop"] == "other" and not config.train_forced_marker) for s in samples]
   trained = [d or config.train_forced_marker for d in drawn]
-  how, constant = config.normalisation, config.normalisation_constant
+  how, constant = config.normalisation, config.normalisation_constant or limit
   trace_w = row_weights([len(t) + m for t, m in zip(traces, trained)], how, minibatches, group_size, constant)
   answer_w = row_weights([len(s["answer"]) for s in samples], how, minibatches, group_size, constant)
   rows = []
@@ -346,7 +346,8 @@ def rlvr_rows(config, samples, group_size, limit, minibatches=1):
   if config.filter_flat_groups:
     counts = counted_groups([s["right"] for s in samples], valid, group_size)
   lengths = [len(s["sampled"]) if c else 0 for s, c in zip(samples, counts)]
-  weights = row_weights(lengths, config.normalisation, minibatches, group_size, config.normalisation_constant)
+  constant = config.normalisation_constant or limit
+  weights = row_weights(lengths, config.normalisation, minibatches, group_size, constant)
   advantages = np.where(counts, advantages, 0)
   return [
     {"reward": rewards[n], "advantage": advantages[n], "coef": np.full(len(s["sampled"]), advantages[n] * weights[n])}

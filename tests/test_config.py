@@ -104,7 +104,11 @@ def test_a_verifier_that_needs_the_marker_is_no_grader_of_whole_completions():
     ("nrt", {}, "algorithm.center 'mean' with algorithm.scale 'std'"),
     ("jepo_multi", {"scale": "none"}, "algorithm.center 'multi_sample'"),
     ("jepo", {"center": "mean"}, "algorithm.scale 'advantage_std'"),
-    ("nft", {}, "algorithm.filter_flat_groups"),
+    ("nft", {}, "algorithm.negative_weight 1.0"),
+    ("nft", {"filter_flat_groups": False}, "algorithm.negative_weight 1.0"),
+    ("nft", {"negative_weight": 0.5}, "algorithm.filter_flat_groups"),
+    ("rft", {"verifier": "likelihood", "label_map": "affine_clip"}, "algorithm.label_map 'affine_clip'"),
+    ("dr_grpo", {}, "algorithm.center 'mean' with algorithm.scale 'none'"),  # R - R: it would never learn
     ("dpo", {}, "algorithm.chosen 'best'"),
   ],
 )
@@ -113,6 +117,20 @@ def test_one_sample_is_compared_with_nothing(name, over, setting):
   with pytest.raises(UserError, match=f"samples_per_prompt: found 1, allowed: 2 or more, since .*{setting}.*compares"):
     config.stages_of(values)
   config.stages_of({"algorithm": {"name": "nrt", "center": "none", "scale": "none"}, "samples_per_prompt": 1})
+  config.stages_of({"algorithm": {"name": "rft"}, "samples_per_prompt": 1})
+
+
+def accepts_one_sample(name):
+  try:
+    return bool(config.stages_of({"algorithm": {"name": name}, "samples_per_prompt": 1}))
+  except UserError as error:
+    assert str(error).startswith("samples_per_prompt: found 1")
+    return False
+
+
+def test_which_methods_learn_from_one_sample():
+  """At their defaults: those whose tokens are not weighed by a comparison. No other method starts, and never learns."""
+  assert {name for name in ALGORITHMS if accepts_one_sample(name)} == {"sft", "rationalization", "rft"}
 
 
 def test_stages_override_the_top_level():

@@ -67,7 +67,7 @@ def get_config():
   algorithm.kl_estimator = "k3"  # unknown
   algorithm.format_coef = 0.0  # [PAPER] no such term
   algorithm.normalisation = "constant"  # unknown; keeps the equation's weights
-  algorithm.normalisation_constant = 1.0  # unknown
+  algorithm.normalisation_constant = 0.0  # unknown; the longest trace
 
   shared.verl_adamw(config, learning_rate=1e-6)  # unknown, like the whole optimizer; verl's values are [ours]
   config.optimizer.minibatches = 1  # unknown

@@ -83,8 +83,6 @@ def get_config():
   algorithm.negative_weight = 1.0  # [CODE] neg_weight
   algorithm.floor = 1.0  # [CODE] clamp_negative, ε
   algorithm.ratio = "token"  # [CODE] ratio_type
-  algorithm.rate_low = 0.02  # [CODE] r̂ is clamped
-  algorithm.rate_high = 0.98  # [CODE]
   algorithm.normalisation = "constant"  # [CODE]
   algorithm.entropy_coef = 0.0  # [CODE]
   algorithm.kl_coef = 0.0  # [CODE]

@@ -33,5 +33,5 @@ def get_config():
   algorithm.format_coef = 0.3  # [PN][VN] cross-entropy on the delimiters only
   algorithm.train_forced_marker = False  # unknown; a token that was not sampled gets no policy gradient
   algorithm.normalisation = "constant"  # unknown; keeps the relative weights of the equation's two terms
-  algorithm.normalisation_constant = 1.0  # [ours]
+  algorithm.normalisation_constant = 0.0  # [ours] the longest trace: undivided sums would be clipped in every update
   return config

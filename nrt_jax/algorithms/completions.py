@@ -16,7 +16,7 @@ from nrt_jax.algorithms import verifier_free
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import UserError
-from nrt_jax.objectives import rewards
+from nrt_jax.objectives import advantages, rewards
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,17 @@ class NoverConfig(pg.PolicyGradientConfig):
 
 
 def collect(judge, tools: Tools, config, states, prompts, key) -> Collected:
-  """`judge(tools, config, scored, traces, formatted_N) -> reward_N` is what the methods of this page differ in."""
+  """`judge(tools, config, scored, traces, formatted_N) -> (reward_N, magnitude_N)` is what these methods differ in.
+
+  The magnitude is the size of the numbers that a reward is computed from, see advantages.group_advantages.
+  """
   G, filters = tools.samples_per_prompt, getattr(config, "std_filter", 0) > 0
 
   def attempt(prompts) -> Attempt:
     rollouts, scores, empty = tools.complete(states.policy.params, prompts, key)
     traces = cut_at_marker(tools, rollouts)
     scored = verifier_free.score(tools, config, states, prompts, traces, scores, empty)
-    reward_N = judge(tools, config, scored, traces, rollouts.marker_N & rollouts.ended_N)
+    reward_N, magnitude_N = judge(tools, config, scored, traces, rollouts.marker_N & rollouts.ended_N)
     sums = completion_metrics(rollouts, traces, scored)
     if getattr(config, "repetition_penalty", 0):
       repeats_N = rewards.repeats(
@@ -96,23 +99,26 @@ def collect(judge, tools: Tools, config, states, prompts, key) -> Collected:
       reward_N -= config.repetition_penalty * repeats_N
       sums["completion/repetitive_fraction"] = pg.mean_of(repeats_N)
     shaped_N = pg.shape_by_length(config, reward_N, rollouts, rollouts.token_NR.shape[1])
-    varies_N = pg.teaches(pg.group_advantages(tools, config, shaped_N, rollouts)[0], G)
+    rows_of = functools.partial(pg.completion_batch, tools, config, repeat_rows(prompts, G), rollouts)
+    shaped_N -= pg.reward_kl(tools, config, states.reference, rollouts, rows_of)
+    varies_N = pg.teaches(pg.group_advantages(tools, config, shaped_N, rollouts, magnitude_N)[0], G)
     if filters:
       varies_N, std_sum = filter_by_std(config, shaped_N, G, states.memory)
       sums |= {"reward/drawn_std": std_sum, "reward/kept_fraction": pg.mean_of(varies_N)}
-    return Attempt((rollouts, scored, reward_N, shaped_N, varies_N), varies_N, sums)
+    return Attempt((rollouts, scored, reward_N, shaped_N, magnitude_N, varies_N), varies_N, sums)
 
-  prompts, (rollouts, scored, reward_N, shaped_N, varies_N), sums = tools.draw(prompts, attempt)
+  prompts, (rollouts, scored, reward_N, shaped_N, magnitude_N, varies_N), sums = tools.draw(prompts, attempt)
   prompts_N = repeat_rows(prompts, G)
   batch = pg.completion_batch(tools, config, prompts_N, rollouts)
-  batch, shaped_N = pg.with_reference(tools, config, states.reference, batch, shaped_N)
-  advantage_N, counts_N = pg.group_advantages(tools, config, shaped_N, rollouts)
+  advantage_N, counts_N = pg.group_advantages(tools, config, shaped_N, rollouts, magnitude_N)
+  counts_N = pg.without_flat(config, advantage_N, counts_N, G)
   memory = None
   if filters:
     counts_N, advantage_N = counts_N & varies_N, jnp.where(varies_N, advantage_N, 0)
     memory = follow_std(tools, config, sums.pop("reward/drawn_std"), states.memory)
     sums["reward/std_average"] = (memory["std"], jnp.float32(1))
   batch = batch.replace(**pg.trace_terms(tools, config, advantage_N, batch.trace_mask_NL & counts_N[:, None]))
+  batch = pg.with_scores(tools, config, states, batch)
   sums = {**pg.reward_metrics(reward_N, advantage_N, G), **sums}
   return Collected(batch, sums, verifier_free.shown(prompts_N, rollouts, scored, reward_N, advantage_N), memory)
 
@@ -138,8 +144,9 @@ def cut_at_marker(tools: Tools, rollouts):
 
 def judge_rlpr(tools: Tools, config: RlprConfig, scored, traces, formatted_N):
   """R = (1 - share) max(0, f(c) - f(c_base)) + share, and 0 without the format (released code)."""
-  gain_N = verifier_free.likelihood_rewards(config, scored, tools.samples_per_prompt)[1]
-  return jnp.where(formatted_N, (1 - config.format_share) * gain_N + config.format_share, 0)
+  made, share = verifier_free.likelihood_rewards(config, scored, tools.samples_per_prompt), config.format_share
+  reward_N = jnp.where(formatted_N, (1 - share) * made.gain_N + share, 0)
+  return reward_N, (1 - share) * made.magnitude_N + share
 
 
 def filter_by_std(config: RlprConfig, reward_N, group_size: int, memory):
@@ -166,7 +173,8 @@ def judge_nover(tools: Tools, config: NoverConfig, scored, traces, formatted_N):
   G = tools.samples_per_prompt
   rank_N, efficiency_N = rank_terms(log_reasoning_perplexity(scored, traces), traces.length_N, formatted_N, G)
   merit_N = config.format_weight + config.rank_weight * rank_N + config.efficiency_weight * efficiency_N
-  return jnp.where(formatted_N, merit_N, 0)
+  reward_N = jnp.where(formatted_N, merit_N, 0)
+  return reward_N, reward_N
 
 
 def log_reasoning_perplexity(scored, traces):
@@ -190,8 +198,9 @@ def rank_terms(log_perplexity_N, length_N, valid_N, group_size: int):
   own_length, other_length = pairs(length_N)
   valid_BGG = pairs(valid_N)[1]
   count_B1 = valid_N.reshape(-1, group_size).sum(axis=1, keepdims=True)
-  better_BG = ((other < own) & valid_BGG).sum(axis=-1)
-  beaten_BG = ((other > own) & (other_length > own_length) & valid_BGG).sum(axis=-1)
+  equal = jnp.abs(other - own) <= advantages.ROUNDING * jnp.maximum(jnp.abs(own), 1)  # logarithms carry rounding of 1
+  better_BG = ((other < own) & ~equal & valid_BGG).sum(axis=-1)
+  beaten_BG = ((other > own) & ~equal & (other_length > own_length) & valid_BGG).sum(axis=-1)
   rank_BG = 1 - better_BG / jnp.maximum(count_B1, 1)
   return rank_BG.reshape(-1), (beaten_BG / jnp.maximum(count_B1 - 1, 1)).reshape(-1)
 

@@ -6,8 +6,8 @@
     completions that a verifier ranks;
  2. chosen y_w: the group's best, or the data's own demonstration. Rejected y_l: the group's worst. A group without a
     strict winner makes no pair: it has no gradient and is not counted;
- 3. train on the pairs, in `optimizer.minibatches` updates. π_ref is the policy at the round's start, and what it
-    sampled carries its log-probabilities: no second model, no second pass.
+ 3. train on the pairs, in `optimizer.minibatches` updates. π_ref is the policy at the round's start: no second model,
+    and a second pass only over the pairs of the minibatches behind the first.
 
 In a round of one update π = π_ref, and the gradient is a policy gradient's with advantages ±β/2: what makes it DPO is
 many prompts and minibatches per step. The rows of a pair are adjacent, and no minibatch or micro-batch parts them.
@@ -165,19 +165,19 @@ def weigh_pairs(tools: Tools, config: DpoConfig, chosen: TrainBatch, rejected: T
 
 
 def with_reference(tools: Tools, config: DpoConfig, states, batch: TrainBatch) -> TrainBatch:
-  """The batch with the reference's log-probabilities: those of sampling, or scored where these are another model's."""
+  """The batch with the reference's log-probabilities, or with those of the policy at the round's start."""
   if config.chosen == "demonstration":  # not sampled: all is compared at temperature 1
     batch = batch.replace(sampled_mask_NL=jnp.zeros_like(batch.sampled_mask_NL))
-  if config.reference == "none" and config.chosen == "best":
-    return batch.replace(reference_logp_NL=batch.behaviour_logp_NL)
-  reference = states.policy.params if config.reference == "none" else states.reference
-  return batch.replace(reference_logp_NL=tools.score_batch(reference, batch))
+  if config.reference == "none":
+    return tools.score_start(states.policy.params, batch)
+  return batch.replace(reference_logp_NL=tools.score_batch(states.reference, batch))
 
 
 def loss(tools: Tools, config: DpoConfig, params, batch: TrainBatch) -> LossSums:
   """losses.dpo over the pairs, and the cross-entropy of the chosen rows."""
   logp_NL, entropy_NL, row_logp_NL = tools.log_probs(params, batch)
-  compared = (logp_NL, batch.reference_logp_NL, batch.trace_coef_NL)
+  reference_NL = pg.start_logp(batch, logp_NL) if config.reference == "none" else batch.reference_logp_NL
+  compared = (logp_NL, reference_NL, batch.trace_coef_NL)
   terms = {
     "loss/preference": losses.dpo(*compared, config.beta).sum(),
     "loss/chosen": losses.supervised(row_logp_NL, batch.answer_coef_NL).sum(),

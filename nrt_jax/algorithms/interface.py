@@ -28,6 +28,7 @@ class Tools(NamedTuple):
 
   samples_per_prompt: int  # G
   minibatches: int  # optimizer updates per rollout
+  trace_limit: int  # sampling.max_trace_length, tokens
   marker_ids: tuple
   pad_id: int
   # (params, prompts, key) -> (Rollouts [N], AnswerScores after the trace [N], AnswerScores after an empty trace [B])
@@ -41,6 +42,8 @@ class Tools(NamedTuple):
   log_probs: Callable
   # (params, batch) -> log-probability of each token [N, L], no gradient, a micro-batch at a time: for other parameters
   score_batch: Callable
+  # (params, batch) -> the batch with their log-probabilities as the updates compute them, where several need them
+  score_start: Callable
   # sum over the devices that share the batch: identity in one program over a mesh, psum under pmap
   all_sum: Callable
   # (prompts, attempt: prompts -> Attempt) -> (prompts [B], Attempt.sampled [N, ...], Attempt.sums): calls `attempt` on

@@ -46,8 +46,6 @@ class NftConfig(pg.UpdateConfig):
   negative_weight: float = 1.0  # on the negative term: 1 NFT, 0 RFT; code suggests 0.5 at 32B
   floor: float = 1.0  # ε of V; see above for soft labels
   ratio: str = "token"  # token (eq. 10) | sequence (eq. 9)
-  rate_low: float = 0.02  # r̂ is clamped from below (code)
-  rate_high: float = 0.98  # and from above (code)
   answer_coef: float = 0.0  # `likelihood` only: cross-entropy on the reference answer after the trace
   format_coef: float = 0.0  # `likelihood` only: cross-entropy on marker tokens that the model did not emit
   filter_flat_groups: bool = True  # algorithm 1, line 8: prompts with 0 < r̂ < 1 only
@@ -66,9 +64,6 @@ class NftConfig(pg.UpdateConfig):
         raise UserError(f"algorithm.{key}: found {getattr(self, key)}, allowed: 0 or more")
     if self.floor <= 0:
       raise UserError(f"algorithm.floor: found {self.floor}, allowed: above 0")
-    if not 0 < self.rate_low < self.rate_high < 1:
-      found = f"{self.rate_low}, {self.rate_high}"
-      raise UserError(f"algorithm.rate_low, rate_high: found {found}, allowed: 0 < low < high < 1")
     if self.ratio == "sequence" and self.normalisation != "sequence":
       raise UserError(
         f"algorithm.normalisation: found {self.normalisation!r} with ratio 'sequence', "
@@ -83,6 +78,18 @@ class NftConfig(pg.UpdateConfig):
   @property
   def grades_on_host(self) -> bool:
     return self.verifier not in ("token_match", "likelihood")
+
+  @property
+  def compares_samples(self) -> str | None:
+    """With one sample s = r̂, and the negatives' weight takes off what the positives' gives."""
+    if self.negative_weight == 1:
+      return "algorithm.negative_weight 1.0"
+    soft = self.verifier == "likelihood" and self.label_map == "affine_clip"
+    return "algorithm.label_map 'affine_clip'" if soft else super().compares_samples
+
+  @property
+  def ratio_from_start(self) -> bool:
+    return super().ratio_from_start and self.negative_weight > 0  # the positives' gradient has no ratio
 
 
 @dataclass(frozen=True)
@@ -114,9 +121,9 @@ def collect(tools: Tools, config: NftConfig, states, prompts, key) -> Collected:
   rate_N = group_rate(label_N, counts_N, G)
   if config.filter_flat_groups:
     counts_N &= rlvr.varies(label_N, counts_N, G)
-  rate_N = jnp.clip(rate_N, config.rate_low, config.rate_high)
   weight_N = prompt_weight(config.prompt_weight, rate_N)
-  on_policy_N = label_N - config.negative_weight * (1 - label_N) * rate_N / (1 - rate_N)
+  odds_N = rate_N / jnp.maximum(1 - rate_N, losses.NFT_LEAST_RATE)
+  on_policy_N = label_N - config.negative_weight * (1 - label_N) * odds_N
   advantage_N = jnp.where(counts_N, weight_N * on_policy_N, 0)
 
   batch = batch.replace(
@@ -125,8 +132,7 @@ def collect(tools: Tools, config: NftConfig, states, prompts, key) -> Collected:
     format_coef_NL=config.format_coef * pg.weigh(tools, config, batch.format_mask_NL, "constant"),
     extra={"label_N": label_N, "rate_N": rate_N},
   )
-  if config.kl_coef:
-    batch = batch.replace(reference_logp_NL=tools.score_batch(states.reference, batch))
+  batch = pg.with_scores(tools, config, states, batch)
   sums = {**pg.reward_metrics(label_N, advantage_N, G), **sums}
   return Collected(batch, sums, rlvr.shown(prompts_N, rollouts, label_N, advantage_N))
 
@@ -164,14 +170,17 @@ def prompt_weight(name: str, rate_N):
   """ω(r̂), in the order of the code's flag `normalize`: 0, 1, 2."""
   if name == "one":
     return jnp.ones_like(rate_N)
-  return 1 - rate_N if name == "negative_rate" else jnp.sqrt((1 - rate_N) / rate_N)
+  if name == "negative_rate":
+    return 1 - rate_N
+  return jnp.sqrt((1 - rate_N) / jnp.maximum(rate_N, losses.NFT_LEAST_RATE))
 
 
 def loss(tools: Tools, config: NftConfig, params, batch: TrainBatch):
   """losses.nft on the sampled tokens, and the terms that all methods share."""
 
   def trace_loss(logp_NL):
-    arguments = (logp_NL, batch.behaviour_logp_NL, batch.trace_coef_NL, batch.extra["label_N"], batch.extra["rate_N"])
+    logps = (logp_NL, pg.ratio_base(config, batch, logp_NL))
+    arguments = (*logps, batch.trace_coef_NL, batch.extra["label_N"], batch.extra["rate_N"])
     settings = (config.floor, config.negative_weight, config.ratio)
     return losses.nft(*arguments, *settings), losses.nft_stats(*arguments, *settings)
 

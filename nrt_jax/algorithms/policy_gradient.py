@@ -16,6 +16,7 @@ from nrt_jax.objectives import advantages, losses
 
 REFERENCES = ("none", "frozen", "moving_average")
 KL_PLACES = ("loss", "reward")
+RATIO_BASES = ("update", "sampler")
 
 
 @dataclass(frozen=True)
@@ -27,22 +28,26 @@ class UpdateConfig:
   reference: str = "none"  # none | frozen (the stage's start) | moving_average of the policy
   reference_decay: float = 0.999  # of the moving average, per step
   kl_coef: float = 0.0  # against the reference, on the trace's tokens
-  kl_estimator: str = "k3"  # k1 | k2 | k3
+  kl_estimator: str = "k3"  # in the loss: k2 | k3; not k1, which has no gradient there in expectation
+  # π_old of a ratio: update, as the updates compute it where they start | sampler, whose rounding then counts as a move
+  ratio_base: str = "update"
   mask_unended: bool = False  # True: a trace that hit the length limit gets no gradient (DAPO's overlong filtering)
   filter_flat_groups: bool = False  # True: groups without variance do not count in the normalisation (DAPO)
   max_draws: int = 1  # times that prompts_per_step prompts are drawn, until so many groups vary; 1 = never again
   normalisation: str = "constant"  # token | sequence | constant; only constant keeps the equation's weights
-  normalisation_constant: float = 1.0  # tokens; the released NRT code divides by the padded response width
+  normalisation_constant: float = 0.0  # tokens that a row's sum is divided by; 0 = sampling.max_trace_length
 
   def __post_init__(self):
     require_choice("algorithm.reference", self.reference, REFERENCES)
     require_choice("algorithm.kl_estimator", self.kl_estimator, losses.KL_ESTIMATORS)
+    require_choice("algorithm.ratio_base", self.ratio_base, RATIO_BASES)
     require_choice("algorithm.normalisation", self.normalisation, losses.NORMALISATIONS)
     require_range(self, "reference_decay", 0, 1)
     if self.max_draws < 1:
       raise UserError(f"algorithm.max_draws: found {self.max_draws}, allowed: 1 (off) or more")
-    if self.normalisation_constant <= 0:
-      raise UserError(f"algorithm.normalisation_constant: found {self.normalisation_constant}, allowed: above 0")
+    if self.normalisation_constant < 0:
+      found = self.normalisation_constant
+      raise UserError(f"algorithm.normalisation_constant: found {found}, allowed: 0 (the longest trace) or more")
     if self.kl_coef < 0:
       raise UserError(f"algorithm.kl_coef: found {self.kl_coef}, allowed: 0 (off) or more")
     if self.kl_coef and self.reference == "none":
@@ -52,6 +57,11 @@ class UpdateConfig:
   def compares_samples(self) -> str | None:
     """The setting that makes no sense with one sample per prompt."""
     return "algorithm.filter_flat_groups" if self.filter_flat_groups else None
+
+  @property
+  def ratio_from_start(self) -> bool:
+    """Whether a ratio compares with the policy that the step's updates start from, as these compute it."""
+    return self.ratio_base == "update"
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class PolicyGradientConfig(UpdateConfig):
   advantage_clip: float = 0.0  # advantages are limited to ±this; 0 = off
   trace_loss: str = "cispo"  # reinforce | truncated_importance | ppo_clip | cispo | sequence_clip (GSPO)
   clip_low: float = 0.8  # smallest ratio of the trust region, absolute
-  clip_high: float = 1.28  # largest; the cap of truncated_importance
+  clip_high: float = 1.28  # largest; the cap of truncated_importance, whose ratio is always to the sampler
   kl_place: str = "loss"  # loss: differentiated | reward: summed over the trace and subtracted (always k1)
   long_penalty: float = 0.0  # subtracted at the length limit, rising linearly over the last long_buffer tokens (DAPO)
   long_buffer: int = 0  # tokens
@@ -85,9 +95,14 @@ class PolicyGradientConfig(UpdateConfig):
 
   @property
   def compares_samples(self) -> str | None:
-    if self.scale == "none" and self.center in ("none", "mean"):
+    if self.scale == "none" and self.center == "none":
       return super().compares_samples
     return f"algorithm.center {self.center!r} with algorithm.scale {self.scale!r}"
+
+  @property
+  def ratio_from_start(self) -> bool:
+    """A trust region bounds how far this step moves; an importance weight corrects for who sampled."""
+    return super().ratio_from_start and self.trace_loss in losses.TRUST_REGIONS
 
 
 def require_range(config, key: str, low: float, high: float) -> None:
@@ -142,19 +157,43 @@ def shape_by_length(config: PolicyGradientConfig, reward_N, rollouts, limit: int
   return reward_N
 
 
-def with_reference(tools: Tools, config: PolicyGradientConfig, reference, batch: TrainBatch, reward_N):
-  """The batch with the reference's log-probabilities, and the rewards less the KL estimate where that is its place."""
-  if not config.kl_coef:
-    return batch, reward_N
-  ref_NL = tools.score_batch(reference, batch)
-  if config.kl_place == "loss":
-    return batch.replace(reference_logp_NL=ref_NL), reward_N
-  kl_N = jnp.sum(jnp.where(batch.trace_mask_NL, losses.kl_k1(batch.behaviour_logp_NL, ref_NL), 0), axis=1)
-  return batch, reward_N - config.kl_coef * kl_N
+def reward_kl(tools: Tools, config: PolicyGradientConfig, reference, rollouts, rows_of):
+  """kl_coef Σ_t (log π - log π_ref) of each sampled row `[N]`, where the reward is its place; else 0.
+
+  rows_of: () -> the TrainBatch of what was sampled, which is asked for only if it is scored.
+  """
+  if not config.kl_coef or config.kl_place != "reward":
+    return jnp.zeros(rollouts.length_N.shape)
+  batch = rows_of()
+  surplus_NL = losses.kl_k1(batch.behaviour_logp_NL, tools.score_batch(reference, batch))
+  return config.kl_coef * jnp.sum(surplus_NL, axis=1, where=batch.trace_mask_NL)
+
+
+def with_scores(tools: Tools, config: UpdateConfig, states, batch: TrainBatch) -> TrainBatch:
+  """The batch with what its loss compares: the reference's log-probabilities, and those at the start of the updates."""
+  if config.kl_coef and getattr(config, "kl_place", "loss") == "loss":
+    batch = batch.replace(reference_logp_NL=tools.score_batch(states.reference, batch))
+  return tools.score_start(states.policy.params, batch) if config.ratio_from_start else batch
+
+
+def start_logp(batch: TrainBatch, logp_NL):
+  """log π of the policy that the step's updates start from, as they compute it `[N, L]`, without gradient.
+
+  In the first minibatch that is the log-probability at hand, so a ratio is 1 there, whatever the rounding of sampling.
+  """
+  logp_NL = jax.lax.stop_gradient(logp_NL)
+  if batch.start_logp_NL is None:
+    return logp_NL
+  return jnp.where(batch.at_start_N[:, None], logp_NL, batch.start_logp_NL)
+
+
+def ratio_base(config: UpdateConfig, batch: TrainBatch, logp_NL):
+  """log π_old of the loss's ratios `[N, L]`: see `ratio_base` among the settings."""
+  return start_logp(batch, logp_NL) if config.ratio_from_start else batch.behaviour_logp_NL
 
 
 def group_advantages(tools: Tools, config: PolicyGradientConfig, reward_N, rollouts, magnitude_N=None, valid_N=None):
-  """Advantages `[N]`, and bool `[N]`: the rows that count (see mask_unended and filter_flat_groups).
+  """Advantages `[N]`, and bool `[N]`: the rows that count, as far as mask_unended says.
 
   Rows with `valid_N` False have no reward: they are left out of the group's statistics, and their advantage is 0.
   """
@@ -164,9 +203,12 @@ def group_advantages(tools: Tools, config: PolicyGradientConfig, reward_N, rollo
   advantage_N = advantages.group_advantages(reward_N, G, config.center, config.scale, valid_N, magnitude_N)
   if config.advantage_clip:
     advantage_N = advantages.clip_advantages(advantage_N, -config.advantage_clip, config.advantage_clip)
-  if config.filter_flat_groups:
-    counts_N &= teaches(advantage_N, G)
   return advantage_N, counts_N
+
+
+def without_flat(config: PolicyGradientConfig, advantage_N, counts_N, group_size: int):
+  """The rows that count, less those of groups without any advantage where filter_flat_groups leaves them out."""
+  return counts_N & teaches(advantage_N, group_size) if config.filter_flat_groups else counts_N
 
 
 def teaches(advantage_N, group_size: int):
@@ -177,7 +219,7 @@ def teaches(advantage_N, group_size: int):
 def weigh(tools: Tools, config: PolicyGradientConfig, mask_NL, how: str | None = None):
   """The mask times its normaliser: what a coefficient of 1 on these tokens weighs."""
   how = how or config.normalisation
-  constant = config.normalisation_constant if config.normalisation == "constant" else 1.0
+  constant = (config.normalisation_constant or tools.trace_limit) if config.normalisation == "constant" else 1.0
   G = tools.samples_per_prompt
   return mask_NL * losses.normaliser(mask_NL, how, tools.minibatches, G, constant, tools.all_sum)
 
@@ -200,13 +242,12 @@ def loss(tools: Tools, config: PolicyGradientConfig, params, batch: TrainBatch, 
   clip = (config.clip_low, config.clip_high)
 
   def answer_loss(logp_NL):
-    return losses.TRACE_LOSSES[config.trace_loss](logp_NL, batch.behaviour_logp_NL, batch.answer_coef_NL, *clip)
+    logps = (logp_NL, ratio_base(config, batch, logp_NL))
+    return losses.TRACE_LOSSES[config.trace_loss](*logps, batch.answer_coef_NL, *clip)
 
   def trace_loss(logp_NL):
-    logps = (logp_NL, batch.behaviour_logp_NL)
-    stats = losses.ratio_stats(
-      *logps, batch.trace_mask_NL, batch.trace_coef_NL, *clip, sequence=config.trace_loss == "sequence_clip"
-    )
+    logps = (logp_NL, ratio_base(config, batch, logp_NL))
+    stats = losses.ratio_stats(config.trace_loss, *logps, batch.trace_mask_NL, batch.trace_coef_NL, *clip)
     return losses.TRACE_LOSSES[config.trace_loss](*logps, batch.trace_coef_NL, *clip), stats
 
   kl_in_loss = config.kl_place == "loss"
@@ -228,6 +269,9 @@ def sum_terms(
     "loss/format": losses.supervised(row_logp_NL, batch.format_coef_NL).sum(),
   }
   mask_NL = batch.trace_mask_NL
+  known = tools.minibatches == 1 or batch.start_logp_NL is not None
+  start_NL = start_logp(batch, logp_NL) if known else None
+  metrics |= losses.sampler_stats(logp_NL, start_NL, batch.behaviour_logp_NL, mask_NL)
   if config.kl_coef and kl_in_loss:
     kl_NL = losses.KL_ESTIMATORS[config.kl_estimator](logp_NL, batch.reference_logp_NL)
     terms["loss/kl"] = config.kl_coef * jnp.sum(jnp.where(mask_NL, kl_NL * batch.trace_weight_NL, 0))

@@ -17,6 +17,7 @@ from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.objectives import advantages
 from nrt_jax.tasks import table as tasks
 
 # In the program: token_match. On the host, between two programs: the task's own grader ("host"), or one of GRADERS.
@@ -55,7 +56,7 @@ class DrGrpoConfig(GrpoConfig):
   """Dr. GRPO: Understanding R1-Zero-like training, arXiv 2503.20783, section 3.2: no std, no length in the loss."""
 
   scale: str = "none"
-  normalisation: str = "constant"  # its listing divides by the generation budget (3000): set normalisation_constant
+  normalisation: str = "constant"  # its listing divides by the generation budget: normalisation_constant 0 does
   reference: str = "none"
   kl_coef: float = 0.0  # section 3: β = 0
 
@@ -115,12 +116,14 @@ def collect(tools: Tools, config: GrpoConfig, states, prompts, key) -> Collected
   formatted_N = rollouts.marker_N & rollouts.ended_N
   reward_N = config.wrong_reward + (1 - config.wrong_reward) * label_N + config.format_reward * formatted_N
   shaped_N = pg.shape_by_length(config, reward_N, rollouts, rollouts.token_NR.shape[1])
-  batch, shaped_N = pg.with_reference(tools, config, states.reference, batch, shaped_N)
+  shaped_N -= pg.reward_kl(tools, config, states.reference, rollouts, lambda: batch)
   advantage_N, counts_N = pg.group_advantages(tools, config, shaped_N, rollouts)
+  counts_N = pg.without_flat(config, advantage_N, counts_N, G)
   if config.filter_flat_groups:
     counts_N &= varies(label_N, counts_N, G)  # the verdict alone, as DAPO: penalties make no signal of hopeless prompts
     advantage_N = jnp.where(counts_N, advantage_N, 0)
   batch = batch.replace(**pg.trace_terms(tools, config, advantage_N, batch.trace_mask_NL & counts_N[:, None]))
+  batch = pg.with_scores(tools, config, states, batch)
   sums = {**pg.reward_metrics(reward_N, advantage_N, G), **sampling_sums}
   return Collected(batch, sums, shown(prompts_N, rollouts, reward_N, advantage_N))
 
@@ -156,11 +159,11 @@ def token_match(marker_ids, prompts_N, rollouts, end_ids=()):
 
 
 def varies(label_N, counts_N, group_size: int):
-  """Whether the labels of a row's group differ among the rows that count: bool `[N]`."""
+  """Whether the labels of a row's group differ among the rows that count, by more than rounding: bool `[N]`."""
   label_BG, counts_BG = label_N.reshape(-1, group_size), counts_N.reshape(-1, group_size)
   high_B = jnp.max(label_BG, axis=1, where=counts_BG, initial=-jnp.inf)
   low_B = jnp.min(label_BG, axis=1, where=counts_BG, initial=jnp.inf)
-  return (high_B > low_B).repeat(group_size)
+  return (high_B - low_B > advantages.ROUNDING * jnp.maximum(high_B, 0)).repeat(group_size)
 
 
 def completion_metrics(tools: Tools, rollouts, label_N) -> dict:

@@ -8,6 +8,7 @@
  4. splice prompt, trace, marker and answer into rows, and write A, s and the normalisers onto their columns.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -55,7 +56,7 @@ class VerifierFreeConfig(LikelihoodConfig):
   answer_coef: float = 1.0
   clip_answer: bool = False  # True: the answer's tokens have the trace's trust region too (VeriFree)
   format_coef: float = 0.3  # cross-entropy on marker tokens that the model did not emit
-  train_forced_marker: bool = False  # True: a marker put in by force carries the trace's advantage, not what was sampled
+  train_forced_marker: bool = False  # True: a marker put in by force carries the advantage, not what was sampled there
 
   def __post_init__(self):
     super().__post_init__()
@@ -90,24 +91,21 @@ def collect(tools: Tools, config: VerifierFreeConfig, states, prompts, key) -> C
   def attempt(prompts) -> Attempt:
     rollouts, scores, empty = tools.rollout(states.policy.params, prompts, key)
     scored = score(tools, config, states, prompts, rollouts, scores, empty)
-    reward_N, gain_N, _ = likelihood_rewards(config, scored, G)
-    advantage_N, _, _ = judge(tools, config, rollouts, reward_N, gain_N)
+    rows_of = functools.partial(build_rows, tools, config, repeat_rows(prompts, G), rollouts, scores)
+    kl_N = pg.reward_kl(tools, config, states.reference, rollouts, rows_of)
+    varies_N = pg.teaches(judge(tools, config, rollouts, scored, kl_N).advantage_N, G)
     sums = {**pg.trace_metrics(rollouts), **pg.answer_metrics(scored.logp_NA, scored.empty_NA, scored.mask_NA)}
-    return Attempt((rollouts, scores, scored), pg.teaches(advantage_N, G), sums)
+    return Attempt((rollouts, scores, scored, kl_N), varies_N, sums)
 
-  prompts, (rollouts, scores, scored), sampling_sums = tools.draw(prompts, attempt)
+  prompts, (rollouts, scores, scored, kl_N), sampling_sums = tools.draw(prompts, attempt)
   prompts_N = repeat_rows(prompts, G)
   batch = build_rows(tools, config, prompts_N, rollouts, scores)
-
-  reward_N, gain_N, weight_NA = likelihood_rewards(config, scored, G)
-  gain_N = pg.shape_by_length(config, gain_N, rollouts, rollouts.token_NR.shape[1])
-  batch, gain_N = pg.with_reference(tools, config, states.reference, batch, gain_N)
-  advantage_N, counts_N, answered_N = judge(tools, config, rollouts, reward_N, gain_N)
-  weight_NA = answer_weights(config, weight_NA, scored, answered_N, G)
+  reward_N, advantage_N, counts_N, weight_NA = judge(tools, config, rollouts, scored, kl_N)
   batch = fill_coefficients(tools, config, batch, advantage_N, weight_NA, counts_N)
   if config.clip_answer:
     answer_NL = align_answer(batch, scores.answer_logp_NA)
     batch = batch.replace(behaviour_logp_NL=jnp.where(batch.answer_mask_NL, answer_NL, batch.behaviour_logp_NL))
+  batch = pg.with_scores(tools, config, states, batch)
   sums = {**pg.reward_metrics(reward_N, advantage_N, G), **sampling_sums}
   return Collected(batch, sums, shown(prompts_N, rollouts, scored, reward_N, advantage_N))
 
@@ -131,8 +129,17 @@ def score(tools: Tools, config, states, prompts, traces, scores, empty) -> Score
   return Scored(settle_ties(traces, logp_NA, empty_NA, G), empty_NA, empties[config.base_policy], mask_NA)
 
 
-def likelihood_rewards(config: LikelihoodConfig, scored: Scored, group_size: int):
-  """R = f(c) `[N]`, R less the empty trace's where the config says so `[N]`, and s = ∂R/∂log c `[N, A]`.
+class Rewarded(NamedTuple):
+  """Rewards by likelihood."""
+
+  reward_N: jax.Array  # R = f(c)
+  gain_N: jax.Array  # R less the empty trace's where the config says so
+  weight_NA: jax.Array  # s = ∂R/∂log c
+  magnitude_N: jax.Array  # size of the numbers that gain_N is a difference of, see rewards.magnitude
+
+
+def likelihood_rewards(config: LikelihoodConfig, scored: Scored, group_size: int) -> Rewarded:
+  """The rewards of traces after which the answers are so likely.
 
   Weighed tokens enter f as c_i^w_i, so that log_prob becomes Σ w_i log c_i and geometric_mean its exponential.
   """
@@ -144,14 +151,30 @@ def likelihood_rewards(config: LikelihoodConfig, scored: Scored, group_size: int
   reward_N = rewards.aggregate(config.reward, token_weight_NA * logp_NA, mask_NA, base_NA)
   base_reward_N = rewards.aggregate(config.reward, token_weight_NA * base_NA, mask_NA, base_NA)
   derived_NA = rewards.answer_weights(config.reward, token_weight_NA * logp_NA, mask_NA, base_NA)
-  return reward_N, rewards.subtract_baseline(reward_N, base_reward_N, config.baseline), token_weight_NA * derived_NA
+  gain_N = rewards.subtract_baseline(reward_N, base_reward_N, config.baseline)
+  magnitude_N = rewards.magnitude(config.reward, reward_N, base_reward_N, mask_NA)
+  return Rewarded(reward_N, gain_N, token_weight_NA * derived_NA, magnitude_N)
 
 
-def judge(tools: Tools, config: VerifierFreeConfig, rollouts, reward_N, gain_N):
-  """Advantages `[N]`, and bool `[N]`: the rows whose trace counts, and those whose answer counts."""
+class Judged(NamedTuple):
+  """What the rows of traces are trained by."""
+
+  reward_N: jax.Array  # R = f(c), for metrics
+  advantage_N: jax.Array
+  counts_N: jax.Array  # bool, rows whose trace counts
+  weight_NA: jax.Array  # s of the answer's tokens
+
+
+def judge(tools: Tools, config: VerifierFreeConfig, rollouts, scored: Scored, kl_N) -> Judged:
+  """Rewards less all that is taken off them, advantages with all that is added to them, and which rows count."""
+  G = tools.samples_per_prompt
+  reward_N, gain_N, derived_NA, magnitude_N = likelihood_rewards(config, scored, G)
+  gain_N = pg.shape_by_length(config, gain_N, rollouts, rollouts.token_NR.shape[1]) - kl_N
   gain_N, valid_N, answered_N = judge_unmarked(tools, config, gain_N, rollouts.marker_N)
-  advantage_N, counts_N = pg.group_advantages(tools, config, gain_N, rollouts, magnitude_N=reward_N, valid_N=valid_N)
-  return advantage_N + format_advantages(tools, config, rollouts.marker_N), counts_N, answered_N
+  advantage_N, counts_N = pg.group_advantages(tools, config, gain_N, rollouts, magnitude_N, valid_N)
+  advantage_N += format_advantages(tools, config, rollouts.marker_N)
+  counts_N = pg.without_flat(config, advantage_N, counts_N, G)
+  return Judged(reward_N, advantage_N, counts_N, answer_weights(config, derived_NA, scored, answered_N, G))
 
 
 def judge_unmarked(tools: Tools, config: VerifierFreeConfig, reward_N, marked_N):

@@ -21,7 +21,7 @@ def group_advantages(reward_N, group_size, center, scale, valid_N=None, magnitud
   that of the centred values themselves (`advantage_std`, JEPO's A / std(A)), or none. A group without variance gets
   exactly 0 wherever it is centred or scaled; where rewards are differences, `magnitude_N` is the size of what was
   subtracted, whose rounding is no variance either. Rows with `valid_N` False (bool `[N]`) get 0 and are left out of the
-  statistics. UserError: unknown choice, N not divisible, or one sample per prompt where the choice compares samples.
+  statistics. UserError: unknown choice, N not divisible, or one sample per prompt, whose advantage would always be 0.
   """
   _check(reward_N.shape[0], group_size, center, scale)
   valid_N = jnp.ones(reward_N.shape, bool) if valid_N is None else valid_N
@@ -107,10 +107,10 @@ def _check(rows, group_size, center, scale):
   require_choice("advantage center", center, CENTERS)
   require_choice("advantage scale", scale, SCALES)
   _check_group(rows, group_size)
-  if group_size == 1 and (center in ("leave_one_out", "multi_sample") or scale != "none"):
+  if group_size == 1 and (center, scale) != ("none", "none"):
     raise UserError(
       f"samples_per_prompt: found 1, but advantage center {center!r} with scale {scale!r} compares samples; "
-      "allowed: 2 or more, or center 'mean' or 'none' with scale 'none'"
+      "allowed: 2 or more, or center 'none' with scale 'none'"
     )
 
 

@@ -20,6 +20,8 @@ NORMALISATIONS = ("token", "sequence", "constant")
 MAX_LOG_RATIO = 20.0
 NFT_MAX_LOG_RATIO = 10.0  # in NFT's released code
 NFT_RATIOS = ("token", "sequence")
+# NFT divides by r̂ and by 1 - r̂; soft labels may be that small, and so may differences of labels close to 1.
+NFT_LEAST_RATE = 1e-6
 
 
 def reinforce(logp_NL, coef_NL):
@@ -68,7 +70,7 @@ def nft(logp_NL, behaviour_logp_NL, weight_NL, label_N, rate_N, floor=1.0, negat
 
       L_t = w_t [ -s log R_t  -  negative_weight (1 - s) log max_ε(V_t) ],   V_t = (1 - r̂ R_t) / (1 - r̂)
 
-  with the row's label s in [0, 1], its prompt's rate r̂ in (0, 1), and the ratio R_t of the token or (`ratio`
+  with the row's label s in [0, 1], its prompt's rate r̂ in [0, 1], and the ratio R_t of the token or (`ratio`
   "sequence") of the row's weighted tokens together. max_ε is V floored at `floor` with slope 1 everywhere. Log-ratios
   are cut at 10 from above, without gradient beyond, as in the released code.
   """
@@ -89,7 +91,7 @@ def _nft_ratios(logp_NL, behaviour_logp_NL, weight_NL, rate_N, ratio):
     log_ratio_NL = jnp.broadcast_to(log_ratio_N1, weight_NL.shape)
   log_ratio_NL = jnp.minimum(log_ratio_NL, NFT_MAX_LOG_RATIO)
   rate_N1 = rate_N[:, None]
-  return log_ratio_NL, (1 - rate_N1 * jnp.exp(log_ratio_NL)) / (1 - rate_N1)
+  return log_ratio_NL, (1 - rate_N1 * jnp.exp(log_ratio_NL)) / jnp.maximum(1 - rate_N1, NFT_LEAST_RATE)
 
 
 def dpo(logp_NL, reference_logp_NL, coef_NL, beta):
@@ -125,8 +127,14 @@ TRACE_LOSSES = {
 }
 
 
+TRUST_REGIONS = ("ppo_clip", "cispo", "sequence_clip")  # of these, the ones that stop gradients by the ratio
+
+
 def kl_k1(logp_NL, ref_logp_NL):
-  """k1 = log π - log π_ref per token: unbiased for KL(π ‖ π_ref) on samples of π (Schulman, Approximating KL, 2020)."""
+  """k1 = log π - log π_ref per token: unbiased for KL(π ‖ π_ref) on samples of π (Schulman, Approximating KL, 2020).
+
+  It belongs into a reward: as a loss it has no gradient in expectation.
+  """
   return _float(logp_NL) - _float(ref_logp_NL)
 
 
@@ -143,7 +151,8 @@ def kl_k3(logp_NL, ref_logp_NL):
   return jnp.expm1(near_NL) + jnp.exp(near_NL) * (log_ratio_NL - near_NL) - log_ratio_NL
 
 
-KL_ESTIMATORS = {"k1": kl_k1, "k2": kl_k2, "k3": kl_k3}
+# What a loss may hold. Not k1: the gradient of log π - log π_ref is that of log π alone, 0 in expectation.
+KL_ESTIMATORS = {"k2": kl_k2, "k3": kl_k3}
 
 
 def normaliser(mask_NL, how, minibatches, group_size, constant=None, all_sum=lambda x: x):
@@ -173,38 +182,55 @@ def normaliser(mask_NL, how, minibatches, group_size, constant=None, all_sum=lam
   return weight_KMG.reshape(-1, 1)
 
 
-def ratio_stats(logp_NL, behaviour_logp_NL, mask_NL, coef_NL, clip_low, clip_high, sequence=False):
-  """Metrics of how far π_θ is from the sampling policy on the tokens of `mask_NL`, without gradient.
+def ratio_stats(trace_loss, logp_NL, behaviour_logp_NL, mask_NL, coef_NL, clip_low, clip_high):
+  """Metrics of the ratio ρ of a trace loss, on the tokens of `mask_NL`, without gradient.
 
-  `policy/ratio_max` is the largest ρ (0 where the mask is empty), to be combined by max. (Numerator, denominator)
-  pairs: `policy/clip_fraction`, the share of tokens whose gradient the trust region stops, and `policy/kl`, k3's
-  KL(sampling policy ‖ π_θ) per token. `sequence`: ρ is the row's, as in `sequence_clip`.
+  `policy/ratio_max` is the largest ρ (0 where the mask is empty), to be combined by max; `policy/clip_fraction` is the
+  (numerator, denominator) of the share of tokens whose gradient the trust region stops, where the loss has one.
   """
   logp_NL, behaviour_logp_NL = jax.lax.stop_gradient((logp_NL, behaviour_logp_NL))
   row_ratio = functools.partial(_sequence_ratio, coef_NL=coef_NL)
-  ratio_NL = (row_ratio if sequence else _ratio)(logp_NL, behaviour_logp_NL)
-  stopped_NL = _stopped(ratio_NL, coef_NL, clip_low, clip_high)
-  count = mask_NL.sum().astype(jnp.float32)
-  return {
-    "policy/ratio_max": jnp.max(ratio_NL, where=mask_NL, initial=0),
-    "policy/clip_fraction": (masked_sum(stopped_NL, mask_NL).astype(jnp.float32), count),
-    "policy/kl": (masked_sum(kl_k3(behaviour_logp_NL, logp_NL), mask_NL), count),
-  }
+  ratio_NL = (row_ratio if trace_loss == "sequence_clip" else _ratio)(logp_NL, behaviour_logp_NL)
+  stats = {"policy/ratio_max": jnp.max(ratio_NL, where=mask_NL, initial=0)}
+  if trace_loss in TRUST_REGIONS:
+    stopped_NL = _stopped(ratio_NL, coef_NL, clip_low, clip_high)
+    stats["policy/clip_fraction"] = (masked_sum(stopped_NL, mask_NL).astype(jnp.float32), _count(mask_NL))
+  return stats
+
+
+def sampler_stats(logp_NL, start_logp_NL, sampled_logp_NL, mask_NL):
+  """How far policies are from what the sampler drew from, on the tokens of `mask_NL`, as (numerator, denominator).
+
+  `policy/kl` is k3's KL(sampling policy ‖ π_θ) per token. `policy/mismatch` is the mean of |log π - log π_sampler| of
+  equal weights: what sampling and update differ by in rounding; `start_logp_NL` None: not known, left out.
+  """
+  logp_NL, count = jax.lax.stop_gradient(logp_NL), _count(mask_NL)
+  stats = {"policy/kl": (masked_sum(kl_k3(sampled_logp_NL, logp_NL), mask_NL), count)}
+  if start_logp_NL is not None:
+    apart_NL = jnp.abs(_float(start_logp_NL) - _float(sampled_logp_NL))
+    stats["policy/mismatch"] = (masked_sum(apart_NL, mask_NL), count)
+  return stats
 
 
 def nft_stats(logp_NL, behaviour_logp_NL, weight_NL, label_N, rate_N, floor=1.0, negative_weight=1.0, ratio="token"):
-  """The metrics of `ratio_stats` for `nft`, over the tokens with a weight: clip_fraction is the share at V's floor."""
+  """The metrics of `ratio_stats` for `nft`, over the tokens with a weight.
+
+  `policy/floor_fraction` is the share of tokens below V's floor (by more than rounding: V is 1 on the policy), which
+  changes their weight and stops no gradient.
+  """
   logp_NL, behaviour_logp_NL = jax.lax.stop_gradient((logp_NL, behaviour_logp_NL))
   log_ratio_NL, negative_NL = _nft_ratios(logp_NL, behaviour_logp_NL, weight_NL, rate_N, ratio)
   mask_NL = weight_NL != 0
   is_negative_N1 = (negative_weight * (1 - label_N) > 0)[:, None]
-  floored = masked_sum((negative_NL < floor) & is_negative_N1, mask_NL).astype(jnp.float32)
-  count = mask_NL.sum().astype(jnp.float32)
+  floored = masked_sum((negative_NL < floor - 1e-6) & is_negative_N1, mask_NL).astype(jnp.float32)
   return {
     "policy/ratio_max": jnp.max(jnp.exp(log_ratio_NL), where=mask_NL, initial=0),
-    "policy/clip_fraction": (floored, count),
-    "policy/kl": (masked_sum(kl_k3(behaviour_logp_NL, logp_NL), mask_NL), count),
+    "policy/floor_fraction": (floored, _count(mask_NL)),
   }
+
+
+def _count(mask_NL):
+  return mask_NL.sum().astype(jnp.float32)
 
 
 def _ratio(logp_NL, behaviour_logp_NL):

@@ -46,6 +46,17 @@ def subtract_baseline(reward_N, base_reward_N, how):
   return gain_N if how == "subtract" else jnp.maximum(gain_N, 0)
 
 
+def magnitude(name, reward_N, base_reward_N, mask_NA):
+  """The size of the numbers that R and R - R_base `[N]` are computed from, whose rounding is part of them.
+
+  A log-probability near 0 is the difference of logits and their log-sum-exp, numbers of order 1 or more: 1 a token.
+  """
+  size_N = jnp.maximum(jnp.abs(reward_N), jnp.abs(base_reward_N))
+  if name == "log_prob":
+    return jnp.maximum(size_N, mask_NA.sum(axis=-1))
+  return jnp.maximum(size_N, mask_NA.any(axis=-1)) if name == "mean_log_prob" else size_N
+
+
 def spread_weights(logp_NA, mask_NA, group_size):
   """w_i = σ_i / mean_j σ_j, σ_i the std of log c_i over a group's traces `[N, A]`; 0 off the mask (DRO, 2506.13351).
 

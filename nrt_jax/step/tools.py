@@ -288,12 +288,31 @@ def slots_run(setup: Setup, batch):
 
 def score_batch(setup: Setup, params, batch):
   """Log-probability of each token under other parameters, as many rows at a time as a micro-batch has: `[N, L]`."""
-  pieces, together = setup.run.optimizer.minibatches * setup.micro_batches, setup.rows_together
+  return _score_pieces(setup, params, batch, setup.run.optimizer.minibatches * setup.micro_batches)
+
+
+def _score_pieces(setup: Setup, params, batch, pieces: int):
+  together = setup.rows_together
   with jax.named_scope("score_batch"):
     if pieces == 1:
       return log_probs(setup, params, batch)[0]
     cut = rows.cut_groups(batch, pieces, together)
     return rows.join_groups(jax.lax.map(lambda piece: log_probs(setup, params, piece)[0], cut), together)
+
+
+def score_start(setup: Setup, params, batch):
+  """The batch with start_logp_NL and at_start_N: what several updates compare with, see arrays.TrainBatch.
+
+  The rows of the first minibatch are not scored: its own update computes the same.
+  """
+  count, together = setup.run.optimizer.minibatches, setup.rows_per_prompt
+  if count == 1:
+    return batch
+  later = jax.tree.map(lambda a: a[1:], rows.cut_groups(batch, count, together))
+  later_NL = _score_pieces(setup, params, rows.join_groups(later, together), (count - 1) * setup.micro_batches)
+  later = rows.cut_groups(later_NL, count - 1, together)
+  start_NL = rows.join_groups(jnp.concatenate([jnp.zeros_like(later[:1]), later]), together)
+  return batch.replace(start_logp_NL=start_NL, at_start_N=jnp.arange(len(start_NL)) // together % count == 0)
 
 
 def make_tools(setup: Setup) -> Tools:
@@ -302,6 +321,7 @@ def make_tools(setup: Setup) -> Tools:
   return Tools(
     samples_per_prompt=setup.samples_per_prompt,
     minibatches=setup.run.optimizer.minibatches,
+    trace_limit=setup.run.sampling.max_trace_length,
     marker_ids=setup.form.marker_ids,
     end_ids=completion_stops(setup.form),
     pad_id=setup.form.pad_id,
@@ -310,6 +330,7 @@ def make_tools(setup: Setup) -> Tools:
     score_empty_trace=functools.partial(score_empty_trace, setup),
     log_probs=functools.partial(log_probs, setup),
     score_batch=functools.partial(score_batch, setup),
+    score_start=functools.partial(score_start, setup),
     draw=functools.partial(draws.draw, setup.max_draws, setup.samples_per_prompt, axis),
     all_sum=(lambda x: jax.lax.psum(x, axis)) if axis else lambda x: x,
   )

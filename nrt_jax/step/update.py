@@ -40,7 +40,9 @@ def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainS
       changes, opt_state = optimizer.update(grads, opt_state, trainable)
       trainable, waiting = optax.apply_updates(trainable, changes), offload.store(setup, "optimizer", opt_state)
     sums = gather_sums(setup, sums)
-    sums["optimizer/grad_norm"] = (optax.tree.norm(grads), 1.0)
+    norm, limit = optax.tree.norm(grads), run.optimizer.max_grad_norm
+    sums["optimizer/grad_norm"] = (norm, 1.0)
+    sums["optimizer/clipped"] = (jnp.float32(norm > limit) if limit else jnp.float32(0), 1.0)
     sums["optimizer/lr"] = (jnp.float32(learning_rate(run.optimizer, run.total_steps)(done)), 1.0)
     return (trainable, waiting, done + 1), sums
 

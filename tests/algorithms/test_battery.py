@@ -105,6 +105,8 @@ class Case:
 
   def __init__(self, name):
     algorithm, over = CASES[name]
+    if hasattr(ALGORITHMS[algorithm].config(), "ratio_base"):  # so that the trust region is felt off the policy
+      over = {**over, "ratio_base": "sampler"}
     setup = battery_setup(algorithm, **{f"algorithm__{key}": value for key, value in over.items()})
     self.name, self.algorithm, self.config = name, setup.algorithm, setup.run.algorithm
     self.G, self.rows_together = setup.samples_per_prompt, setup.rows_together

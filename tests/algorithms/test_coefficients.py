@@ -70,12 +70,14 @@ class Hand:
 
   def tools(self, minibatches=1):
     rolled = jax.tree.map(jnp.asarray, (self.rollouts, self.scores, self.empty["current"]))
-    setup = toy.setup(prompt_format=toy.form(MARKER_IDS), samples_per_prompt=HAND_G, optimizer__minibatches=minibatches)
+    over = {"samples_per_prompt": HAND_G, "optimizer__minibatches": minibatches}
+    setup = toy.setup(prompt_format=toy.form(MARKER_IDS), sampling__max_trace_length=HAND_R, **over)
     return programs.make_tools(setup)._replace(
       rollout=lambda *_: rolled,
       score_empty_trace=lambda *_: jax.tree.map(jnp.asarray, self.empty["reference"]),
       log_probs=None,
       score_batch=lambda *_: jnp.asarray(self.reference_NL),
+      score_start=lambda _, batch: batch,
     )
 
   def policy_logp(self, batch):
@@ -125,10 +127,10 @@ HAND_CASES = [
 @pytest.mark.parametrize("name,over,minibatches", HAND_CASES, ids=[case[0] for case in HAND_CASES])
 def test_coefficients_and_loss_by_hand(name, over, minibatches):
   """Every token's coefficient and the loss of every term, against lists: emitted and forced markers, all ends."""
-  config = ALGORITHMS["nrt"].config(**{**CASES[name][1], **over})
+  config = ALGORITHMS["nrt"].config(**{**CASES[name][1], **over, "ratio_base": "sampler"})
   collected, logp_NL, slope_NL, metrics = hand().outcome("nrt", config, minibatches)
   samples = [{**s, "base": s["bases"][config.base_policy]} for s in hand().lists]
-  expected = reference.verifier_free_rows(config, samples, HAND_G, minibatches, MARKER_IDS)
+  expected = reference.verifier_free_rows(config, samples, HAND_G, minibatches, MARKER_IDS, HAND_R)
   batch, totals = collected.batch, {"trace": 0.0, "answer": 0.0, "format": 0.0}
   np.testing.assert_allclose(collected.samples["reward"], [row["reward"] for row in expected], rtol=2e-5)
   advantages = [row["advantage"] for row in expected]
@@ -211,9 +213,10 @@ SAMPLED_KEYS = {
   "center": ({"scale": "none"}, "leave_one_out"),
   "scale": ({}, "none"),
   "advantage_clip": ({}, 0.5),
-  "trace_loss": ({}, "reinforce"),
-  "clip_low": ({"baseline": "none", "trace_loss": "ppo_clip", "clip_low": 0.0}, 1.0),
-  "clip_high": ({}, 1.05),
+  "trace_loss": ({"ratio_base": "sampler"}, "reinforce"),
+  "ratio_base": ({}, "sampler"),
+  "clip_low": ({"baseline": "none", "trace_loss": "ppo_clip", "clip_low": 0.0, "ratio_base": "sampler"}, 1.0),
+  "clip_high": ({"ratio_base": "sampler"}, 1.05),
   "trace_coef": ({}, 0.5),
   "entropy_coef": ({}, 0.1),
   "kl_coef": (WITH_KL, 0.1),
@@ -238,7 +241,7 @@ KEY_CHANGES = {
     "score_policy": ({"reference": "frozen"}, "reference"),
     "unmarked": ({"baseline": "none"}, "zero"),
     "format_penalty": ({}, 1.0),
-    "clip_answer": ({}, True),
+    "clip_answer": ({"ratio_base": "sampler"}, True),
     "answer_weight": ({}, "one"),
     "answer_coef": ({}, 0.5),
     "format_coef": ({}, 0.5),
@@ -270,7 +273,9 @@ def test_every_key_is_felt(name):
   [
     ({"reward": "prop"}, r"algorithm.reward: found 'prop', allowed: .*did you mean 'prob'"),
     ({"clip_low": 1.2}, "algorithm.clip_low, clip_high: found 1.2, 1.28"),
-    ({"normalisation_constant": 0.0}, "algorithm.normalisation_constant: found 0.0, allowed: above 0"),
+    ({"normalisation_constant": -1.0}, r"algorithm.normalisation_constant: found -1.0, allowed: 0 \(the longest trace"),
+    ({"kl_estimator": "k1"}, "algorithm.kl_estimator: found 'k1', allowed: k2, k3"),
+    ({"ratio_base": "reference"}, "algorithm.ratio_base: found 'reference', allowed: sampler, update"),
     ({"answer_weight": "two"}, "algorithm.answer_weight: found 'two'"),
   ],
 )

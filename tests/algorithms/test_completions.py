@@ -83,7 +83,7 @@ def test_completion_rows_train_every_sampled_token():
 
 
 def judged(name, c, formatted, lengths, base, G, **over):
-  """The rewards of `judge` for rows of probabilities."""
+  """The rewards of `judge` for rows of probabilities; their magnitudes have a test of their own."""
   config, judge = ALGORITHMS[name].config(**over), ALGORITHMS[name].collect.args[0]
   tools = programs.make_tools(toy.setup(name, samples_per_prompt=G))
   log_NA = lambda x: jnp.log(jnp.asarray(x, jnp.float32))  # noqa: E731
@@ -92,7 +92,7 @@ def judged(name, c, formatted, lengths, base, G, **over):
   length_N = jnp.asarray(lengths, jnp.int32)
   nowhere_N = jnp.zeros(length_N.shape, bool)
   traces = Rollouts(jnp.zeros((len(c), 1), jnp.int32), length_N, jnp.zeros((len(c), 1)), nowhere_N, nowhere_N)
-  return judge(tools, config, scored, traces, jnp.asarray(formatted))
+  return judge(tools, config, scored, traces, jnp.asarray(formatted))[0]
 
 
 def test_rlpr_by_hand():

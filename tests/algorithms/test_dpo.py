@@ -93,9 +93,8 @@ def collect(config, rollouts, minibatches=1, prompts=PROMPTS, score=None):
   answer_NA = jnp.asarray(np.stack([LOG_C.reshape(-1), np.zeros(B * G)], 1), jnp.float32)
   scores = AnswerScores(jnp.full((B * G, 1), -1.0), answer_NA)
   rolled = (rollouts, scores, AnswerScores(jnp.zeros((B, 1)), jnp.full((B, A), -9.0)))
-  tools = programs.make_tools(setup)._replace(
-    rollout=lambda *_: rolled, complete=lambda *_: (rollouts, None, None), score_batch=score
-  )
+  given = {"rollout": lambda *_: rolled, "complete": lambda *_: (rollouts, None, None)}
+  tools = programs.make_tools(setup)._replace(**given, score_batch=score, score_start=lambda _, batch: batch)
   states = States(TrainState(jnp.int32(0), jnp.int32(0), "policy", (), jax.random.key(0)), "reference")
   prompts = jax.tree.map(jnp.asarray, prompts)
   return dpo.collect(tools, config, states, prompts, jax.random.key(0)), tools
@@ -136,10 +135,6 @@ def test_pairs_of_traces_by_hand():
       expected = np.zeros(valid_L.sum())
       expected[len(prompt_of(b)) :][:compared] = (1 - 2 * side) / 3
       np.testing.assert_allclose(coef_L[valid_L], expected, rtol=1e-6)
-      logp = np.zeros(valid_L.sum())
-      logp[len(prompt_of(b)) :][:compared] = np.asarray(rollouts.logp_NR[n])[:compared]
-      ref_L = np.where(coef_L != 0, batch.reference_logp_NL[row], 0)
-      np.testing.assert_array_equal(ref_L[valid_L], logp.astype(np.float32))
       assert not coef_L[~valid_L].any()
   assert not batch.answer_coef_NL.any()
   roles = [[1, -1, 0], [0, 0, 0], [1, 0, -1], [0, -1, 1]]
@@ -213,17 +208,10 @@ def test_pairs_of_completions():
 
 @pytest.mark.parametrize("verifier,rejected", [("none", [0, 0, 0, 0]), ("token_match", [0, 0, None, 1])])
 def test_demonstrations(verifier, rejected):
-  """Given trace, marker and answer against the first sample, or the first wrong one; both scored by the policy."""
-  rollouts, asked = right_and_wrong(), []
-
-  def score(params, batch):
-    asked.append(params)
-    return jnp.arange(batch.token_NL.size, dtype=jnp.float32).reshape(batch.token_NL.shape)
-
+  """Given trace, marker and answer against the first sample, or the first wrong one, both at temperature 1."""
+  rollouts = right_and_wrong()
   config = dpo.DpoConfig(chosen="demonstration", verifier=verifier)
-  batch = collect(config, rollouts, score=score)[0].batch
-  assert asked == ["policy"]
-  np.testing.assert_array_equal(batch.reference_logp_NL, score(None, batch))
+  batch = collect(config, rollouts)[0].batch
   assert not batch.sampled_mask_NL.any()
   for b in range(B):
     given = PROMPTS.trace_BR[b][: PROMPTS.trace_length_B[b]].tolist()
@@ -266,8 +254,7 @@ def test_no_micro_batch_parts_a_pair():
   (whole, metrics), (pieces, again) = (step(optimizer__minibatches=2, parallel__micro_batches=m) for m in (1, 4))
   assert toy.largest_difference(whole, toy.params(MODEL)) > 1e-3
   assert toy.largest_difference(whole, pieces) < 1e-5
-  # Not preference/accuracy: in the first minibatch margins are 0 up to rounding, and it counts their signs.
-  for name in ("loss/total", "preference/margin", "preference/pairs"):
+  for name in ("loss/total", "preference/margin", "preference/accuracy", "preference/pairs"):
     np.testing.assert_allclose(metrics[name], again[name], rtol=1e-4, atol=1e-5, err_msg=name)
   assert metrics["preference/pairs"] > 0.5
   # The second minibatch is trained off-policy: the margin is no longer 0, and the loss no longer log 2.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import reference
 import toy
-from likelihoods import given, split
+from likelihoods import given, split, varies
 
 from nrt_jax.algorithms import verifier_free
 from nrt_jax.algorithms.table import ALGORITHMS
@@ -58,6 +58,87 @@ def test_jepo_leaves_badly_formatted_samples_to_the_penalty(bad_end):
   np.testing.assert_allclose(on_answer(made, 2), [[1, 1]] * 3 + [[0, 0]], rtol=1e-6)
 
 
+def test_filtering_flat_groups_leaves_the_penalty_on_the_format():
+  """Equal likelihoods, but one trace without marker: JEPO's other advantage is one, and its rows count."""
+  c = [split(-1)] * 3
+  ends = ["marker", "marker", None]
+  made = given("jepo", c, split(-1), ends=ends, filter_flat_groups=True, normalisation="token")
+  plain = given("jepo", c, split(-1), ends=ends, normalisation="token")
+  np.testing.assert_array_equal(made.batch.trace_coef_NL, plain.batch.trace_coef_NL)
+  assert np.asarray(made.batch.trace_coef_NL).any(axis=1).all()
+  flat = given("jepo", c, split(-1), filter_flat_groups=True, normalisation="token")
+  assert not flat.batch.trace_weight_NL.any()
+
+
+# What is no difference of traces: probabilities that agree to float32's digits, whatever the reward makes of them.
+ROUNDED = {
+  "rlpr without a share for format": ("rlpr", {"format_share": 0.0, "std_filter": 0.0}, 0.3, 1.0),
+  "rlpr": ("rlpr", {"std_filter": 0.0}, 0.3, 1.0),
+  "nrt": ("nrt", {"baseline": "subtract"}, 0.3, 1.0),
+  "log p near 0": ("rl_logit", {"scale": "std"}, 1 - 1e-6, 1.0),
+  "mean log p near 0": ("rl_logit", {"scale": "std", "reward": "mean_log_prob"}, 1 - 1e-6, 1.0),
+  "log p less a far baseline": ("dro", {"kl_coef": 0.0, "reference": "none"}, 0.9, 1e-30),
+  "ranks of perplexities near 0": ("nover", {"kl_coef": 0.0, "score_policy": "current"}, 1 - 1e-6, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", ROUNDED)
+def test_rounding_is_never_an_advantage(case):
+  name, over, c, base = ROUNDED[case]
+  rows_ = [[c * (1 + sign * 6e-8)] * 2 for sign in (0, 1, -1, 2)]
+  bases = {"reference_c": [c * base] * 2} if name in ("rlpr", "nover") else {}
+  made = given(name, rows_, [c * base] * 2, **bases, **over)
+  assert len(set(np.asarray(made.samples["answer_logp"]).sum(1).tolist())) > 1
+  np.testing.assert_array_equal(made.samples["advantage"], 0)
+  far = given(name, [[0.9 * c] * 2, *rows_[1:]], [c * base] * 2, **bases, **over)
+  assert np.abs(far.samples["advantage"]).max() > 1e-3 or base == 1.0 and name in ("nrt", "rlpr")
+
+
+FLAT, APART = [[0.5, 0.5]] * 3, [[0.5, 0.5], [0.5, 0.6], [0.4, 0.5]]
+LOW = [0.1, 0.1]
+WHAT_VARIES = [
+  # name, c, base, other settings, does the group teach anything?
+  ("nrt", FLAT, LOW, {}, False),
+  ("nrt", APART, LOW, {}, True),
+  ("nrt", APART, [0.9, 0.9], {}, False),  # none is better than no trace
+  ("nrt", APART, [0.9, 0.9], {"baseline": "none"}, True),
+  ("nrt", FLAT, LOW, {"ends": ["marker", "marker", None], "unmarked": "zero"}, True),
+  ("nrt", APART, LOW, {"ends": ["marker", None, None], "mask_unended": True}, False),  # one alone
+  ("jepo", FLAT, LOW, {}, False),
+  ("jepo", FLAT, LOW, {"ends": ["marker", "other", "marker"]}, True),  # the penalty on its format
+  ("jepo", FLAT, LOW, {"ends": ["marker", "other", "marker"], "format_penalty": 0.0}, False),
+  ("rl_logit", FLAT, LOW, {"trace_lengths": [1, 2, 2]}, False),
+  ("rl_logit", FLAT, LOW, {"trace_lengths": [1, 2, 2], "short_penalty": 1.0, "short_target": 3}, True),
+  ("rl_logit", FLAT, LOW, {"trace_lengths": [1, 2, 2], "long_penalty": 1.0, "long_buffer": 2}, True),
+  ("latro", FLAT, LOW, {"surplus": [1.0, 1.0, 1.0]}, False),
+  ("latro", FLAT, LOW, {"surplus": [1.0, 2.0, 1.0]}, True),  # the KL in its reward
+  ("latro", FLAT, LOW, {"surplus": [1.0, 2.0, 1.0], "kl_place": "loss"}, False),
+  ("rlpr", FLAT, LOW, {"std_filter": 0.0}, False),
+  ("rlpr", APART, LOW, {"std_filter": 0.0}, True),
+  ("rlpr", FLAT, LOW, {"std_filter": 0.0, "trace_lengths": [1, 2, 2], "long_penalty": 1.0, "long_buffer": 2}, True),
+  ("rlpr", FLAT, LOW, {"std_filter": 0.0, "surplus": [1.0, 2.0, 1.0], "kl_coef": 0.1, "kl_place": "reward"}, True),
+  ("rlpr", FLAT, LOW, {}, True),  # with its filter, which keeps all in the first steps
+  ("nover", FLAT, LOW, {"trace_lengths": [2, 2, 2], "kl_coef": 0.0, "score_policy": "current"}, False),
+  ("nover", APART, LOW, {"trace_lengths": [2, 2, 2], "kl_coef": 0.0, "score_policy": "current"}, True),
+  ("nft", FLAT, LOW, {"verifier": "likelihood"}, False),
+  ("nft", APART, LOW, {"verifier": "likelihood"}, True),
+  ("nft", [[0.5, 0.5], [0.5, 0.5000001]], LOW, {"verifier": "likelihood"}, False),  # rounding
+  ("nft", APART, LOW, {"verifier": "likelihood", "ends": ["marker", None, None], "mask_unended": True}, False),
+]
+
+
+@pytest.mark.parametrize("case", range(len(WHAT_VARIES)))
+def test_what_varies_is_what_has_an_advantage(case):
+  """A group that `max_draws` would draw again has none, one that it keeps has some, and all that makes one is seen."""
+  name, c, base, over, expected = WHAT_VARIES[case]
+  bases = {"reference_c": base} if name == "rlpr" else {}
+  assert varies(name, c, base, **bases, **over) == expected
+  if over != {}:
+    return
+  advantage_N = given(name, c, base, **bases, **over).samples["advantage"]
+  assert name == "rlpr" or np.asarray(advantage_N).any() == expected
+
+
 def test_jepo_multi_by_hand():
   # p = 1/2 1/4: 2 log(.375 / .25) = .810930, 2 log(.375 / .5) = -.575364; std .980258; shares 2/3 1/3.
   c = [split(np.log(p)) for p in (0.5, 0.25)]
@@ -93,7 +174,7 @@ def test_the_answers_trust_region():
   shift_NL = np.resize([0.3, -0.3, 0.1], behaviour_NL.shape)
   slopes = {}
   for clip_answer in (True, False):
-    config = ALGORITHMS["verifree"].config(clip_answer=clip_answer)
+    config = ALGORITHMS["verifree"].config(clip_answer=clip_answer, ratio_base="sampler")
 
     def answer_loss(logp_NL):
       found = (logp_NL, -logp_NL, logp_NL)
@@ -186,7 +267,7 @@ def test_two_terms_are_unbiased(name, n, objective):
   logp_NA, base_NA = (jnp.log(jnp.asarray(x, jnp.float32)) for x in (c, np.broadcast_to(policy.base, c.shape)))
   mask_NA, every_N = jnp.ones(c.shape, bool), jnp.ones(len(rows_), bool)
   scored = verifier_free.Scored(logp_NA, base_NA, base_NA, mask_NA)
-  _, gain_N, derived_NA = verifier_free.likelihood_rewards(config, scored, n)
+  _, gain_N, derived_NA, _ = verifier_free.likelihood_rewards(config, scored, n)
   advantage_N = np.asarray(advantages.group_advantages(gain_N, n, config.center, config.scale))
   s_NA = np.asarray(verifier_free.answer_weights(config, derived_NA, scored, every_N, n))
   trace_scores = np.array([policy.scores(trace, policy.theta).sum(axis=0) for trace, _ in parts])[rows_]

@@ -90,8 +90,8 @@ def test_stats():
   rows = (logp_NL, behaviour_NL, weight_NL, jnp.array([0.0, 1.0]), jnp.array([0.5, 0.5]))
   stats = losses.nft_stats(*rows)
   np.testing.assert_allclose(stats["policy/ratio_max"], 3.0, rtol=1e-6)
-  assert stats["policy/clip_fraction"] == (2, 5)  # the two tokens of the negative whose ratio is above 1
-  assert losses.nft_stats(*rows, negative_weight=0.0)["policy/clip_fraction"] == (0, 5)  # RFT has no negatives
+  assert stats["policy/floor_fraction"] == (2, 5)  # the two tokens of the negative whose ratio is above 1
+  assert losses.nft_stats(*rows, negative_weight=0.0)["policy/floor_fraction"] == (0, 5)  # RFT has no negatives
 
 
 # ------------------------------------------------------------------------------------------ equality with GRPO
@@ -99,7 +99,8 @@ def test_stats():
 
 def slope_on_policy(name, **over):
   """The derivative of the loss by each token's log-probability at the sampling policy, and what was collected."""
-  config = ALGORITHMS[name].config(reference="none", kl_coef=0.0, normalisation="constant", **over)
+  constant = {"normalisation": "constant", "normalisation_constant": 1.0}
+  config = ALGORITHMS[name].config(reference="none", kl_coef=0.0, **constant, **over)
   made = collected(name, config)
   behaviour_NL = made.batch.behaviour_logp_NL
 
@@ -122,6 +123,30 @@ def test_on_policy_it_is_dr_grpo_or_grpo(floor):
   np.testing.assert_allclose(slope, -weight * np.asarray(made.samples["advantage"])[:, None], rtol=1e-5, atol=1e-8)
   slope, _ = slope_on_policy("nft", floor=floor, prompt_weight="negative_odds_root")
   np.testing.assert_allclose(slope, grpo * np.sqrt(G / (G - 1)), rtol=1e-5, atol=1e-8)
+
+
+SOFT = [[0.001, 0.002, 0.004, 0.001], [0.999, 0.998, 0.996, 0.999], [1e-5, 2e-5, 3e-5, 4e-5], [0.3, 0.9, 0.5, 0.3]]
+
+
+@pytest.mark.parametrize("how", ["negative_rate", "negative_odds_root"])
+def test_soft_labels_of_any_size_push_by_their_distance_from_the_mean(how):
+  """ω (s - r̂) / (1 - r̂) to the last digits, with no bound on r̂: every group's pushes add up to 0."""
+  label_N = jnp.asarray(SOFT, jnp.float32).reshape(-1)
+  config = ALGORITHMS["nft"].config(verifier="host", prompt_weight=how, normalisation_constant=1.0)
+  made = collected("nft", config, host_label_N=label_N)
+
+  def loss(logp_NL):
+    given = tools()._replace(log_probs=lambda *_, **__: (logp_NL, -logp_NL, logp_NL))
+    return ALGORITHMS["nft"].loss(given, config, {}, made.batch).total
+
+  slope_NL = np.asarray(jax.grad(loss)(made.batch.behaviour_logp_NL))
+  label = np.array(SOFT)
+  rate = label.mean(1, keepdims=True)
+  expected = label - rate if how == "negative_rate" else (label - rate) / np.sqrt(rate * (1 - rate))
+  np.testing.assert_allclose(made.samples["advantage"].reshape(4, 4), expected, rtol=2e-3, atol=1e-7)
+  first_N1 = np.argmax(made.batch.trace_mask_NL, axis=1)[:, None]  # all tokens of a row alike
+  pushed = -np.take_along_axis(slope_NL, first_N1, 1).reshape(4, 4) * B * G
+  np.testing.assert_allclose(pushed, expected, rtol=2e-3, atol=1e-7)
 
 
 def test_a_floor_above_one_breaks_the_equality():
@@ -176,7 +201,7 @@ def test_weights_rates_and_labels_by_hand():
   made = collected("nft", ALGORITHMS["nft"].config(normalisation="token"))
   label = np.array([s["right"] for s in SAMPLES], np.float32)
   np.testing.assert_array_equal(made.batch.extra["label_N"], label)
-  rate = np.clip(label.reshape(B, G).mean(1), 0.02, 0.98).repeat(G)
+  rate = label.reshape(B, G).mean(1).repeat(G)
   np.testing.assert_allclose(made.batch.extra["rate_N"], rate, rtol=1e-6)
   counted = reference.counted_groups(label.tolist(), [True] * len(label), G)
   tokens = sum(len(s["sampled"]) for s, c in zip(SAMPLES, counted) if c)
@@ -202,7 +227,7 @@ class Likelihood:
     self.prompts = jax.tree.map(lambda x: x[: n // G], PROMPTS).replace(answer_BA=answer_BA, answer_length_B=length_B)
 
   def collect(self, **over):
-    config = ALGORITHMS["nft"].config(verifier="likelihood", **over)
+    config = ALGORITHMS["nft"].config(verifier="likelihood", normalisation_constant=1.0, **over)
     return nft.collect(self.tools, config, States(TrainState(0, 0, {}, (), None)), self.prompts, jax.random.key(0))
 
 
@@ -238,10 +263,11 @@ def test_unended_completions_can_be_left_out():
   batch = collected("nft", config).batch
   for b in range(B):
     group = SAMPLES[b * G : (b + 1) * G]
-    rate = np.clip(np.mean([s["right"] for s in group if s["ended"]]), 0.02, 0.98)
+    rate = np.mean([s["right"] for s in group if s["ended"]])
     np.testing.assert_allclose(batch.extra["rate_N"][b * G : (b + 1) * G], np.full(G, rate), rtol=1e-6)
   has_signal = np.asarray(batch.trace_coef_NL != 0).any(axis=1)
-  np.testing.assert_array_equal(has_signal, [s["ended"] for s in SAMPLES])
+  rate_N = np.asarray(batch.extra["rate_N"])  # where all are right, ω = 1 - r̂ is 0
+  np.testing.assert_array_equal(has_signal, [s["ended"] and rate < 1 for s, rate in zip(SAMPLES, rate_N)])
 
 
 @pytest.mark.parametrize(
@@ -249,7 +275,6 @@ def test_unended_completions_can_be_left_out():
   [
     ({"prompt_weight": "two"}, "algorithm.prompt_weight: found 'two'"),
     ({"floor": 0.0}, "algorithm.floor: found 0.0, allowed: above 0"),
-    ({"rate_low": 0.0}, "algorithm.rate_low, rate_high: found 0.0, 0.98"),
     ({"ratio": "sequence"}, "algorithm.normalisation: found 'constant' with ratio 'sequence', allowed: sequence"),
     ({"verifier": "likelihood", "reward": "log_prob"}, "algorithm.label_map: found 'identity' with reward 'log_prob'"),
     ({"negative_weight": -1.0}, "algorithm.negative_weight: found -1.0"),

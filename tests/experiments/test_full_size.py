@@ -128,7 +128,7 @@ FULL_SIZE = {
     "Qwen2.5-Math-7B", 64,
     {**{key: value for key, value in NFT_SETTING.items() if key != "algorithm.long_buffer"},
      "algorithm.prompt_weight": "negative_rate", "algorithm.negative_weight": 1.0, "algorithm.floor": 1.0,
-     "algorithm.ratio": "token", "algorithm.rate_low": 0.02, "algorithm.rate_high": 0.98,
+     "algorithm.ratio": "token",
      "algorithm.normalisation": "constant", "algorithm.normalisation_constant": 1000.0,
      "algorithm.filter_flat_groups": True, "algorithm.mask_unended": False, "algorithm.max_draws": 10 * 1536 // 512},
   ),

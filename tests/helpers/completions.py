@@ -71,6 +71,7 @@ def rollouts() -> Rollouts:
 def tools(minibatches=1, **over) -> Tools:
   """Tools whose `complete` returns the completions above."""
   fixed = dict.fromkeys(("rollout", "score_empty_trace", "log_probs", "score_batch"))
+  fixed |= dict(score_start=lambda params, batch: batch, trace_limit=R)
   fixed |= dict(samples_per_prompt=G, minibatches=minibatches, marker_ids=MARKER_IDS, pad_id=toy.PAD)
   return Tools(**{**fixed, "complete": lambda *_: (rollouts(), None, None), "all_sum": lambda x: x, **over})
 

@@ -5,17 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import toy
 
+from nrt_jax.algorithms.interface import draw_once
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.arrays import AnswerScores, Prompts, Rollouts
 from nrt_jax.step import programs
 from nrt_jax.step.state import States, TrainState
 
 
-def given(name, c, base, ends=None, trace_lengths=None, reference_c=None, surplus=None, minibatches=1, **over):
+def given(
+  name, c, base, ends=None, trace_lengths=None, reference_c=None, surplus=None, minibatches=1, draw=draw_once, **over
+):
   """`collect` of a method on one prompt whose G traces make the answer's tokens likely by `c` (lists of equal length).
 
   ends: "marker", "other" stop token, or None; surplus: Σ_t log π - log π_0 of each trace. Answers after an empty trace
-  have `base` under the policy and `reference_c` under the reference.
+  have `base` under the policy and `reference_c` under the reference. Sums over tokens are divided by nothing.
   """
   G, A = len(c), len(c[0])
   ends, lengths = ends or ["marker"] * G, trace_lengths or [2] * G
@@ -34,7 +37,7 @@ def given(name, c, base, ends=None, trace_lengths=None, reference_c=None, surplu
     np.array([[5, 6]], np.int32), np.array([2], np.int32), np.full((1, A), 9, np.int32), np.array([A], np.int32),
     np.zeros((1, 0), np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32),
   )  # fmt: skip
-  config = ALGORITHMS[name].config(**over)
+  config = ALGORITHMS[name].config(**{"normalisation_constant": 1.0, **over})
   rolled = jax.tree.map(jnp.asarray, (rollouts, scores, empty))
 
   def score_batch(_, batch):
@@ -48,10 +51,25 @@ def given(name, c, base, ends=None, trace_lengths=None, reference_c=None, surplu
     complete=lambda *_: rolled,
     score_empty_trace=lambda *_: jax.tree.map(jnp.asarray, of_reference),
     score_batch=score_batch,
+    draw=draw,
   )
   policy = TrainState(jnp.int32(0), jnp.int32(0), {}, (), jax.random.key(0))
   states = States(policy, {}, ALGORITHMS[name].memory(config))
   return ALGORITHMS[name].collect(tools, config, states, jax.tree.map(jnp.asarray, prompts), jax.random.key(0))
+
+
+def varies(name, c, base, **over) -> bool:
+  """Whether `max_draws` would keep this group: what the method says of it when it has been sampled."""
+  found = []
+
+  def draw(prompts, attempt):
+    found.append(attempt(prompts).varies_N)
+    return draw_once(prompts, attempt)
+
+  given(name, c, base, draw=draw, **over)
+  (varies_N,) = found
+  assert varies_N.shape == (len(c),) and len(set(np.asarray(varies_N).tolist())) == 1
+  return bool(varies_N[0])
 
 
 def split(log_p):

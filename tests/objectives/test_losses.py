@@ -88,7 +88,7 @@ def test_sequence_clip_twin():
     stopped += not slope.any()
   assert 1 <= stopped <= 6
   mask_NL = arrays[2] != 0
-  stats = losses.ratio_stats(*arrays[:2], mask_NL, arrays[2], 0.95, 1.05, sequence=True)
+  stats = losses.ratio_stats("sequence_clip", *arrays[:2], mask_NL, arrays[2], 0.95, 1.05)
   expected = sum(n for n, row in zip(lengths, np.asarray(gradient)) if not row.any())
   assert stats["policy/clip_fraction"] == (expected, sum(lengths))
 
@@ -154,11 +154,17 @@ def test_kl_estimators_in_expectation():
   theta, ref_logp = jnp.array([0.3, -1.0, 0.8, 0.1]), jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))
   logp = jax.nn.log_softmax(theta)
   kl = lambda theta: (jax.nn.softmax(theta) * (jax.nn.log_softmax(theta) - ref_logp)).sum()
-  for name in ("k1", "k3"):
-    np.testing.assert_allclose((jnp.exp(logp) * losses.KL_ESTIMATORS[name](logp, ref_logp)).sum(), kl(theta), rtol=1e-5)
+  for estimator in (losses.kl_k1, losses.kl_k3):
+    np.testing.assert_allclose((jnp.exp(logp) * estimator(logp, ref_logp)).sum(), kl(theta), rtol=1e-5)
   # As a loss on samples of π, k2's expected gradient is that of KL(π ‖ π_ref).
   as_loss = lambda theta: (jnp.exp(logp) * losses.kl_k2(jax.nn.log_softmax(theta), ref_logp)).sum()
   np.testing.assert_allclose(jax.grad(as_loss)(theta), jax.grad(kl)(theta), rtol=1e-5, atol=1e-6)
+  # k3's is that of KL(π_ref ‖ π), and k1's is nothing, whatever the reference: no loss may hold it.
+  as_loss = lambda theta: (jnp.exp(logp) * losses.kl_k3(jax.nn.log_softmax(theta), ref_logp)).sum()
+  np.testing.assert_allclose(jax.grad(as_loss)(theta), jnp.exp(logp) - jnp.exp(ref_logp), rtol=1e-5, atol=1e-6)
+  as_loss = lambda theta: (jnp.exp(logp) * losses.kl_k1(jax.nn.log_softmax(theta), ref_logp)).sum()
+  np.testing.assert_allclose(jax.grad(as_loss)(theta), np.zeros(4), atol=1e-6)
+  assert set(losses.KL_ESTIMATORS) == {"k2", "k3"}
 
 
 def test_k3_near_zero_and_far_away():
@@ -253,16 +259,29 @@ def test_ratio_stats_by_hand():
   logp_NL, behaviour_logp_NL, _ = at_ratios([0.5, 1.5, 0.5, 1.5, 8.0], 1.0)
   coef_NL = jnp.array([[1.0, 1.0, -1.0, -1.0, 1.0]])  # stopped: 1.5 with A > 0 and 0.5 with A < 0
   mask_NL = jnp.array([[True, True, True, True, False]])
-  stats = losses.ratio_stats(logp_NL, behaviour_logp_NL, mask_NL, coef_NL, LOW, HIGH)
-  np.testing.assert_allclose(stats["policy/ratio_max"], 1.5, rtol=1e-6)
-  assert stats["policy/clip_fraction"] == (2, 4)  # counting every ratio outside of the bounds: 4
+  rows = (behaviour_logp_NL, mask_NL, coef_NL, LOW, HIGH)
+  for name in ("ppo_clip", "cispo"):
+    stats = losses.ratio_stats(name, logp_NL, *rows)
+    np.testing.assert_allclose(stats["policy/ratio_max"], 1.5, rtol=1e-6)
+    assert stats["policy/clip_fraction"] == (2, 4)  # counting every ratio outside of the bounds: 4
+  for name in ("reinforce", "truncated_importance"):  # they stop nothing
+    assert set(losses.ratio_stats(name, logp_NL, *rows)) == {"policy/ratio_max"}
+  empty = losses.ratio_stats("cispo", logp_NL, behaviour_logp_NL, mask_NL & False, coef_NL, LOW, HIGH)
+  assert empty == {"policy/ratio_max": 0, "policy/clip_fraction": (0, 0)}
+  stat_sum = lambda logp_NL: sum(jax.tree.leaves(losses.ratio_stats("cispo", logp_NL, *rows)))
+  assert not jax.grad(stat_sum)(logp_NL).any()
+
+
+def test_sampler_stats_by_hand():
+  logp_NL, sampled_logp_NL, _ = at_ratios([0.5, 1.5, 0.5, 1.5, 8.0], 1.0)
+  mask_NL = jnp.array([[True, True, True, True, False]])
+  start_logp_NL = sampled_logp_NL + jnp.array([[0.01, -0.03, 0.0, 0.02, 9.0]])
+  stats = losses.sampler_stats(logp_NL, start_logp_NL, sampled_logp_NL, mask_NL)
   # KL of the sampling policy: ρ - 1 - log ρ, twice 0.193147 and twice 0.094535.
   np.testing.assert_allclose(stats["policy/kl"], (0.575364, 4), rtol=1e-5)
-  empty = losses.ratio_stats(logp_NL, behaviour_logp_NL, mask_NL & False, coef_NL, LOW, HIGH)
-  assert empty["policy/ratio_max"] == 0 and empty["policy/kl"] == (0, 0)
-  stat_sum = lambda logp_NL: sum(
-    jax.tree.leaves(losses.ratio_stats(logp_NL, behaviour_logp_NL, mask_NL, coef_NL, LOW, HIGH))
-  )
+  np.testing.assert_allclose(stats["policy/mismatch"], (0.06, 4), rtol=1e-4)
+  assert set(losses.sampler_stats(logp_NL, None, sampled_logp_NL, mask_NL)) == {"policy/kl"}
+  stat_sum = lambda x: sum(jax.tree.leaves(losses.sampler_stats(x, None, sampled_logp_NL, mask_NL)))
   assert not jax.grad(stat_sum)(logp_NL).any()
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import toy
 
+from nrt_jax.algorithms import policy_gradient
 from nrt_jax.errors import UserError
 from nrt_jax.step import programs, sizes
 from nrt_jax.step.tools import needed_columns, slots_run
@@ -94,6 +95,31 @@ def test_widths(nrt):
   assert bucket_widths(packed, batch) == [29, 36, 44]  # 4 rows of 11 columns behind the prompt, times 0.8 and 0.64
   with pytest.raises(UserError, match="share_prompts='packed': found parallel.length_buckets 1, allowed: 2 or more"):
     setup(parallel__share_prompts="packed")
+
+
+@pytest.mark.parametrize("limit, expected", [(1e-3, 1), (1e6, 0), (0.0, 0)])
+def test_clipped_updates_are_counted(limit, expected):
+  model = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
+  over = {"optimizer__max_grad_norm": limit, "optimizer__minibatches": 2}
+  given = toy.setup("sft", model, **over)
+  states = programs.init_states(given, jax.tree.map(jax.numpy.copy, toy.params(model)), jax.random.key(3))
+  metrics = programs.build_train_step(given)(states, toy.prompts(8))[1]
+  assert metrics["optimizer/clipped"] == expected and metrics["optimizer/grad_norm"] > 1e-3
+
+
+@pytest.mark.parametrize("name", ["nrt", "verifree", "dr_grpo", "nft"])
+def test_a_rows_sum_is_divided_by_the_longest_trace(name):
+  """By default: a sum over hundreds of tokens, divided by nothing, would be clipped in every update."""
+  lengths = [5, 640]
+  weights = []
+  for length in lengths:
+    tools = programs.make_tools(toy.setup(name, sampling__max_trace_length=length))
+    config = toy.run_config(name).algorithm
+    weights.append(np.asarray(policy_gradient.weigh(tools, config, np.ones((8, 3), bool))).max())
+  np.testing.assert_allclose(weights, [1 / (8 * length) for length in lengths], rtol=1e-6)
+  tools = programs.make_tools(toy.setup(name))
+  config = toy.run_config(name, algorithm__normalisation_constant=7.0).algorithm
+  np.testing.assert_allclose(policy_gradient.weigh(tools, config, np.ones((8, 3), bool)), 1 / 56, rtol=1e-6)
 
 
 def test_what_packed_rows_need_and_run(nrt):
