@@ -35,6 +35,7 @@ setup(
     "cuda": ["jax[cuda12]"],
     "sentencepiece": ["sentencepiece"],  # for model directories with tokenizer.model alone, without tokenizer.json
     "eval": ["math-verify"],  # equivalence of mathematical answers
+    "launch": ["pyyaml"],  # tpu_launch reads descriptions in YAML
     # torch is what the model's parity tests compare with. A fixed version, so that a CPU build of it, installed
     # beforehand, is kept instead of replaced by the newest build and its gigabytes of CUDA libraries.
     "test": ["pytest>=8", "pytest-xdist>=3.5", "torch==2.13.0"],

@@ -1,0 +1,106 @@
+"""What an engine must be able to do with a run; watch.py calls it, and nothing else knows the engines."""
+
+import enum
+import json
+import re
+import shlex
+from typing import NamedTuple
+
+from nrt_jax.errors import UserError
+from tpu_launch.run import Run
+
+STEP = re.compile(r"\bstep (\d+)/\d+")  # as nrt_jax.records.metrics prints progress
+MISTAKE_CODE = 2  # of nrt-jax: the user's mistake, which no restart mends
+
+
+class EngineError(Exception):
+  """An engine did not do what it was asked to; it may the next time."""
+
+
+class State(enum.Enum):
+  """Where a run stands, as its engine sees it."""
+
+  QUEUED = "queued"  # waits for capacity
+  READY = "ready"  # has its machines; `start` comes next
+  RUNNING = "running"
+  DONE = "done"
+  LOST = "lost"  # preempted, a worker dead, or failed: worth another try
+  MISTAKE = "mistake"  # the user must change something
+
+
+class Poll(NamedTuple):
+  """A look at a run."""
+
+  state: State
+  detail: str = ""
+
+
+class Command(NamedTuple):
+  """A command that an engine runs."""
+
+  argv: list[str]
+  note: str  # when it is run
+  text: str = ""  # standard input
+
+  def __str__(self):
+    feed = f" <<'EOF'\n{self.text}EOF" if self.text else ""
+    return f"# {self.note}\n{shlex.join(self.argv)}{feed}"
+
+
+class Job:
+  """A run on one engine. Every method may raise EngineError, or UserError for what only the user can mend."""
+
+  def __init__(self, run: Run):
+    self.run = run
+
+  def plan(self) -> list:
+    """What `--dry-run` prints: the Commands that `submit` and the rest run. Checks the description."""
+    raise NotImplementedError
+
+  def submit(self) -> None:
+    """Asks for what the run needs; takes up what an earlier launcher left under the same name."""
+    raise NotImplementedError
+
+  def poll(self) -> Poll:
+    raise NotImplementedError
+
+  def start(self) -> None:
+    """Starts the program on machines that are READY; engines that do so themselves are never READY."""
+
+  def restart(self) -> None:
+    """Begins anew, after a stall or a loss; the program resumes from its checkpoint."""
+    self.delete()
+    self.submit()
+
+  def delete(self) -> None:
+    """Stops the program and gives back everything that costs money. Without effect where there is nothing."""
+    raise NotImplementedError
+
+  def log(self) -> str:
+    """What worker 0 printed since the last call."""
+    return ""
+
+  def step(self) -> int | None:
+    """The newest step that the workdir tells of; None where it can't be read from here, and the log must do."""
+    return None
+
+  def close(self) -> None:
+    """Ends what this launcher runs for itself: log streams."""
+
+
+def last_step(metrics_file: str) -> int | None:
+  """The step of the last whole line of a metrics.jsonl."""
+  try:
+    with open(metrics_file, "rb") as file:
+      file.seek(max(0, file.seek(0, 2) - 65536))
+      lines = file.read().split(b"\n")[:-1]
+    return int(json.loads(lines[-1])["step"]) if lines else None
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def require_secrets(run: Run, environ) -> None:
+  """Raises UserError where an engine takes secrets from this environment and one isn't there."""
+  for name in run.secrets:
+    if not environ.get(name):
+      raise UserError(f"secrets: {name} is not set in the environment")

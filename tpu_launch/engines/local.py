@@ -1,0 +1,141 @@
+"""Several processes on this machine, joined as hosts of a slice are: for tests, and for a machine with GPUs."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import time
+
+from nrt_jax.errors import UserError
+from nrt_jax.files import write_json
+from tpu_launch import shell
+from tpu_launch.engines.job import MISTAKE_CODE, Command, Job, Poll, State, last_step, require_secrets
+from tpu_launch.run import MOUNT, Run
+
+
+class Local(Job):
+  """The processes are children of the launcher; their ids are kept in the workdir for --status and --stop."""
+
+  def __init__(self, run: Run):
+    super().__init__(run)
+    if run.piece.is_tpu:
+      raise UserError(f"slice: found {run.slice!r}, allowed by local: gpu-COUNT, cpu-COUNT")
+    if run.bucket is not None:
+      raise UserError("bucket: local mounts none; name a workdir")
+    self._workdir = run.workdir_below(MOUNT)
+    self._processes, self._offset = [], 0
+
+  def plan(self) -> list:
+    return [self._command(number, "PORT") for number in range(self.run.host_count())]
+
+  def submit(self) -> None:
+    require_secrets(self.run, os.environ)
+    alive = self.alive()
+    if alive:
+      raise UserError(f"{self.run.name}: runs already, as processes {', '.join(map(str, alive))}; --stop ends them")
+    os.makedirs(self._place(), exist_ok=True)
+    port = str(_free_port())
+    self._processes, self._offset = [], 0
+    for number in range(self.run.host_count()):
+      with open(self._place(f"worker-{number}.log"), "wb") as log:
+        process = shell.start(
+          self._command(number, port).argv,
+          env={**os.environ, **self._environment(number)},
+          stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+      self._processes.append(process)
+      write_json(self._place("processes.json"), [p.pid for p in self._processes])
+
+  def poll(self) -> Poll:
+    if not self._processes:
+      return Poll(State.RUNNING, "of another launcher") if self.alive() else Poll(State.LOST, "not running")
+    codes = [process.poll() for process in self._processes]
+    ended = [(number, code) for number, code in enumerate(codes) if code]
+    if ended:
+      mistake = [number for number, code in ended if code == MISTAKE_CODE]
+      number, code = (mistake[0], MISTAKE_CODE) if mistake else ended[0]
+      detail = f"worker {number} ended with {code}: {self._last_line(number)}"
+      return Poll(State.MISTAKE if mistake else State.LOST, detail)
+    return Poll(State.RUNNING if None in codes else State.DONE)
+
+  def delete(self) -> None:
+    crippled = any(process.poll() for process in self._processes)  # the others wait for it, and can't save
+    alive = self.alive()
+    for pid in alive:
+      _signal(pid, signal.SIGKILL if crippled else signal.SIGTERM)
+    until = time.monotonic() + self.run.grace_seconds
+    while self.alive() and time.monotonic() < until:
+      time.sleep(0.05)
+    for pid in self.alive():
+      _signal(pid, signal.SIGKILL)
+    for process in self._processes:
+      process.wait()
+
+  def log(self) -> str:
+    try:
+      with open(self._place("worker-0.log"), "rb") as file:
+        file.seek(self._offset)
+        data = file.read()
+    except OSError:
+      return ""
+    self._offset += len(data)
+    return data.decode("utf-8", "replace")
+
+  def step(self) -> int | None:
+    return last_step(os.path.join(self._workdir, "metrics.jsonl"))
+
+  def alive(self) -> list[int]:
+    """The ids of the run's processes that live, whoever started them."""
+    for process in self._processes:
+      process.poll()  # or a child that has ended would still be there
+    try:
+      with open(self._place("processes.json"), encoding="utf-8") as file:
+        return [pid for pid in json.load(file) if _is_ours(pid, self._workdir)]
+    except (OSError, ValueError, TypeError):
+      return []
+
+  def _command(self, number: int, port: str) -> Command:
+    count = self.run.host_count()
+    joined = f"127.0.0.1:{port},{count},{number}" if count > 1 else None
+    shown = " ".join(f"{key}={shlex.quote(value)}" for key, value in self._environment(number).items())
+    return Command(self.run.train(self._workdir, joined), f"process {number}, with {shown}")
+
+  def _environment(self, number: int) -> dict:
+    each = self.run.piece.chips // self.run.host_count()
+    if self.run.piece.kind == "cpu":
+      devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(each)}
+    else:
+      devices = {"CUDA_VISIBLE_DEVICES": ",".join(str(number * each + i) for i in range(each))}
+    return {**devices, **{key: str(value) for key, value in self.run.env.items()}}
+
+  def _place(self, *names: str) -> str:
+    return os.path.join(self._workdir, "launch", *names)
+
+  def _last_line(self, number: int) -> str:
+    with open(self._place(f"worker-{number}.log"), encoding="utf-8", errors="replace") as file:
+      lines = [line.strip() for line in file.read()[-4096:].splitlines() if line.strip()]
+    return lines[-1] if lines else "no output"
+
+
+def _free_port() -> int:
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return free.getsockname()[1]
+
+
+def _is_ours(pid: int, workdir: str) -> bool:
+  """Whether a process lives and is of this run: ids are used again."""
+  try:
+    with open(f"/proc/{pid}/cmdline", "rb") as file:
+      return workdir.encode() in file.read().split(b"\0")
+  except OSError:
+    return False
+
+
+def _signal(pid: int, number: int) -> None:
+  try:
+    os.killpg(pid, number)
+  except (ProcessLookupError, PermissionError):
+    pass
