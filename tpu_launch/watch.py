@@ -10,6 +10,7 @@ from tpu_launch.engines.job import STEP, EngineError, Job, State
 from tpu_launch.run import Run
 
 ATTEMPTS = 5  # at what an engine fails to do, before we give up
+STARTS = 2  # attempts at setting up and starting the program, which may take long
 HOLDING = (State.READY, State.RUNNING)  # states in which chips are paid for
 LEFT = (State.DONE, State.MISTAKE)
 
@@ -113,7 +114,7 @@ class Watch:
 
   def _try_start(self) -> None:
     try:
-      self._job.start()
+      self._persist(self._job.start, STARTS)
       self._steps.begin(self._clock())
     except EngineError as error:
       self._enter(State.LOST, f"could not be started: {error}")
@@ -133,12 +134,12 @@ class Watch:
     self._enter(State.QUEUED, "")
     return True
 
-  def _persist(self, action) -> None:
-    for attempt in range(ATTEMPTS):
+  def _persist(self, action, attempts: int = ATTEMPTS) -> None:
+    for attempt in range(attempts):
       try:
         return action()
       except EngineError as error:
-        if attempt == ATTEMPTS - 1:
+        if attempt == attempts - 1:
           raise
         self._say(f"{error}; trying again")
         self._sleep(self._run.poll_seconds)

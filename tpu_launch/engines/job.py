@@ -2,6 +2,7 @@
 
 import enum
 import json
+import os
 import re
 import shlex
 from typing import NamedTuple
@@ -47,6 +48,16 @@ class Command(NamedTuple):
     return f"# {self.note}\n{shlex.join(self.argv)}{feed}"
 
 
+class File(NamedTuple):
+  """A file that an engine is given."""
+
+  name: str
+  text: str
+
+  def __str__(self):
+    return f"cat > {shlex.quote(self.name)} <<'EOF'\n{self.text}EOF"
+
+
 class Job:
   """A run on one engine. Every method may raise EngineError, or UserError for what only the user can mend."""
 
@@ -86,6 +97,36 @@ class Job:
 
   def close(self) -> None:
     """Ends what this launcher runs for itself: log streams."""
+
+
+class Tail:
+  """A log file that grows."""
+
+  def __init__(self, path: str):
+    self._path, self._offset = path, 0
+
+  def read(self) -> str:
+    """What came since the last call."""
+    try:
+      with open(self._path, "rb") as file:
+        file.seek(self._offset)
+        data = file.read()
+    except OSError:
+      return ""
+    self._offset += len(data)
+    return data.decode("utf-8", "replace")
+
+  def skip(self) -> None:
+    """Leaves out what is there: an earlier attempt wrote it."""
+    self._offset = os.path.getsize(self._path) if os.path.exists(self._path) else 0
+
+  def last_line(self) -> str:
+    try:
+      with open(self._path, encoding="utf-8", errors="replace") as file:
+        lines = [line.strip() for line in file.read()[-4096:].splitlines() if line.strip()]
+    except OSError:
+      lines = []
+    return lines[-1] if lines else "no output"
 
 
 def last_step(metrics_file: str) -> int | None:

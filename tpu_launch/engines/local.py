@@ -11,7 +11,7 @@ import time
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json
 from tpu_launch import shell
-from tpu_launch.engines.job import MISTAKE_CODE, Command, Job, Poll, State, last_step, require_secrets
+from tpu_launch.engines.job import MISTAKE_CODE, Command, Job, Poll, State, Tail, last_step, require_secrets
 from tpu_launch.run import MOUNT, Run
 
 
@@ -25,7 +25,7 @@ class Local(Job):
     if run.bucket is not None:
       raise UserError("bucket: local mounts none; name a workdir")
     self._workdir = run.workdir_below(MOUNT)
-    self._processes, self._offset = [], 0
+    self._processes, self._log = [], Tail(self._place("worker-0.log"))
 
   def plan(self) -> list:
     return [self._command(number, "PORT") for number in range(self.run.host_count())]
@@ -37,7 +37,7 @@ class Local(Job):
       raise UserError(f"{self.run.name}: runs already, as processes {', '.join(map(str, alive))}; --stop ends them")
     os.makedirs(self._place(), exist_ok=True)
     port = str(_free_port())
-    self._processes, self._offset = [], 0
+    self._processes, self._log = [], Tail(self._place("worker-0.log"))
     for number in range(self.run.host_count()):
       with open(self._place(f"worker-{number}.log"), "wb") as log:
         process = shell.start(
@@ -56,7 +56,7 @@ class Local(Job):
     if ended:
       mistake = [number for number, code in ended if code == MISTAKE_CODE]
       number, code = (mistake[0], MISTAKE_CODE) if mistake else ended[0]
-      detail = f"worker {number} ended with {code}: {self._last_line(number)}"
+      detail = f"worker {number} ended with {code}: {Tail(self._place(f'worker-{number}.log')).last_line()}"
       return Poll(State.MISTAKE if mistake else State.LOST, detail)
     return Poll(State.RUNNING if None in codes else State.DONE)
 
@@ -74,14 +74,7 @@ class Local(Job):
       process.wait()
 
   def log(self) -> str:
-    try:
-      with open(self._place("worker-0.log"), "rb") as file:
-        file.seek(self._offset)
-        data = file.read()
-    except OSError:
-      return ""
-    self._offset += len(data)
-    return data.decode("utf-8", "replace")
+    return self._log.read()
 
   def step(self) -> int | None:
     return last_step(os.path.join(self._workdir, "metrics.jsonl"))
@@ -112,11 +105,6 @@ class Local(Job):
 
   def _place(self, *names: str) -> str:
     return os.path.join(self._workdir, "launch", *names)
-
-  def _last_line(self, number: int) -> str:
-    with open(self._place(f"worker-{number}.log"), encoding="utf-8", errors="replace") as file:
-      lines = [line.strip() for line in file.read()[-4096:].splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
 
 
 def _free_port() -> int:
