@@ -1,6 +1,8 @@
 """Babysitting: from submission to the last step, through queues, preemptions, dead workers and stalls."""
 
 import collections
+import json
+import os
 import statistics
 import sys
 import time
@@ -61,7 +63,8 @@ class Watch:
     self._steps = Steps(job.run)
     self._state, self._detail = None, ""
     self._restarts = self._failures = self._best = 0
-    self._held, self._looked = 0.0, None
+    self._held, self._looked = _held_before(record), None  # an earlier launcher's time counts as well
+    self._outcome = None
 
   def run(self) -> int:
     """Runs to the end and returns the exit code: 0, 1 where it was given up, 2 where the user must mend something.
@@ -72,9 +75,11 @@ class Watch:
       self._persist(self._job.submit)
       while self._state not in LEFT:
         if not self._look():
+          self._outcome = "failed"
           return 1
         if self._state not in LEFT:
           self._sleep(self._run.poll_seconds)
+      self._outcome = "done" if self._state is State.DONE else "failed"
       return 0 if self._state is State.DONE else 2
     finally:
       self._job.close()
@@ -162,6 +167,7 @@ class Watch:
       {
         "name": self._run.name,
         "engine": self._engine,
+        "outcome": self._outcome,
         "state": "unsubmitted" if self._state is None else self._state.value,
         "detail": self._detail,
         "step": self._steps.best,
@@ -171,3 +177,11 @@ class Watch:
         "chip_hours": round(hours * self._run.chips, 6),
       },
     )
+
+
+def _held_before(record: str | None) -> float:
+  try:
+    with open(record or os.devnull, encoding="utf-8") as file:
+      return float(json.load(file)["held_seconds"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return 0.0

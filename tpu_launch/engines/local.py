@@ -26,6 +26,7 @@ class Local(Job):
       raise UserError("bucket: local mounts none; name a workdir")
     self._workdir = run.workdir_below(MOUNT)
     self._processes, self._log = [], Tail(self._place("worker-0.log"))
+    self._foreign = False  # another launcher's processes are not ours to end
 
   def plan(self) -> list:
     return [self._command(number, "PORT") for number in range(self.run.host_count())]
@@ -34,6 +35,7 @@ class Local(Job):
     require_secrets(self.run, os.environ)
     alive = self.alive()
     if alive:
+      self._foreign = True
       raise UserError(f"{self.run.name}: runs already, as processes {', '.join(map(str, alive))}; --stop ends them")
     os.makedirs(self._place(), exist_ok=True)
     port = str(_free_port())
@@ -62,13 +64,13 @@ class Local(Job):
 
   def delete(self) -> None:
     crippled = any(process.poll() for process in self._processes)  # the others wait for it, and can't save
-    alive = self.alive()
+    alive = [] if self._foreign else self.alive()
     for pid in alive:
       _signal(pid, signal.SIGKILL if crippled else signal.SIGTERM)
     until = time.monotonic() + self.run.grace_seconds
-    while self.alive() and time.monotonic() < until:
+    while alive and self.alive() and time.monotonic() < until:
       time.sleep(0.05)
-    for pid in self.alive():
+    for pid in self.alive() if alive else ():
       _signal(pid, signal.SIGKILL)
     for process in self._processes:
       process.wait()
