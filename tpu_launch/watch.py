@@ -62,7 +62,7 @@ class Watch:
     self._clock, self._sleep = clock, sleep
     self._steps = Steps(job.run)
     self._state, self._detail = None, ""
-    self._restarts = self._failures = self._best = 0
+    self._restarts = self._failures = self._best = self._attempt = 0
     self._held, self._looked = _held_before(record), None  # an earlier launcher's time counts as well
     self._outcome = None
 
@@ -98,6 +98,9 @@ class Watch:
       self._held += now - self._looked
     self._looked = now
     if poll is not None:
+      if poll.state is State.QUEUED or poll.attempt != self._attempt:
+        self._steps.begin(None)  # it is to start, and need not make a step
+      self._attempt = poll.attempt
       self._enter(poll.state, poll.detail)
     if self._state in HOLDING:
       self._steps.see(self._read_step(), now)

@@ -138,11 +138,13 @@ class Gke(Job):
         return Poll(State.DONE)
       return Poll(State.MISTAKE if "FailJobSet" in reason else State.LOST, f"{reason}: {message}")
     status = found.get("status", {})
-    restarts = f"{status['restarts']} restarts by JobSet" if status.get("restarts") else ""
+    attempt = status.get("restarts", 0)
+    restarts = f"{attempt} restarts by JobSet" if attempt else ""
     ready = sum(job.get("ready", 0) for job in status.get("replicatedJobsStatus", []))
     if ready == self.run.slices:
-      return Poll(State.RUNNING, restarts)
-    return Poll(State.QUEUED, f"{ready} of {self.run.slices} slices ready{'; ' * bool(restarts)}{restarts}")
+      return Poll(State.RUNNING, restarts, attempt)
+    detail = f"{ready} of {self.run.slices} slices ready{'; ' * bool(restarts)}{restarts}"
+    return Poll(State.QUEUED, detail, attempt)
 
   def delete(self) -> None:
     self.close()

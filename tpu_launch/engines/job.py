@@ -34,6 +34,7 @@ class Poll(NamedTuple):
 
   state: State
   detail: str = ""
+  attempt: int = 0  # how often the engine has restarted the run by itself
 
 
 class Command(NamedTuple):
