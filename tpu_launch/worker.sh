@@ -39,6 +39,8 @@ start() {
   setsid bash -c 'trap : TERM; place=$1; shift; "$@"; echo $? > "$place/code" && mv "$place/code" "$place/exit_code"' \
     worker "$place" "$@" < /dev/null >> "$place/log" 2>&1 &
   echo $! > "$place/pid"
+  # Its process group, by which it is known, is there a moment later.
+  for _ in $(seq 100); do if running || [ -f "$place/exit_code" ]; then break; fi; sleep 0.05; done
   status
 }
 
