@@ -74,7 +74,7 @@ def launch(args) -> int:
     print(f"{job.run.name}: {poll.state.value}{': ' * bool(poll.detail)}{poll.detail}")
     return 0
   if args.stop:
-    job.delete()
+    Watch(job, args.engine).stop()
     return 0
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # machines are given back then, too
   return Watch(job, args.engine, args.record).run()

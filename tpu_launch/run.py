@@ -129,6 +129,11 @@ def read_mapping(path: str) -> dict:
   return values
 
 
+def to_yaml(values: dict) -> str:
+  """Plain values as YAML, in their order."""
+  return _yaml().safe_dump(values, sort_keys=False, width=120)
+
+
 def need(run: Run, engine: str, *keys: str) -> None:
   """Raises UserError where the engine needs a key that the description leaves out."""
   for key in keys:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json, write_text
 from tpu_launch import shell
-from tpu_launch.run import Run, from_values, read_mapping
+from tpu_launch.run import Run, from_values, read_mapping, to_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 1.0
@@ -154,10 +154,8 @@ class Runner:
     return 0 if all(self._sweep.record(e).get("outcome") == "done" for e in self._sweep.entries) else 1
 
   def _start(self, entry: Entry) -> None:
-    import yaml
-
     description, record = self._sweep.place(entry, "yaml"), self._sweep.place(entry, "json")
-    write_text(description, yaml.safe_dump(entry.values, sort_keys=False))
+    write_text(description, to_yaml(entry.values))
     write_json(record, {**self._sweep.record(entry), "outcome": None})
     argv = [sys.executable, "-m", "tpu_launch", self._sweep.engine, str(description), "--record", str(record)]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

@@ -86,6 +86,10 @@ class Watch:
       self._persist(self._job.delete)
       self._write()
 
+  def stop(self) -> None:
+    """Ends the run, whoever started it. EngineError where that failed again and again."""
+    self._persist(self._job.delete)
+
   def _look(self) -> bool:
     """One look, and what follows from it; False where there is no point in going on."""
     try:
@@ -102,9 +106,9 @@ class Watch:
         self._steps.begin(None)  # it is to start, and need not make a step
       self._attempt = poll.attempt
       self._enter(poll.state, poll.detail)
-    if self._state in HOLDING:
+    if self._state is not State.QUEUED:
       self._steps.see(self._read_step(), now)
-    stalled = self._steps.stalled(now)
+    stalled = self._steps.stalled(now) if self._state in HOLDING else None
     if self._state is State.LOST or stalled:
       return self._again(self._detail if self._state is State.LOST else stalled)
     if self._state is State.READY:

@@ -59,3 +59,38 @@ class FakeCloud:
 
   def exists(self) -> bool:
     return json.loads((self.place / "state.json").read_text())["exists"]
+
+
+# Takes the place of nrt_jax: counts steps into the workdir, and behaves as its config file says at a step.
+STAND_IN = """\
+import json, os, pathlib, signal, sys, time
+flags = sys.argv
+workdir = pathlib.Path(flags[flags.index("--workdir") + 1])
+number = int(flags[-1].split(",")[2]) if "--distributed" in flags else 0
+behave = json.loads(pathlib.Path(flags[flags.index("--config") + 1]).read_text())
+metrics = workdir / "metrics.jsonl"
+done = metrics.read_text().count("\\n") if metrics.exists() else 0
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+for step in range(done + 1, behave["steps"] + 1):
+  event = behave.get(f"{number}@{step}")
+  marker = workdir / f"happened-{number}-{step}"
+  if event and not marker.exists():
+    marker.touch()
+    if event == "kill": os.kill(os.getpid(), signal.SIGKILL)
+    if event == "hang": signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)
+    print(f"nrt-jax: told to end with {event}", flush=True)
+    sys.exit(event)
+  if number == 0:
+    print(f"step {step}/{behave['steps']}", flush=True)
+    with open(metrics, "a") as file: file.write(json.dumps({"step": step}) + "\\n")
+  time.sleep(behave.get("pause", 0.002))
+"""
+
+
+def stand_in_python(directory) -> str:
+  """A `python` that runs the stand-in for nrt_jax, whatever module it is asked for."""
+  (directory / "stand_in.py").write_text(STAND_IN)
+  python = directory / "python"
+  python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -SE "{directory}/stand_in.py" "$@"\n')
+  python.chmod(0o755)
+  return str(python)

@@ -147,7 +147,9 @@ def test_what_another_launcher_left_is_taken_up(cloud):
 
 
 def test_errors_of_the_cluster(cloud):
-  fake = cloud(life=[READY], create_errors=['error: no matches for kind "JobSet" in version "jobset.x-k8s.io/v1alpha2"'])
+  fake = cloud(
+    life=[READY], create_errors=['error: no matches for kind "JobSet" in version "jobset.x-k8s.io/v1alpha2"']
+  )
   with pytest.raises(UserError, match="no matches for kind"):
     watch(Gke(tpu_run()), "gke")
   fake = cloud(life=[ended("Completed")], create_errors=["Unable to connect to the server"], delete_errors=["busy"] * 9)

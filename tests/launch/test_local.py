@@ -11,6 +11,7 @@ import time
 
 import places
 import pytest
+from launching import stand_in_python
 from paths import ROOT
 
 from nrt_jax.errors import UserError
@@ -20,45 +21,17 @@ from tpu_launch.engines.local import Local
 from tpu_launch.run import Run
 from tpu_launch.watch import Watch
 
-# Takes the place of nrt_jax: counts steps into the workdir, and behaves as its config file says at a step.
-STAND_IN = """\
-import json, os, pathlib, signal, sys, time
-flags = sys.argv
-workdir = pathlib.Path(flags[flags.index("--workdir") + 1])
-number = int(flags[-1].split(",")[2]) if "--distributed" in flags else 0
-behave = json.loads(pathlib.Path(flags[flags.index("--config") + 1]).read_text())
-metrics = workdir / "metrics.jsonl"
-done = metrics.read_text().count("\\n") if metrics.exists() else 0
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-for step in range(done + 1, behave["steps"] + 1):
-  event = behave.get(f"{number}@{step}")
-  marker = workdir / f"happened-{number}-{step}"
-  if event and not marker.exists():
-    marker.touch()
-    if event == "kill": os.kill(os.getpid(), signal.SIGKILL)
-    if event == "hang": signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(600)
-    print(f"nrt-jax: told to end with {event}", flush=True)
-    sys.exit(event)
-  if number == 0:
-    print(f"step {step}/{behave['steps']}", flush=True)
-    with open(metrics, "a") as file: file.write(json.dumps({"step": step}) + "\\n")
-  time.sleep(behave.get("pause", 0.002))
-"""
-
 
 @pytest.fixture
 def stand_in(tmp_path):
   """A run of the stand-in, by its behaviour: {"steps": 5, "1@3": "kill"}."""
-  (tmp_path / "stand_in.py").write_text(STAND_IN)
-  python = tmp_path / "python"
-  python.write_text(f'#!/bin/sh\nexec "{sys.executable}" -SE "{tmp_path}/stand_in.py" "$@"\n')
-  python.chmod(0o755)
+  python = stand_in_python(tmp_path)
 
   def make(behave: dict, **changes) -> Run:
     (tmp_path / "config.json").write_text(json.dumps(behave))
     values = dict(
       name="tiny", config=str(tmp_path / "config.json"), slice="cpu-4", hosts=2, workdir=str(tmp_path / "run"),
-      python=str(python), poll_seconds=0.05, grace_seconds=0.5,
+      python=python, poll_seconds=0.05, grace_seconds=0.5,
     )  # fmt: skip
     return Run(**{**values, **changes})
 
@@ -79,7 +52,9 @@ def test_to_the_end(stand_in, capsys):
   assert "step 5/5" in shown.out and shown.err.endswith("tiny: done\n")
 
 
-@pytest.mark.parametrize("event,reason", [("kill", "worker 1 ended with -9"), (1, "worker 1 ended with 1: nrt-jax: told")])
+@pytest.mark.parametrize(
+  "event,reason", [("kill", "worker 1 ended with -9"), (1, "worker 1 ended with 1: nrt-jax: told")]
+)
 def test_a_dead_worker_is_noticed_and_the_run_resumed(stand_in, capsys, event, reason):
   run = stand_in({"steps": 60, "1@20": event})
   assert Watch(Local(run), "local").run() == 0

@@ -1,7 +1,10 @@
 """Descriptions: every mistake is one line on stderr and exit code 2, before anything is started."""
 
+import re
+
 import pytest
 from launching import TPU, tpu_run
+from paths import DOCS, ROOT
 
 from nrt_jax.errors import UserError
 from tpu_launch import __main__, slices
@@ -113,3 +116,25 @@ def test_several_slices_count_together():
 
 def test_values_are_not_changed_by_reading():
   assert runs.from_values("here", dict(TPU)) == tpu_run()
+
+
+def test_the_page_shows_what_is_printed(tmp_path, capsys):
+  """docs/launch.md: its run on every engine that takes it, and its sweep."""
+  page = (DOCS / "launch.md").read_text()
+  run, sweep = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+  queued, table = re.findall(r"```text\n(.*?)```", page, re.DOTALL)
+  (tmp_path / "run.yaml").write_text(run)
+  assert __main__.main(["tpu_vm", str(tmp_path / "run.yaml"), "--dry-run"]) == 0
+  assert capsys.readouterr().out == queued
+  assert __main__.main(["gke", str(tmp_path / "run.yaml"), "--dry-run"]) == 0
+  assert __main__.main(["skypilot", str(tmp_path / "run.yaml"), "--dry-run", "--set", "slices=1"]) == 0
+  capsys.readouterr()
+  (tmp_path / "sweep.yaml").write_text(sweep)
+  assert __main__.main(["sweep", str(tmp_path / "sweep.yaml"), "--status"]) == 0
+  assert capsys.readouterr().out == table
+
+
+def test_the_page_explains_every_key():
+  page = (DOCS / "launch.md").read_text()
+  assert not [key for key in runs.FIELDS if f"`{key}`" not in page]
+  assert all((ROOT / name).exists() for name in re.findall(r"experiments/\S+?\.py", page))

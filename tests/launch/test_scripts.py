@@ -104,7 +104,8 @@ def machine(tmp_path):
     "mountpoint": f"test -e {tmp_path}/mounted",
     "gcsfuse": f'echo "gcsfuse $*" >> {calls}; touch {tmp_path}/mounted',
     # Python 3.11 is there once apt has installed it, older ones are no use.
-    "python3.11": f'[ -e {tmp_path}/installed ] || exit 1; case "$1" in -m) mkdir -p .venv/bin; cp {programs}/pip .venv/bin/python;; esac',
+    "python3.11": f"[ -e {tmp_path}/installed ] || exit 1\n"
+    f'case "$1" in -m) mkdir -p .venv/bin; cp {programs}/pip .venv/bin/python;; esac',
     "pip": f'echo "pip $*" >> {calls}',
   } | dict.fromkeys(("python3.13", "python3.12", "python3"), "exit 1")
   for name, text in fakes.items():

@@ -38,7 +38,11 @@ def test_waits_sets_up_runs_and_deletes(cloud, tmp_path, capsys):
   record = json.loads((tmp_path / "record.json").read_text())
   assert record["outcome"] == "done" and record["restarts"] == 0
   # Held from the look that found it active: three looks of ten seconds.
-  assert record["chips"] == 16 and record["held_seconds"] == 30 and record["chip_hours"] == pytest.approx(16 * 30 / 3600, abs=1e-6)
+  assert (
+    record["chips"] == 16
+    and record["held_seconds"] == 30
+    and record["chip_hours"] == pytest.approx(16 * 30 / 3600, abs=1e-6)
+  )
 
 
 def test_a_preempted_run_is_made_anew(cloud):

@@ -1,14 +1,15 @@
 """GKE: a JobSet, one replicated job for each slice, which Kubernetes itself restarts."""
 
 import json
+import shlex
 
 from nrt_jax.errors import UserError
 from tpu_launch import shell, slices
 from tpu_launch.engines.job import MISTAKE_CODE, Command, EngineError, Job, Poll, State
-from tpu_launch.run import MOUNT, Run, need
+from tpu_launch.run import MOUNT, Run, need, to_yaml
 
 ANSWER, DELETE = 120, 600  # seconds that kubectl may take
-WORKERS, CONTAINER = "slice", "train"
+JOBSETS, WORKERS, CONTAINER = "jobsets.jobset.x-k8s.io", "slice", "train"
 
 
 class Gke(Job):
@@ -33,9 +34,7 @@ class Gke(Job):
 
   def manifest(self) -> str:
     """The JobSet, as YAML."""
-    import yaml
-
-    return yaml.safe_dump(self.jobset(), sort_keys=False, width=120)
+    return to_yaml(self.jobset())
 
   def jobset(self) -> dict:
     """The JobSet (jobset.x-k8s.io/v1alpha2) as plain values."""
@@ -77,7 +76,8 @@ class Gke(Job):
       "cloud.google.com/gke-tpu-accelerator": slices.GKE_ACCELERATORS[piece.kind],
       "cloud.google.com/gke-tpu-topology": piece.topology,
     }
-    pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": max(1, round(run.grace_seconds)), "nodeSelector": selector}
+    grace = max(1, round(run.grace_seconds))
+    pod = {"restartPolicy": "Never", "terminationGracePeriodSeconds": grace, "nodeSelector": selector}
     if run.capacity == "spot":
       selector["cloud.google.com/gke-spot"] = "true"
       pod["tolerations"] = [
@@ -87,7 +87,8 @@ class Gke(Job):
       pod["serviceAccountName"] = run.service_account
     pod["containers"] = [self._container()]
     if run.bucket:
-      attributes = {"bucketName": run.bucket.removeprefix("gs://"), "mountOptions": "implicit-dirs,rename-dir-limit=200000"}
+      options = "implicit-dirs,rename-dir-limit=200000"  # as in setup_tpu_vm.sh
+      attributes = {"bucketName": run.bucket.removeprefix("gs://"), "mountOptions": options}
       driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
       pod["volumes"] = [{"name": MOUNT, "csi": driver}]
     return pod
@@ -172,7 +173,7 @@ class Gke(Job):
     return ["kubectl", f"--namespace={self.run.namespace}", *words]
 
   def _get(self) -> list[str]:
-    return self._kubectl("get", "jobsets.jobset.x-k8s.io", self.run.name, "--output=json", "--ignore-not-found")
+    return self._kubectl("get", JOBSETS, self.run.name, "--output=json", "--ignore-not-found")
 
   def _logs(self, tail: str) -> list[str]:
     labels = {
@@ -184,14 +185,13 @@ class Gke(Job):
     return self._kubectl("logs", "--follow", f"--selector={selector}", f"--container={CONTAINER}", tail)
 
   def _delete(self) -> list[str]:
-    return self._kubectl("delete", "jobsets.jobset.x-k8s.io", self.run.name, "--ignore-not-found", "--cascade=foreground")
+    return self._kubectl("delete", JOBSETS, self.run.name, "--ignore-not-found", "--cascade=foreground")
 
   def _gcluster(self) -> list[str]:
     """docs.cloud.google.com/cluster-toolkit/docs/reference/gcluster-job-submit"""
-    import shlex
-
     run = self.run
-    words = ["gcluster", "job", "submit", f"--name={run.name}", f"--image={run.image}", f"--command={shlex.join(self._train())}"]
+    words = ["gcluster", "job", "submit", f"--name={run.name}", f"--image={run.image}"]
+    words += [f"--command={shlex.join(self._train())}"]
     words += [f"--compute-type={slices.accelerator_type(run.piece)}", f"--topology={run.piece.topology}"]
     words += [f"--num-slices={run.slices}", *([f"--queue={run.queue}"] if run.queue else [])]
     words += [f"--env={key}={value}" for key, value in run.env.items()]

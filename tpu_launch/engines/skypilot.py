@@ -9,7 +9,7 @@ from nrt_jax.errors import UserError
 from tpu_launch import shell, slices
 from tpu_launch.engines.job import Command, EngineError, File, Job, Poll, State, require_secrets
 from tpu_launch.engines.tpu_vm import checkout
-from tpu_launch.run import MOUNT, Run, need, need_commit
+from tpu_launch.run import MOUNT, Run, need, need_commit, to_yaml
 
 ANSWER, LAUNCH = 300, 1800  # seconds that sky may take
 STOPPED = 143  # exit code of a run that saved after a signal
@@ -48,9 +48,7 @@ class SkyPilot(Job):
 
   def text(self) -> str:
     """The task file."""
-    import yaml
-
-    return yaml.safe_dump(self.task(), sort_keys=False, width=120)
+    return to_yaml(self.task())
 
   def task(self) -> dict:
     """The task as plain values (docs.skypilot.co/en/latest/reference/yaml-spec.html)."""

@@ -6,7 +6,8 @@ import shlex
 
 from nrt_jax.errors import UserError
 from tpu_launch import shell
-from tpu_launch.engines.job import MISTAKE_CODE, Command, EngineError, Job, Poll, State, Tail, last_step, require_secrets
+from tpu_launch.engines import job as jobs
+from tpu_launch.engines.job import MISTAKE_CODE, Command, EngineError, Job, Poll, State
 from tpu_launch.run import MOUNT, Run
 
 ANSWER = 120  # seconds that a SLURM command may take
@@ -39,7 +40,7 @@ class Slurm(Job):
       raise UserError("bucket: slurm mounts none; name a workdir that all nodes share")
     self._workdir = os.path.abspath(run.workdir_below(MOUNT))
     self._place = os.path.join(self._workdir, "launch")
-    self._log = Tail(os.path.join(self._place, "worker-0.log"))
+    self._log = jobs.Tail(os.path.join(self._place, "worker-0.log"))
 
   def plan(self) -> list:
     return [
@@ -52,16 +53,14 @@ class Slurm(Job):
   def script(self) -> str:
     """The batch script."""
     run, nodes = self.run, self.run.host_count()
+    each, on_gpus = run.piece.chips // nodes, run.piece.kind == "gpu"
     options = {
-      "job-name": run.name, "nodes": nodes, "ntasks-per-node": 1, "requeue": None, "open-mode": "append",
-      "output": f"{self._place}/slurm.log", "signal": f"TERM@{max(1, round(run.grace_seconds))}",
+      "job-name": run.name, "nodes": nodes, "ntasks-per-node": 1, "gpus-per-node": each if on_gpus else None,
+      "output": f"{self._place}/slurm.log", "open-mode": "append", "signal": f"TERM@{max(1, round(run.grace_seconds))}",
       "partition": run.partition, "account": run.account, "time": run.time_limit,
     }  # fmt: skip
-    each = run.piece.chips // nodes
-    if run.piece.kind == "gpu":
-      options["gpus-per-node"] = each
-    devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": each} if run.piece.kind == "cpu" else {}
-    words = [f"--{key}" if key == "requeue" else f"--{key}={value}" for key, value in options.items() if value or key == "requeue"]
+    words = ["--requeue", *(f"--{key}={value}" for key, value in options.items() if value is not None)]
+    devices = {} if on_gpus else {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": each}
     return SCRIPT.format(
       options="\n".join(f"#SBATCH {word}" for word in words),
       exports="".join(f"export {key}={shlex.quote(str(value))}\n" for key, value in {**devices, **run.env}.items()),
@@ -72,7 +71,7 @@ class Slurm(Job):
     )
 
   def submit(self) -> None:
-    require_secrets(self.run, os.environ)
+    jobs.require_secrets(self.run, os.environ)
     if self._entries():
       return
     os.makedirs(self._place, exist_ok=True)
@@ -107,7 +106,7 @@ class Slurm(Job):
     return self._log.read()
 
   def step(self) -> int | None:
-    return last_step(os.path.join(self._workdir, "metrics.jsonl"))
+    return jobs.last_step(os.path.join(self._workdir, "metrics.jsonl"))
 
   def _squeue(self) -> list[str]:
     return ["squeue", "--me", "--noheader", f"--name={self.run.name}", "--format=%T %r"]

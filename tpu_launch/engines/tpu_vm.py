@@ -13,7 +13,10 @@ WAITING = ("ACCEPTED", "CREATING", "PROVISIONING", "WAITING_FOR_RESOURCES")
 ENDED = ("FAILED", "SUSPENDING", "SUSPENDED")
 ABSENT = "ABSENT"  # our word for: there is none of this name
 
-HOPELESS = re.compile(r"quota|PERMISSION_DENIED|INVALID_ARGUMENT|unauthenticated|reauth|not have.*(account|credentials)", re.I)
+# What no second attempt mends; the last is gcloud's "You do not currently have an active account selected."
+HOPELESS = re.compile(
+  r"quota|PERMISSION_DENIED|INVALID_ARGUMENT|UNAUTHENTICATED|not currently have an active account", re.I
+)
 ABSENT_TEXT = re.compile(r"NOT_FOUND|was not found|could not fetch resource", re.I)
 WORKER = re.compile(r"^worker (\S+) (running|absent|exited (\d+))\s*$", re.MULTILINE)
 SILENT_POLLS = 3  # in a row in which a worker does not answer, until it counts as dead
