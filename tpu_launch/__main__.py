@@ -1,6 +1,7 @@
 """`python -m tpu_launch ENGINE RUN.yaml`: reads the description, then shows, watches, asks about or stops the run."""
 
 import argparse
+import os
 import signal
 import sys
 
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def launch(args) -> int:
   """Does what the flags ask for, with one run."""
+  if args.record is not None and not os.path.isdir(os.path.dirname(os.path.abspath(args.record))):
+    raise UserError(f"--record: {args.record}: its directory does not exist")
   job = ENGINES[args.engine](runs.read(args.file, args.set))
   plan = job.plan()  # checks the description for every use of it
   if args.dry_run:

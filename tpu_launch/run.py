@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import re
+import subprocess
 import typing
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from nrt_jax.errors import UserError, require_choice
 from tpu_launch.slices import Slice, host_count, parse
 
+ROOT = Path(__file__).resolve().parents[1]
 NAME = re.compile(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?")  # a DNS label with room for the suffixes that engines append
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SECRET = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|CREDENTIALS?)$", re.IGNORECASE)
@@ -146,6 +149,17 @@ def need_commit(run: Run, engine: str) -> None:
   need(run, engine, "repository", "commit")
   if not COMMIT.fullmatch(run.commit):
     raise UserError(f"commit: found {run.commit!r}, allowed: all 40 hexadecimal digits of a commit")
+  # Found out now rather than after hours in a queue, where this checkout knows the commit.
+  if _in_git(f"{run.commit}^{{commit}}") and not _in_git(f"{run.commit}:{run.config}"):
+    raise UserError(f"config: {run.config}: no such file in commit {run.commit[:12]}")
+
+
+def _in_git(name: str) -> bool:
+  """Whether git knows an object here; not where there is no git, or no repository."""
+  try:
+    return subprocess.run(["git", "cat-file", "-e", name], cwd=ROOT, capture_output=True).returncode == 0
+  except OSError:
+    return False
 
 
 def _yaml():

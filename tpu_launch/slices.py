@@ -8,7 +8,6 @@ import re
 from typing import NamedTuple
 
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.performance.planning import topology
 
 PLAIN = ("gpu", "cpu")  # kinds without a topology
 EIGHT_CHIP_HOSTS = ("v5e", "v6e")  # docs.cloud.google.com/tpu/docs/v5e and v6e: 2x4 is one host of the Cloud TPU API
@@ -60,7 +59,7 @@ def parse(text: str) -> Slice:
   if match:
     return Slice(match[1], (int(match[2]),), int(match[2]))
   try:
-    found = topology.parse(str(text))
+    found = _topology().parse(str(text))
   except UserError as error:
     raise UserError(f"slice: {str(error).removeprefix('--topology: ')}; or gpu-COUNT, cpu-COUNT") from error
   return Slice(found.generation, found.shape, found.chips)
@@ -68,10 +67,10 @@ def parse(text: str) -> Slice:
 
 def accelerator_type(piece: Slice) -> str:
   """The Cloud TPU API's name of a slice. UserError where it has no name of its own: an unusual shape."""
-  generation = topology.GENERATIONS[piece.kind]
+  generation = _topology().GENERATIONS[piece.kind]
   usual = generation.shapes.get(piece.chips)
   if usual != piece.topology:
-    raise UserError(f"slice: found {piece.kind}:{piece.topology}, allowed here: {topology.allowed(piece.kind)}")
+    raise UserError(f"slice: found {piece.kind}:{piece.topology}, allowed here: {_topology().allowed(piece.kind)}")
   return f"{API_NAMES.get(piece.kind, piece.kind)}-{piece.chips * generation.cores}"
 
 
@@ -105,3 +104,10 @@ def check_zone(piece: Slice, zone: str | None) -> None:
     require_choice(f"zone of a {piece.kind} slice", zone, ZONES[piece.kind])
   except UserError as error:
     raise UserError(f"{error}; any_zone: true skips this check") from error
+
+
+def _topology():
+  """Imported when a TPU slice is named: it needs JAX, which takes seconds."""
+  from nrt_jax.performance.planning import topology
+
+  return topology

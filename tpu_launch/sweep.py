@@ -16,9 +16,9 @@ from typing import NamedTuple
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json, write_text
 from tpu_launch import shell
-from tpu_launch.run import Run, from_values, read_mapping, to_yaml
+from tpu_launch.engines.job import make_directory
+from tpu_launch.run import ROOT, Run, from_values, read_mapping, to_yaml
 
-ROOT = Path(__file__).resolve().parents[1]
 POLL_SECONDS = 1.0
 COLUMNS = ("run", "slice", "state", "step", "restarts", "chip-hours", "cost")
 KEYS = ("engine", "directory", "at_once", "run", "configs", "slices", "price_per_chip_hour")
@@ -136,7 +136,7 @@ class Runner:
 
   def run(self) -> int:
     """Runs what is left of the sweep; 0 where every run is done. An interruption stops the runs under way."""
-    self._sweep.directory.mkdir(parents=True, exist_ok=True)
+    make_directory(str(self._sweep.directory), "directory")
     with self._alone():
       try:
         shown = None

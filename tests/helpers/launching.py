@@ -66,8 +66,9 @@ STAND_IN = """\
 import json, os, pathlib, signal, sys, time
 flags = sys.argv
 workdir = pathlib.Path(flags[flags.index("--workdir") + 1])
-number = int(flags[-1].split(",")[2]) if "--distributed" in flags else 0
+number = int(flags[-1].split(",")[2]) if "," in flags[-1] else int(os.environ.get("TPU_WORKER_ID", 0))
 behave = json.loads(pathlib.Path(flags[flags.index("--config") + 1]).read_text())
+workdir.mkdir(parents=True, exist_ok=True)
 metrics = workdir / "metrics.jsonl"
 done = metrics.read_text().count("\\n") if metrics.exists() else 0
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))

@@ -6,6 +6,7 @@
 import json
 import os
 import pathlib
+import subprocess
 import sys
 import time
 
@@ -63,6 +64,8 @@ def delete(scenario, state):
 
 
 def ssh(scenario, state, command):
+  if "workers" in scenario:
+    sys.exit(on_workers(scenario["workers"], command))
   hosts = [f"t-w-{number}" for number in range(scenario["hosts"])]
   if "setup_tpu_vm.sh" in command:
     error = pop(scenario, "setup_errors")
@@ -78,8 +81,20 @@ def ssh(scenario, state, command):
     print("\n".join(f"worker {host} absent" for host in hosts))
   elif "worker.sh status" in command:
     status(scenario, state, hosts)
+  elif command.startswith("echo"):
+    print("\n".join(f"last {host} {scenario.get('log', '')}" for host in hosts))
   elif "tail" in command:
     print(scenario.get("log", ""))
+
+
+def on_workers(homes, command):
+  """Runs the command as ssh would, for each worker in a home directory of its own; the first that fails counts."""
+  homes = homes[:1] if "--worker=0" in sys.argv else homes
+  running = []
+  for number, home in enumerate(homes):
+    env = {**os.environ, "HOME": home, "TPU_WORKER_ID": str(number)}
+    running.append(subprocess.Popen(["bash", "-c", command], cwd=home, env=env, stdin=subprocess.DEVNULL))
+  return max(process.wait() for process in running)
 
 
 def status(scenario, state, hosts):

@@ -128,11 +128,11 @@ def test_devices_are_shared_out(stand_in):
 
 
 def test_training_is_killed_noticed_and_resumed(tmp_path, capsys):
-  """nrt_jax itself: two processes of two devices; one is killed after a checkpoint; the run ends at its last step."""
+  """nrt_jax itself: two processes of one device; one is killed after a checkpoint; the run ends at its last step."""
   settings = dict(prompts_per_step=8, total_steps=12, checkpoint__every_steps=3, logging__tensorboard=False)
   place = places.make(tmp_path, algorithm="sft", **settings)
   run = Run(
-    name="tiny", config=str(place / "config.py"), slice="cpu-4", hosts=2, workdir=str(tmp_path / "run"),
+    name="tiny", config=str(place / "config.py"), slice="cpu-2", hosts=2, workdir=str(tmp_path / "run"),
     python=sys.executable, env={"PYTHONPATH": str(ROOT)}, poll_seconds=0.05,
   )  # fmt: skip
   job, killed = Local(run), []

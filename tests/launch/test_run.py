@@ -1,12 +1,15 @@
 """Descriptions: every mistake is one line on stderr and exit code 2, before anything is started."""
 
+import json
 import re
+import subprocess
 
 import pytest
 from launching import TPU, tpu_run
 from paths import DOCS, ROOT
 
 from nrt_jax.errors import UserError
+from nrt_jax.performance.planning import topology
 from tpu_launch import __main__, slices
 from tpu_launch import run as runs
 
@@ -61,7 +64,23 @@ def test_mistakes_of_the_command_line(tmp_path, capsys):
   assert "--set retries: allowed: KEY=VALUE" in fails(capsys, ["local", path, "--set", "retries"])
   assert "not allowed with argument" in fails(capsys, ["local", path, "--stop", "--status"])
   assert "with sweep" in fails(capsys, ["sweep", path, "--stop"])
+  record = tmp_path / "no" / "record.json"
+  assert "its directory does not exist" in fails(capsys, ["local", path, "--record", record])
   assert not list(tmp_path.glob("run*/"))
+  (tmp_path / "file").touch()
+  workdir = f"workdir={tmp_path}/file/run"
+  assert "file/run/launch: Not a directory" in fails(capsys, ["local", path, "--set", workdir])
+
+
+def test_a_config_that_is_not_in_the_commit(tmp_path, capsys):
+  """Known before the queue is entered, where the commit is known here."""
+  git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+  if git.returncode:
+    pytest.skip("no git repository here")
+  path = tmp_path / "run.yaml"
+  path.write_text(json.dumps({**TPU, "commit": git.stdout.strip()}))
+  assert "config: my_run.py: no such file in commit" in fails(capsys, ["tpu_vm", path, "--dry-run"])
+  assert __main__.main(["tpu_vm", str(path), "--dry-run", "--set", "config=setup.py"]) == 0
 
 
 def test_a_secret_must_be_there_before_anything_starts(tmp_path, capsys, monkeypatch):
@@ -105,7 +124,7 @@ def test_slices(name, chips, hosts, gke_hosts, api_name):
 
 def test_tables_know_the_same_generations():
   kinds = set(slices.ZONES)
-  assert kinds == set(slices.GKE_ACCELERATORS) == set(slices.topology.GENERATIONS)
+  assert kinds == set(slices.GKE_ACCELERATORS) == set(topology.GENERATIONS)
   assert set(slices.RUNTIME_VERSIONS) | {"v7x"} == kinds
 
 

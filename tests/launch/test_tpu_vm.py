@@ -1,14 +1,18 @@
 """Queued resources against a gcloud that waits, fails, preempts, falls silent and hangs."""
 
 import json
+import shutil
+import subprocess
 
 import pytest
-from launching import COMMIT, FakeCloud, tpu_run, watch
+from launching import COMMIT, FakeCloud, stand_in_python, tpu_run, watch
+from paths import ROOT
 
 from nrt_jax.errors import UserError
 from tpu_launch.engines import tpu_vm
 from tpu_launch.engines.job import EngineError, State
 from tpu_launch.engines.tpu_vm import TpuVm
+from tpu_launch.watch import Watch
 
 
 @pytest.fixture
@@ -145,6 +149,39 @@ def test_a_launcher_takes_up_what_another_left(cloud):
   before = len(verbs(fake))
   assert watch(TpuVm(tpu_run()), "tpu_vm") == 0
   assert verbs(fake)[before:] == ["delete"]
+
+
+def test_the_commands_work_on_workers(cloud, tmp_path, capsys):
+  """As ssh runs them: clone, set-up and worker.sh are real, pip and nrt_jax are not. Worker 1 fails once."""
+  origin, homes = tmp_path / "origin", [tmp_path / f"worker{number}" for number in range(2)]
+  (origin / "tpu_launch").mkdir(parents=True)
+  for path in (ROOT / "tpu_launch").glob("*.sh"):
+    shutil.copy(path, origin / "tpu_launch")
+  (origin / "my_run.py").write_text(json.dumps({"steps": 20, "1@10": 1}))
+  git = lambda *words: subprocess.run(
+    ["git", "-c", "user.name=n", "-c", "user.email=e", *words], cwd=origin, check=True, capture_output=True, text=True
+  ).stdout.strip()
+  for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+    git(*words)
+  fake = cloud(workers=list(map(str, homes)), waiting=1)
+  python, install = stand_in_python(tmp_path), 'case "$*" in *pip*) exit 0;; esac'
+  (tmp_path / "train").write_text(f'#!/bin/sh\n{install}\nexec {python} "$@"\n')
+  (tmp_path / "train").chmod(0o755)
+  place = 'case "$1" in -m) mkdir -p .venv/bin; cp "$FAKE_CLOUD/train" .venv/bin/python;; esac'
+  for name, text in (("python3.13", place), ("hostname", "echo t-w-$TPU_WORKER_ID")):
+    (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+    (tmp_path / name).chmod(0o755)
+  for home in homes:
+    home.mkdir()
+  run = tpu_run(
+    slice="v5p-16", zone="us-east5-a", repository=str(origin), commit=git("rev-parse", "HEAD"), poll_seconds=0.2,
+    grace_seconds=5.0, env={"A": "b 'c'"},
+  )  # fmt: skip
+  assert Watch(TpuVm(run), "tpu_vm").run() == 0
+  assert verbs(fake) == [*ONCE, "stop", "setup_tpu_vm.sh", "start", "delete"]
+  assert "worker t-w-1 exited with 1: nrt-jax: told to end with 1; restart 1" in capsys.readouterr().err
+  for home in homes:
+    assert (home / "run" / "exit_code").read_text() == "0\n"
 
 
 def test_commands():

@@ -141,6 +141,14 @@ def last_step(metrics_file: str) -> int | None:
     return None
 
 
+def make_directory(path: str, key: str) -> None:
+  """Makes a directory that a description names under `key`. UserError where that is not possible."""
+  try:
+    os.makedirs(path, exist_ok=True)
+  except OSError as error:
+    raise UserError(f"{key}: {path}: {error.strerror}") from error
+
+
 def require_secrets(run: Run, environ) -> None:
   """Raises UserError where an engine takes secrets from this environment and one isn't there."""
   for name in run.secrets:

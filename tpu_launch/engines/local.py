@@ -11,7 +11,17 @@ import time
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json
 from tpu_launch import shell
-from tpu_launch.engines.job import MISTAKE_CODE, Command, Job, Poll, State, Tail, last_step, require_secrets
+from tpu_launch.engines.job import (
+  MISTAKE_CODE,
+  Command,
+  Job,
+  Poll,
+  State,
+  Tail,
+  last_step,
+  make_directory,
+  require_secrets,
+)
 from tpu_launch.run import MOUNT, Run
 
 
@@ -37,7 +47,7 @@ class Local(Job):
     if alive:
       self._foreign = True
       raise UserError(f"{self.run.name}: runs already, as processes {', '.join(map(str, alive))}; --stop ends them")
-    os.makedirs(self._place(), exist_ok=True)
+    make_directory(self._place(), "workdir")
     port = str(_free_port())
     self._processes, self._log = [], Tail(self._place("worker-0.log"))
     for number in range(self.run.host_count()):

@@ -74,7 +74,7 @@ class Slurm(Job):
     jobs.require_secrets(self.run, os.environ)
     if self._entries():
       return
-    os.makedirs(self._place, exist_ok=True)
+    jobs.make_directory(self._place, "workdir")
     self._forget_code()
     self._log.skip()
     done = shell.run(["sbatch", "--parsable"], ANSWER, self.script())

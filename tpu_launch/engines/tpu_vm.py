@@ -126,7 +126,7 @@ class TpuVm(Job):
     if bad:
       mistake = MISTAKE_CODE in bad.values()
       host = next(host for host, code in bad.items() if not mistake or code == MISTAKE_CODE)
-      detail = f"worker {host} exited with {bad[host]}: {self._last_line()}"
+      detail = f"worker {host} exited with {bad[host]}: {self._last_line(host)}"
       return Poll(State.MISTAKE if mistake else State.LOST, detail)
     if len(found) < self._hosts and (self._started or found):
       return self._silence(self._hosts - len(found), done)
@@ -146,10 +146,11 @@ class TpuVm(Job):
       return Poll(State.LOST, f"{detail}: {done.reason}")
     return Poll(State.RUNNING, detail)
 
-  def _last_line(self) -> str:
-    done = shell.run(self._ssh("tail -n 20 run/log", "0"), SSH)
-    lines = [line.strip() for line in done.out.splitlines() if line.strip()]
-    return lines[-1] if lines else "no output"
+  def _last_line(self, host: str) -> str:
+    """The last line of a worker's log. Which number a host has is not known, so all are asked."""
+    done = shell.run(self._ssh('echo "last $(hostname) $(tail -n 1 run/log)"'), SSH)
+    found = re.search(rf"^last {re.escape(host)} (.+)$", done.out, re.MULTILINE)
+    return found[1].strip() if found else "no output"
 
   def _close_stream(self) -> None:
     if self._stream is not None:
