@@ -111,7 +111,7 @@ class Watch:
     stalled = self._steps.stalled(now) if self._state in HOLDING else None
     if self._state is State.LOST or stalled:
       return self._again(self._detail if self._state is State.LOST else stalled)
-    if self._state is State.READY:
+    if poll is not None and poll.state is State.READY:
       self._try_start()
     return True
 

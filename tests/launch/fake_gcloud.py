@@ -45,6 +45,9 @@ def create(scenario, state):
 
 
 def describe(scenario, state):
+  error = pop(scenario, "describe_errors")
+  if error:
+    fail(error)
   if pop(scenario, "hangs"):
     time.sleep(60)
   if not state["exists"]:

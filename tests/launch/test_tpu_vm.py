@@ -5,10 +5,11 @@ import shutil
 import subprocess
 
 import pytest
-from launching import COMMIT, FakeCloud, stand_in_python, tpu_run, watch
+from launching import COMMIT, TPU, FakeCloud, stand_in_python, tpu_run, watch
 from paths import ROOT
 
 from nrt_jax.errors import UserError
+from tpu_launch import __main__
 from tpu_launch.engines import tpu_vm
 from tpu_launch.engines.job import EngineError, State
 from tpu_launch.engines.tpu_vm import TpuVm
@@ -115,6 +116,34 @@ def test_no_quota_is_for_the_user_to_mend(cloud):
   with pytest.raises(UserError, match="Quota 'TPUV6EPerProjectPerZone' exhausted"):
     watch(TpuVm(tpu_run()), "tpu_vm")
   assert verbs(fake) == ["create"]
+
+
+ACCOUNT = "You do not currently have an active account selected."
+
+
+def test_without_an_account_nothing_is_begun(cloud):
+  fake = cloud(describe_errors=[ACCOUNT])
+  with pytest.raises(UserError, match="not currently have an active account"):
+    watch(TpuVm(tpu_run()), "tpu_vm")
+  assert verbs(fake) == []
+
+
+def test_an_account_that_expires_does_not_end_a_run(cloud, capsys):
+  """There is time to log in again: the run goes on meanwhile."""
+  fake = cloud(describe_errors=[None, None, ACCOUNT, ACCOUNT], life=["run", "done"])
+  assert watch(TpuVm(tpu_run()), "tpu_vm") == 0 and verbs(fake) == [*ONCE, "delete"]
+  assert capsys.readouterr().err.count("no answer: gcloud does not say how run is") == 2
+
+
+def test_status_and_stop(cloud, tmp_path, capsys):
+  fake = cloud(delete_errors=["INTERNAL: oops"])
+  path = tmp_path / "run.yaml"
+  path.write_text(json.dumps({**TPU, "poll_seconds": 0.01}))
+  TpuVm(tpu_run()).submit()
+  assert __main__.main(["tpu_vm", str(path), "--status"]) == 0
+  assert capsys.readouterr().out == "run: ready\n"
+  assert __main__.main(["tpu_vm", str(path), "--stop"]) == 0 and not fake.exists()
+  assert __main__.main(["tpu_vm", str(path), "--stop"]) == 0
 
 
 def test_a_passing_fault_is_tried_again(cloud):

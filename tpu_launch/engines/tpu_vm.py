@@ -52,7 +52,12 @@ class TpuVm(Job):
     ]
 
   def submit(self) -> None:
-    state = self._state()
+    try:
+      state = self._state()
+    except EngineError as error:
+      if HOPELESS.search(str(error)):
+        raise UserError(str(error)) from error
+      raise
     if state in ENDED:
       self.delete()
     if state in ENDED or state == ABSENT:
@@ -112,8 +117,6 @@ class TpuVm(Job):
     done = shell.run(self._describe(), DESCRIBE)
     if done.code and ABSENT_TEXT.search(done.err):
       return ABSENT
-    if done.code and HOPELESS.search(done.err):
-      raise UserError(f"gcloud: {done.reason}")
     if done.code or not done.out.strip():
       raise EngineError(f"gcloud does not say how {self.run.name} is: {done.reason}")
     return done.out.strip()
