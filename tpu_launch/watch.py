@@ -111,9 +111,7 @@ class Watch:
     stalled = self._steps.stalled(now) if self._state in HOLDING else None
     if self._state is State.LOST or stalled:
       return self._again(self._detail if self._state is State.LOST else stalled)
-    if poll is not None and poll.state is State.READY:
-      self._try_start()
-    return True
+    return self._try_start() if poll is not None and poll.state is State.READY else True
 
   def _read_step(self) -> int | None:
     """Shows what worker 0 printed; the step is the workdir's, else the last one printed."""
@@ -124,12 +122,13 @@ class Watch:
     step = self._job.step()
     return int(printed[-1]) if step is None and printed else step
 
-  def _try_start(self) -> None:
+  def _try_start(self) -> bool:
     try:
       self._persist(self._job.start, STARTS)
-      self._steps.begin(self._clock())
     except EngineError as error:
-      self._enter(State.LOST, f"could not be started: {error}")
+      return self._again(f"could not be started: {error}")
+    self._steps.begin(self._clock())
+    return True
 
   def _again(self, reason: str) -> bool:
     """Resumes, unless it has failed too often without a new step."""

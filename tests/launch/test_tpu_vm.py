@@ -152,6 +152,13 @@ def test_a_passing_fault_is_tried_again(cloud):
   assert verbs(fake) == ["create"] * 3 + ["setup_tpu_vm.sh"] * 2 + ["start", "delete"]
 
 
+def test_machines_on_which_nothing_starts_are_not_kept_forever(cloud, capsys):
+  fake = cloud(setup_errors=["pip: no space left"] * 99)
+  assert watch(TpuVm(tpu_run(retries=1)), "tpu_vm") == 1 and not fake.exists()
+  assert verbs(fake).count("setup_tpu_vm.sh") == 4  # two attempts, before and after the one restart
+  assert "could not be started: ERROR" in capsys.readouterr().err
+
+
 def test_a_failing_deletion_is_tried_again_and_at_last_reported(cloud, capsys):
   fake = cloud(life=["done"], delete_errors=["INTERNAL: oops"] * 2)
   assert watch(TpuVm(tpu_run()), "tpu_vm") == 0
