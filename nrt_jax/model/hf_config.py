@@ -7,8 +7,8 @@ from pathlib import Path
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
 from nrt_jax.model.architecture import ModelConfig
-from nrt_jax.model.hf_families import FAMILIES, Family, refuse_unread
-from nrt_jax.model.hf_fields import POSITIVE, read_field, read_json
+from nrt_jax.model.hf_families import FAMILIES, WHOLES, Family, refuse_unread
+from nrt_jax.model.hf_fields import POSITIVE, REQUIRED, read_field, read_json
 from nrt_jax.model.hf_rope import LAYER_TYPES, parse_rope, rope_in_file
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
@@ -103,7 +103,9 @@ def _parse_config(raw: dict, where: str) -> dict:
   """The fields of ModelConfig that config.json decides."""
   field = functools.partial(read_field, raw, where)
   name = raw.get("model_type")
-  require_choice(f"{where}: model_type", name, FAMILIES, suggest=False)
+  require_choice(f"{where}: model_type", name, (*FAMILIES, *WHOLES), suggest=False)
+  if name in WHOLES:
+    return _parse_config(_text_part(raw, where, WHOLES[name]), f"{where}: text_config")
   family = FAMILIES[name]
   for architecture in raw.get("architectures") or ():
     require_choice(f"{where}: architectures", architecture, (family.architecture,), suggest=False)
@@ -112,7 +114,7 @@ def _parse_config(raw: dict, where: str) -> dict:
   require_choice(f"{where}: {key}", raw.get(key, allowed[0]), allowed, suggest=False)
   if raw.get("quantization_config"):
     raise UserError(f"{where}: quantization_config: quantised weights are not supported; use the original checkpoint")
-  fields = {key: field(key, int) for key in SIZES}
+  fields = {key: field(key, int, family.sizes.get(key, REQUIRED)) for key in SIZES}
   layers = fields["num_hidden_layers"]
   biases = {key: key in family.reads and field(key, bool, False) for key in ("attention_bias", "mlp_bias")}
   return {
@@ -134,6 +136,14 @@ def _parse_config(raw: dict, where: str) -> dict:
     **{key: field(key, float, default) for key, default in SCALARS.items() if key in family.reads},
     **family.fields,
   }
+
+
+def _text_part(raw: dict, where: str, name: str) -> dict:
+  """The config.json of the text part of a model that reads images, too."""
+  text = raw.get("text_config")
+  if not isinstance(text, dict):
+    raise UserError(f"{where}: text_config: found {text!r}, allowed: an object")
+  return {**text, "model_type": name, "architectures": None, "quantization_config": raw.get("quantization_config")}
 
 
 def _gemma_scales(raw: dict, where: str, width: int) -> dict:

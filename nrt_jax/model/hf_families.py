@@ -32,6 +32,8 @@ class Family:
   local_rope_theta: float | str | None = None  # of layers that slide: a default | same: as the others, not scaled
   original_max_position_embeddings: int | None = None  # default of that key outside of the rope's parameters
   fused: bool = False  # whether files have query, key and value in one tensor, and gate and up in another
+  whole: str | None = None  # model_type of models with images whose text part this is
+  sizes: dict = field(default_factory=dict)  # defaults of sizes that such a part leaves out
   fields: dict = field(default_factory=dict)  # fields of ModelConfig that it implies
 
 
@@ -66,7 +68,8 @@ FAMILIES = {
   "gemma3_text": Family(
     "Gemma3ForCausalLM", 131072, num_key_value_heads=4, head_dim=256, rope_theta=1e6, tie_word_embeddings=True,
     reads=("attention_bias", "query_pre_attn_scalar", "final_logit_softcapping", "rope_local_base_freq"),
-    windows="typed", sliding_window=4096, full_every=6, local_rope_theta=1e4,
+    windows="typed", sliding_window=4096, full_every=6, local_rope_theta=1e4, whole="gemma3",
+    sizes={"vocab_size": 262208, "num_attention_heads": 8},
     fields={"qk_norm": True, "norms": "both", "norm_offset": 1.0, "activation": "gelu_tanh"},
   ),
   "phi3": Family(
@@ -76,6 +79,7 @@ FAMILIES = {
   ),
 }  # fmt: skip
 assert tuple(FAMILIES) == NAMES
+WHOLES = {family.whole: name for name, family in FAMILIES.items() if family.whole}
 
 # Keys that change what some model computes -> the values with which they change nothing.
 NEUTRAL = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from nrt_jax.errors import UserError
 
-_REQUIRED = object()
+REQUIRED = object()
 POSITIVE = "a positive integer"
 _KINDS = {int: POSITIVE, float: "a number", bool: "true or false"}
 
@@ -25,11 +25,11 @@ def read_json(path: Path) -> dict:
   return raw
 
 
-def read_field(raw: dict, where: str, key: str, kind: type, default=_REQUIRED):
+def read_field(raw: dict, where: str, key: str, kind: type, default=REQUIRED):
   """raw[key] as an int of 1 or more, a float or a bool; null counts as absent. UserError otherwise."""
   value = raw.get(key)
   if value is None:
-    if default is _REQUIRED:
+    if default is REQUIRED:
       raise UserError(f"{where}: the key {key!r} is missing")
     return default
   fits = isinstance(value, (int, float) if kind is float else kind) and isinstance(value, bool) == (kind is bool)

@@ -51,6 +51,17 @@ FUSED = {
 PRE_NORMS = {"layers.mlp_norm.scale": "model.layers.{}.post_attention_layernorm.weight"}  # its name with norms="pre"
 
 
+TEXT_PART = "language_model."  # before the names of a text part's tensors in the files of the whole model
+OTHER_PARTS = ("vision_tower.", "multi_modal_projector.")
+
+
+def text_name(stored: str, config: ModelConfig) -> str | None:
+  """What a text model calls a tensor of the files; None where it belongs to another part of a whole model."""
+  if FAMILIES[config.family].whole is None:
+    return stored
+  return None if stored.startswith(OTHER_PARTS) else stored.removeprefix(TEXT_PART)
+
+
 class Entry(NamedTuple):
   """One tensor of a file, or some rows of one, and where it belongs in the parameter tree."""
 

@@ -11,6 +11,7 @@ import math
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from nrt_jax.files import write_json
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.hf_config import hf_config, read_model_config, write_config
 from nrt_jax.model.hf_fields import read_json
-from nrt_jax.model.hf_names import EMBEDDING, HEAD, IN_1, IN_2, Entry, tensor_entries
+from nrt_jax.model.hf_names import EMBEDDING, HEAD, IN_1, IN_2, Entry, tensor_entries, text_name
 
 __all__ = ("copy_tokenizer", "hf_config", "load_params", "locate_tensors", "read_model_config", "resize_vocabulary",
            "save_params", "tensor_entries", "write_config")  # fmt: skip
@@ -77,8 +78,21 @@ def _open_file(path: Path):
     raise UserError(f"{path}: not a whole safetensors file: {e}") from None
 
 
+class Stored(NamedTuple):
+  """A tensor of an open file, which may call it by a longer name than ours."""
+
+  file: object
+  name: str
+
+  def read(self, entry: Entry) -> np.ndarray:
+    """What of it belongs to `entry`."""
+    if entry.rows is None:
+      return self.file.get_tensor(self.name)
+    return self.file.get_slice(self.name)[entry.first : entry.first + entry.file_shape[0]]
+
+
 def locate_tensors(directory, config: ModelConfig) -> dict:
-  """Opens the files and finds each tensor: name -> open file. Reads headers only. Tied ones may have HEAD alone.
+  """Opens the files and finds each tensor: name -> Stored. Reads headers only. Tied ones may have HEAD alone.
 
   Raises UserError, with tensor and file, on a duplicate, unknown, missing or wrongly shaped tensor.
   """
@@ -88,16 +102,17 @@ def locate_tensors(directory, config: ModelConfig) -> dict:
   found, where = {}, {}
   for path in paths:
     file = _open_file(path)
-    for name in file.keys():
-      if IGNORED.search(name):
+    for stored in file.keys():
+      name = text_name(stored, config)
+      if name is None or IGNORED.search(name):
         continue
       if name in found:
         raise UserError(f"{path}: duplicate tensor {name}: {where[name].name} holds it too")
       if name not in expected and name not in optional:
         raise UserError(f"{path}: unknown tensor {name}: config.json describes a model without it")
-      found[name], where[name] = file, path
+      found[name], where[name] = Stored(file, stored), path
       entry = expected.get(name, expected[EMBEDDING])._replace(name=name)
-      _check_tensor(file.get_slice(name), entry, path)
+      _check_tensor(file.get_slice(stored), entry, path)
   tied = found.keys() & set(optional)
   missing = [name for name in expected if name not in found and not (name == EMBEDDING and tied)]
   if missing:
@@ -141,21 +156,15 @@ def load_params(directory, config: ModelConfig, shardings=None) -> dict:
     host = np.empty((*stack, *group[0].shape), np.float32)
     for entry in group:
       name = entry.name if entry.name in files else HEAD  # tied
-      host[() if entry.layer is None else entry.layer] = _from_file(_read(files[name], name, entry), entry)
+      host[() if entry.layer is None else entry.layer] = _from_file(files[name].read(entry), entry)
     if config.tie_word_embeddings and group[0].name == EMBEDDING and HEAD in files:
       _require_tied(host, files[HEAD], directory)
     params[path] = _place(host, placement.get(path))
   return traverse_util.unflatten_dict(params, sep=".")
 
 
-def _read(file, name: str, entry: Entry) -> np.ndarray:
-  if entry.rows is None:
-    return file.get_tensor(name)
-  return file.get_slice(name)[entry.first : entry.first + entry.file_shape[0]]
-
-
-def _require_tied(embedding: np.ndarray, file, directory: Path) -> None:
-  if not np.array_equal(embedding, file.get_tensor(HEAD).astype(np.float32)):
+def _require_tied(embedding: np.ndarray, head: Stored, directory: Path) -> None:
+  if not np.array_equal(embedding, head.file.get_tensor(head.name).astype(np.float32)):
     raise UserError(
       f"{directory}: tensor {HEAD} differs from {EMBEDDING} though config.json says tie_word_embeddings; "
       "set it to false there to keep both"

@@ -106,6 +106,10 @@ def test_config_errors_of_windows_and_files(tmp_path):
   windowed = {**QWEN25_05B, "use_sliding_window": True}
   with pytest.raises(UserError, match="layer_types: found 'chunked_attention'"):
     read(tmp_path, {**windowed, "layer_types": ["chunked_attention"] * 24})
+  with pytest.raises(UserError, match="config.json: text_config: found None, allowed: an object"):
+    read(tmp_path, {"model_type": "gemma3"})
+  with pytest.raises(UserError, match="config.json: text_config: the key 'hidden_size' is missing"):
+    read(tmp_path, {"model_type": "gemma3", "text_config": {}})
   with pytest.raises(UserError, match="layer_types: found 3 entries, allowed: num_hidden_layers = 24"):
     read(tmp_path, {**windowed, "layer_types": ["full_attention"] * 3})
   with pytest.raises(UserError, match=r"config.json:3: not valid JSON"):
@@ -154,7 +158,7 @@ def test_defaults_are_those_of_transformers(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "model_type", ["llama4_text", "qwen3_moe", "qwen2_moe", "mixtral", "gemma2", "gemma3", "phi", "olmo", "deepseek_v3"]
+  "model_type", ["llama4_text", "qwen3_moe", "qwen2_moe", "mixtral", "gemma2", "gemma3n", "phi", "olmo", "deepseek_v3"]
 )
 def test_other_architectures_are_refused_without_a_hint(model_type, tmp_path):
   """Who changed model_type to the nearest name would load such a model, and compute something else."""

@@ -121,6 +121,32 @@ def test_torch_to_us_and_back(case, tmp_path):
 
 
 @needs_torch
+def test_text_part_of_a_model_with_images(tmp_path):
+  """Gemma 3 from 4B on: read as a text model, and written as one."""
+  from transformers import AutoModelForCausalLM, Gemma3Config, Gemma3ForConditionalGeneration
+
+  text = dict(
+    vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4, head_dim=6,
+    num_key_value_heads=2, sliding_window=5, query_pre_attn_scalar=9, initializer_range=0.3, pad_token_id=None,
+  )  # fmt: skip
+  vision = dict(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28)
+  ids = dict(image_token_index=39, boi_token_index=38, eoi_token_index=37)
+  theirs = Gemma3Config(text_config=text, vision_config={**vision, "patch_size": 14}, mm_tokens_per_image=4, **ids)
+  model = Gemma3ForConditionalGeneration(theirs).eval()
+  model.save_pretrained(tmp_path / "theirs")
+  config = hf_weights.read_model_config(tmp_path / "theirs")
+  params = hf_weights.load_params(tmp_path / "theirs", config)
+  token, position = make_batch(seed=2)
+  token %= 37  # no images
+  expected = torch_outputs(model, token, position)[0]
+  assert_logits_close(run(params, config, token, position, 0)[0], expected, position)
+  hf_weights.save_params(params, config, tmp_path / "ours", source=tmp_path / "theirs")
+  again = AutoModelForCausalLM.from_pretrained(tmp_path / "ours", attn_implementation="eager").eval()
+  assert type(again).__name__ == "Gemma3ForCausalLM"
+  assert_logits_close(torch_outputs(again, token, position)[0], expected, position, tolerance=1e-5)
+
+
+@needs_torch
 def test_random_init_exports_to_torch(tmp_path):
   from transformers import AutoModelForCausalLM
 

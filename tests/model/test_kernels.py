@@ -94,7 +94,9 @@ def test_caches_of_a_kernel_serve_decoding(kind):
 def test_mesh(kind, over):
   """Rows over data and fsdp, heads over tensor: as one device has it."""
   mesh = sharding.make_mesh(sharding.ParallelConfig(data=2, fsdp=2, tensor=2))
-  model, params, inputs = decoder(kind, sliding_window=9, **over), toy.params(), rows_of_tokens(8)
+  switches = dict(sliding_window=9, qk_norm=True, qk_norm_joint=True, norms="both", norm_offset=1.0)
+  model, inputs = decoder(kind, **switches, **over), rows_of_tokens(8)
+  params = toy.params(model)
   expected = decoded(params, model, *inputs)
   with jax.set_mesh(mesh):
     placed = sharding.place_rows(mesh, inputs)
