@@ -10,7 +10,9 @@ from nrt_jax.model.kernels import ATTENTION
 NORMS = ("pre", "post", "both")  # where attention and MLP have norms: on their input | on their output | on both
 ACTIVATIONS = ("silu", "gelu_tanh")
 REMATS = ("none", "dots", "full")  # saved for the backward pass: everything | matrix products | layer inputs
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "olmo3", "gemma3_text", "phi3")
+FAMILIES = (
+  "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "olmo3", "gemma2", "gemma3_text", "phi3",
+)  # fmt: skip
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn", "longrope")
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
 LORA = "_lora"  # suffix of an adapter's name: "q_lora" adapts "q"
@@ -73,6 +75,7 @@ class ModelConfig:
   norm_offset: float = 0.0  # norms multiply by norm_offset + scale (Gemma: 1)
   activation: str = "silu"  # silu | gelu_tanh
   attention_multiplier: float | None = None  # of the scores; None: head_dim**-0.5
+  attn_logit_softcapping: float | None = None  # c: scores become c tanh(scores / c); XLA's attention alone has it
   embedding_multiplier: float = 1.0
   residual_multiplier: float = 1.0  # of what attention and mlp add
   logits_scaling: float = 1.0  # logits are divided by it

@@ -110,13 +110,13 @@ def _scores(query_MKqh, key_MKSh, target: str | None):
   return product("mkqh,mksh->mkqs", query_MKqh, key_MKSh)
 
 
-def attend(query_NTHh, segments, target: str | None = None, multiplier: float | None = None):
+def attend(query_NTHh, segments, target: str | None = None, multiplier: float | None = None, softcap=None):
   """Softmax attention over several key/value segments at once, `[N, T, H, h]`.
 
   Each segment is (key_MKSh, value_MKSh, seen_MrTS). A segment with fewer rows than the queries is read once for the
   N / M rows that share it. Query head i uses key/value head i // (H / K), as in Hugging Face's models. Keys and values
   may be Int8: their scales multiply the scores and the weights, which avoids a widened copy. target: the platform (see
-  architecture.ModelConfig). multiplier: of the scores; None: h**-0.5.
+  architecture.ModelConfig). multiplier: of the scores; None: h**-0.5. softcap: see ModelConfig.
   """
   N, T, H, h = query_NTHh.shape
   multiplier = h**-0.5 if multiplier is None else multiplier
@@ -143,6 +143,7 @@ def attend(query_NTHh, segments, target: str | None = None, multiplier: float | 
     M, r, _, S = seen.shape
     key, scale = split(key_MKSh)
     score = _scores(from_rows(query, M), key, target) * (scale * multiplier)
+    score = score if softcap is None else softcap * jnp.tanh(score / softcap)
     seen = jnp.broadcast_to(seen[:, None, :, :, None], (M, 1, r, T, group, S)).reshape(M, 1, -1, S)
     logits.append(jnp.where(seen, score, MASKED))
   top = functools.reduce(jnp.maximum, [to_rows(score.max(-1)) for score in logits])

@@ -26,13 +26,13 @@ SWITCHES = {
   for f in dataclasses.fields(ModelConfig)
   if f.name in (
     "qk_norm", "qk_norm_joint", "norms", "norm_offset", "activation", "attention_multiplier", "embedding_multiplier",
-    "residual_multiplier", "logits_scaling", "final_logit_softcapping", "rope_layers",
+    "residual_multiplier", "logits_scaling", "final_logit_softcapping", "attn_logit_softcapping", "rope_layers",
   )
 }  # fmt: skip
-# Keys that ModelConfig has under the same name, with their default where a family has them.
+# Numbers that ModelConfig has under the same name, with their default where a family has them.
 SCALARS = {
   "embedding_multiplier": 1.0, "residual_multiplier": 1.0, "attention_multiplier": 1.0, "logits_scaling": 1.0,
-  "final_logit_softcapping": None,
+  "final_logit_softcapping": None, "attn_logit_softcapping": None,
 }  # fmt: skip
 
 
@@ -133,9 +133,19 @@ def _parse_config(raw: dict, where: str) -> dict:
     "output_bias": biases["attention_bias"],
     "mlp_bias": biases["mlp_bias"],
     **(_gemma_scales(raw, where, fields["hidden_size"]) if "query_pre_attn_scalar" in family.reads else {}),
-    **{key: field(key, float, default) for key, default in SCALARS.items() if key in family.reads},
+    **_parse_scalars(raw, where, family),
     **family.fields,
   }
+
+
+def _parse_scalars(raw: dict, where: str, family: Family) -> dict:
+  """The numbers of SCALARS that a family has; a null means the value that changes nothing."""
+  found = {}
+  for key, neutral in SCALARS.items():
+    if key in family.reads:
+      default = neutral if key in raw else family.scalars.get(key, neutral)
+      found[key] = read_field(raw, where, key, float, default)
+  return found
 
 
 def _text_part(raw: dict, where: str, name: str) -> dict:
@@ -217,7 +227,7 @@ def _require_expressible(config: ModelConfig, raw: dict) -> None:
   for name in sorted(fields.keys() - {"sliding_window", "sliding_layers", "rope_scaling"}):
     if fields[name] != getattr(config, name):
       raise UserError(f"model.{name}: found {getattr(config, name)!r}, allowed with {architecture}: {fields[name]!r}")
-  if config.family in ("llama", "gemma3_text") and config.hidden_size % config.num_attention_heads:
+  if config.family in ("llama", "gemma2", "gemma3_text") and config.hidden_size % config.num_attention_heads:
     raise UserError(
       f"model.hidden_size: found {config.hidden_size}, allowed with {architecture}: multiples of "
       f"num_attention_heads {config.num_attention_heads}"

@@ -34,9 +34,11 @@ class Family:
   fused: bool = False  # whether files have query, key and value in one tensor, and gate and up in another
   whole: str | None = None  # model_type of models with images whose text part this is
   sizes: dict = field(default_factory=dict)  # defaults of sizes that such a part leaves out
+  scalars: dict = field(default_factory=dict)  # defaults of numbers that are 1 or null in other families
   fields: dict = field(default_factory=dict)  # fields of ModelConfig that it implies
 
 
+GEMMA = {"norms": "both", "norm_offset": 1.0, "activation": "gelu_tanh"}
 OLMO = {"qk_norm": True, "qk_norm_joint": True, "norms": "post"}
 FAMILIES = {
   "llama": Family("LlamaForCausalLM", 2048, reads=("attention_bias", "mlp_bias")),
@@ -65,12 +67,18 @@ FAMILIES = {
     "Olmo3ForCausalLM", 2048, rms_norm_eps=1e-5, rope_theta=5e5, reads=("attention_bias",), windows="typed",
     sliding_window=4096, full_every=4, local_rope_theta="same", fields=OLMO,
   ),
+  "gemma2": Family(
+    "Gemma2ForCausalLM", 8192, num_key_value_heads=4, head_dim=256, tie_word_embeddings=True,
+    reads=("attention_bias", "query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping"),
+    windows="typed", sliding_window=4096, full_every=2,
+    scalars={"final_logit_softcapping": 30.0, "attn_logit_softcapping": 50.0}, fields=GEMMA,
+  ),
   "gemma3_text": Family(
     "Gemma3ForCausalLM", 131072, num_key_value_heads=4, head_dim=256, rope_theta=1e6, tie_word_embeddings=True,
     reads=("attention_bias", "query_pre_attn_scalar", "final_logit_softcapping", "rope_local_base_freq"),
     windows="typed", sliding_window=4096, full_every=6, local_rope_theta=1e4, whole="gemma3",
     sizes={"vocab_size": 262208, "num_attention_heads": 8},
-    fields={"qk_norm": True, "norms": "both", "norm_offset": 1.0, "activation": "gelu_tanh"},
+    fields={**GEMMA, "qk_norm": True},
   ),
   "phi3": Family(
     "Phi3ForCausalLM", 4096, rms_norm_eps=1e-5, reads=("partial_rotary_factor",), windows="all",

@@ -38,6 +38,8 @@ def check(config) -> None:
   kind, target, head_dim = config.attention, config.target, config.head_dim
   if (kind, target) not in (("cudnn", "gpu"), ("splash", "tpu")):
     return
+  if config.attn_logit_softcapping is not None:
+    raise UserError(f"model.attention={kind!r}: found a model with attn_logit_softcapping, allowed: auto, xla")
   if kind == "cudnn" and config.compute_dtype == "float32":
     raise UserError("model.attention='cudnn': found model.compute_dtype='float32', allowed: bfloat16")
   if kind == "cudnn" and (head_dim % 8 or head_dim > 128):
@@ -67,6 +69,7 @@ def choose(config, shape, packed: bool = False, cache_rows: tuple = (), writes: 
       kind = "cudnn"
   # Inside sharding.on_own_rows some mesh axes are manual: no kernels there.
   divides = all(n % batch_ways() == 0 for n in (rows, *cache_rows)) and not jax.sharding.get_abstract_mesh().manual_axes
+  divides &= config.attn_logit_softcapping is None  # which no kernel here has
   behind = not cache_rows or (config.sliding_window is None and columns >= SHORTEST_SPLASH and not packed)
   if divides and (kind == "splash" and behind or kind == "cudnn" and not packed and not cache_rows):
     return kind
@@ -96,7 +99,7 @@ def attend_by(config, query_NTHh, segments, seen):
   Outputs at pads are finite but meaningless.
   """
   if not isinstance(seen, Rows):
-    how = config.target, config.score_multiplier
+    how = config.target, config.score_multiplier, config.attn_logit_softcapping
     return attend(query_NTHh, [(*key_value, mask) for key_value, mask in zip(segments, seen)], *how)
   run = functools.partial(KINDS[seen.kind], config, query_NTHh, segments, seen)
   window = config.sliding_window
@@ -139,7 +142,7 @@ def in_blocks(config, query_NTHh, segments, rows: Rows, window):
       if example_Nt is not None:
         seen[-1] &= (example_Nt[:, :, None] == slots_NS[:, None])[:, None]
       pairs = [(*(x.astype(query.dtype) for x in kv), mask) for kv, mask in zip(wide, seen)]
-      return attend(query, pairs, multiplier=config.score_multiplier)
+      return attend(query, pairs, multiplier=config.score_multiplier, softcap=config.attn_logit_softcapping)
 
     inputs = (query_NTHh, position_NT, rows.example_NT)
     pieces = jax.tree.map(functools.partial(_cut, first=first, last=last, width=width), inputs)

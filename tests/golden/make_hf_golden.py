@@ -77,6 +77,11 @@ CASES = {
     num_attention_heads=2, num_key_value_heads=1, sliding_window=9, original_max_position_embeddings=64,
     max_position_embeddings=512, rope_parameters=LONGROPE,
   )),
+  "gemma2": ("gemma2", dict(
+    num_attention_heads=4, num_key_value_heads=2, head_dim=6, sliding_window=5, query_pre_attn_scalar=3,
+    layer_types=["sliding_attention", "full_attention"], attn_logit_softcapping=1.5, final_logit_softcapping=8.0,
+    rope_parameters=ROPE, tie_word_embeddings=False,
+  )),
 }  # fmt: skip
 LENGTHS = (34, 34, 23, 7)  # of rows of 34 columns: past the 28 positions of LLAMA3, longer than every window
 NEW_TOKENS = 10

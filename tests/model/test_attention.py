@@ -69,6 +69,20 @@ def by_kind(kind, model, position_NT, example_NT):
   return values_and_gradients(lambda q, k, v: kernels.attend_by(model, q, [(k, v)], rows), position_NT)
 
 
+@pytest.mark.parametrize("target", ["cpu", "tpu"])
+def test_multiplied_and_capped_scores(target):
+  """c tanh(m q k / c) in NumPy, dense and in blocks."""
+  shapes = (2, 40, H, h), (2, K, 40, h), (2, K, 40, h)
+  q, k, v = (np.asarray(jax.random.normal(jax.random.key(i), shape)) for i, shape in enumerate(shapes))
+  position = jnp.broadcast_to(jnp.arange(40)[None], (2, 40))
+  scores = np.einsum("nthd,nhsd->nhts", q, k.repeat(H // K, 1))
+  weights = np.where(np.tri(40, dtype=bool), np.exp(2 * np.tanh(0.7 * scores / 2)), 0)
+  expected = np.einsum("nhts,nhsd->nthd", weights / weights.sum(-1, keepdims=True), v.repeat(H // K, 1))
+  model = config(attention_multiplier=0.7, attn_logit_softcapping=2.0, attention_block=16, platform=target)
+  for seen in (kernels.Rows("blocks", (position,)), kernels.sight(model, "dense", position, (position,))(False)):
+    np.testing.assert_allclose(kernels.attend_by(model, q, [(k, v)], seen), expected, atol=2e-5)
+
+
 CASES = [(packed, window) for packed in (False, True) for window in (None, WINDOW)]
 
 

@@ -17,6 +17,7 @@ EVERY_SWITCH = {
   "tie_word_embeddings": True, "norms": "both", "norm_offset": 1.0, "activation": "gelu_tanh",
   "partial_rotary_factor": 0.5, "rope_layers": (True, False), "attention_multiplier": 0.4, "embedding_multiplier": 1.5,
   "residual_multiplier": 0.7, "logits_scaling": 0.5, "final_logit_softcapping": 4.0,
+  "attn_logit_softcapping": 3.0,
 }  # fmt: skip
 
 

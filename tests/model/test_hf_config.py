@@ -150,6 +150,10 @@ def test_defaults_are_those_of_transformers(family, tmp_path):
   if known.windows != "all":
     slides = [window is not None for window in hf_config.windows_of(ours)]
     assert slides == [name == "sliding_attention" for name in getattr(theirs, "layer_types", [None] * 8)]
+  if "final_logit_softcapping" in known.reads:
+    assert ours.final_logit_softcapping == theirs.final_logit_softcapping
+  if "attn_logit_softcapping" in known.reads:
+    assert ours.attn_logit_softcapping == theirs.attn_logit_softcapping
   assert ours.rope_layers == (tuple(map(bool, theirs.no_rope_layers)) if family == "smollm3" else None)
   ropes = theirs.rope_parameters
   assert ours.rope_theta == ropes.get("full_attention", ropes)["rope_theta"]
@@ -158,7 +162,7 @@ def test_defaults_are_those_of_transformers(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "model_type", ["llama4_text", "qwen3_moe", "qwen2_moe", "mixtral", "gemma2", "gemma3n", "phi", "olmo", "deepseek_v3"]
+  "model_type", ["llama4_text", "qwen3_moe", "qwen2_moe", "mixtral", "gemma", "gemma3n", "phi", "olmo", "deepseek_v3"]
 )
 def test_other_architectures_are_refused_without_a_hint(model_type, tmp_path):
   """Who changed model_type to the nearest name would load such a model, and compute something else."""

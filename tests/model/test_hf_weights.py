@@ -78,6 +78,7 @@ SENSITIVE = {
   "olmo2": dict(rms_norm_eps=1e-6),
   "olmo3_yarn": dict(local_rope_theta=None),
   "phi3_longrope": dict(long_rope=True),
+  "gemma2": dict(attn_logit_softcapping=None),
   "gemma3": dict(local_rope_theta=None, attention_multiplier=None),
 }
 

@@ -158,6 +158,16 @@ def test_what_caches_leave_to_the_kernels(kind):
   assert kernels.choose(make(sliding_window=70), (8, 600), cache_rows=(2,)) == "blocks"
 
 
+@pytest.mark.parametrize("kind,platform", [("auto", "gpu"), ("auto", "tpu"), ("splash", "cpu"), ("cudnn", "cpu")])
+def test_soft_capped_scores_are_left_to_xla(kind, platform):
+  model = decoder(kind, head_dim=64, platform=platform, compute_dtype="bfloat16", attn_logit_softcapping=50.0)
+  assert kernels.choose(model, (8, 2048)) == "blocks" and kernels.choose(model, (8, 300)) == "dense"
+  named = {"gpu": "cudnn", "tpu": "splash"}.get(platform)
+  if named:
+    with pytest.raises(UserError, match=f"model.attention='{named}': found a model with attn_logit_softcapping"):
+      kernels.check(dataclasses.replace(model, attention=named))
+
+
 def test_errors():
   with pytest.raises(UserError, match="model.attention: found 'flash', allowed: auto, cudnn, splash, xla"):
     ModelConfig(attention="flash")
