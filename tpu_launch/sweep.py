@@ -144,7 +144,7 @@ class Runner:
           while self._waiting and len(self._running) < self._sweep.at_once:
             self._start(self._waiting.pop(0))
           self._collect()
-          states = [(state_of(self._sweep.record(e), e.run.name in self._running)) for e in self._sweep.entries]
+          states = [state_of(self._sweep.record(e), e.run.name in self._running) for e in self._sweep.entries]
           if states != shown:
             print(table(self._sweep, self._running), end="\n\n", flush=True)
             shown = states

@@ -21,7 +21,7 @@ def tpu_run(**changes) -> Run:
 
 
 class Clock:
-  """Time that passes where somebody sleeps; what it is asked to do at a moment, it does then."""
+  """Time that passes where somebody sleeps, and only there."""
 
   def __init__(self):
     self.now = 0.0

@@ -49,9 +49,10 @@ class Local(Job):
       raise UserError(f"{self.run.name}: runs already, as processes {', '.join(map(str, alive))}; --stop ends them")
     make_directory(self._place(), "workdir")
     port = str(_free_port())
-    self._processes, self._log = [], Tail(self._place("worker-0.log"))
+    self._processes = []
+    self._log.skip()
     for number in range(self.run.host_count()):
-      with open(self._place(f"worker-{number}.log"), "wb") as log:
+      with open(self._place(f"worker-{number}.log"), "ab") as log:
         process = shell.start(
           self._command(number, port).argv,
           env={**os.environ, **self._environment(number)},
@@ -93,8 +94,8 @@ class Local(Job):
 
   def alive(self) -> list[int]:
     """The ids of the run's processes that live, whoever started them."""
-    for process in self._processes:
-      process.poll()  # or a child that has ended would still be there
+    if self._processes:
+      return [process.pid for process in self._processes if process.poll() is None]
     try:
       with open(self._place("processes.json"), encoding="utf-8") as file:
         return [pid for pid in json.load(file) if _is_ours(pid, self._workdir)]
