@@ -5,21 +5,21 @@
 
 import json
 import os
-import pathlib
-import subprocess
 import sys
 import time
 
-PLACE = pathlib.Path(os.environ["FAKE_CLOUD"])
+PLACE = os.environ["FAKE_CLOUD"]
 LOST = {"preempt": "SUSPENDED", "fail": "FAILED", "vanish": None}
 
 
 def load(name):
-  return json.loads((PLACE / name).read_text())
+  with open(f"{PLACE}/{name}") as file:
+    return json.load(file)
 
 
 def save(name, value):
-  (PLACE / name).write_text(json.dumps(value))
+  with open(f"{PLACE}/{name}", "w") as file:
+    json.dump(value, file)
 
 
 def pop(scenario, key):
@@ -92,6 +92,8 @@ def ssh(scenario, state, command):
 
 def on_workers(homes, command):
   """Runs the command as ssh would, for each worker in a home directory of its own; the first that fails counts."""
+  import subprocess  # here, for every call of gcloud would wait for it
+
   homes = homes[:1] if "--worker=0" in sys.argv else homes
   running = []
   for number, home in enumerate(homes):
@@ -121,7 +123,7 @@ def status(scenario, state, hosts):
 
 
 def main(argv):
-  with open(PLACE / "calls.jsonl", "a") as calls:
+  with open(f"{PLACE}/calls.jsonl", "a") as calls:
     calls.write(json.dumps(argv) + "\n")
   assert argv[:3] == ["compute", "tpus", "queued-resources"], argv
   scenario, state = load("scenario.json"), load("state.json")

@@ -2,27 +2,33 @@
 
 import json
 import os
-import pathlib
 import sys
 
-PLACE = pathlib.Path(os.environ["FAKE_CLOUD"])
+PLACE = os.environ["FAKE_CLOUD"]
+
+
+def write(name, text):
+  with open(f"{PLACE}/{name}", "w") as file:
+    file.write(text)
 
 
 def main(argv):
-  with open(PLACE / "calls.jsonl", "a") as calls:
+  with open(f"{PLACE}/calls.jsonl", "a") as calls:
     calls.write(json.dumps(argv) + "\n")
-  scenario = json.loads((PLACE / "scenario.json").read_text())
+  with open(f"{PLACE}/scenario.json") as file:
+    scenario = json.load(file)
   verb, life = argv[1], scenario["life"]
   if verb == "create":
-    (PLACE / "manifest.yaml").write_text(sys.stdin.read())
+    write("manifest.yaml", sys.stdin.read())
     answer(scenario, "create_errors")
-    (PLACE / "there").touch()
+    write("there", "")
   elif verb == "delete":
     answer(scenario, "delete_errors")
-    (PLACE / "there").unlink(missing_ok=True)
-  elif verb == "get" and (PLACE / "there").exists():
+    if os.path.exists(f"{PLACE}/there"):
+      os.remove(f"{PLACE}/there")
+  elif verb == "get" and os.path.exists(f"{PLACE}/there"):
     print(json.dumps({"status": life.pop(0) if len(life) > 1 else life[0]}))
-    (PLACE / "scenario.json").write_text(json.dumps(scenario))
+    write("scenario.json", json.dumps(scenario))
   elif verb == "logs":
     print(scenario.get("log", ""))
 
@@ -32,7 +38,7 @@ def answer(scenario, key):
   errors = scenario.get(key) or []
   if errors:
     sys.stderr.write(errors.pop(0) + "\n")
-    (PLACE / "scenario.json").write_text(json.dumps(scenario))
+    write("scenario.json", json.dumps(scenario))
     sys.exit(1)
 
 
