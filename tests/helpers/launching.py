@@ -61,7 +61,8 @@ class FakeCloud:
     return json.loads((self.place / "state.json").read_text())["exists"]
 
 
-# Takes the place of nrt_jax: counts steps into the workdir, and behaves as its config file says at a step.
+# Takes the place of nrt_jax: counts steps into the workdir, and behaves as its config file says at a step. No worker
+# passes a step at which another one has something to do, as in a collective: on a busy machine some start late.
 STAND_IN = """\
 import json, os, pathlib, signal, sys, time
 flags = sys.argv
@@ -73,6 +74,8 @@ metrics = workdir / "metrics.jsonl"
 done = metrics.read_text().count("\\n") if metrics.exists() else 0
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 for step in range(done + 1, behave["steps"] + 1):
+  for other in (key.split("@")[0] for key in behave if key.endswith(f"@{step}")):
+    while int(other) != number and not (workdir / f"happened-{other}-{step}").exists(): time.sleep(0.001)
   event = behave.get(f"{number}@{step}")
   marker = workdir / f"happened-{number}-{step}"
   if event and not marker.exists():
