@@ -93,6 +93,52 @@ def test_turns_are_those_counted_by_hand(monkeypatch):
   assert set(decoded) == {8, 16} and sum(decoded) < N * R  # what plain sampling decodes
 
 
+@functools.cache
+def planned():
+  """Sampling in 16 slots, two replaced at once, of which a plan says after how many tokens each of 64 rows ends.
+
+  plan_N -> Rollouts. What is drawn names its row and place: token (row + place) % 19, log-probability -row - place / 10.
+  """
+  rows, replaced = 64, pytest.MonkeyPatch()
+  setup, _ = lowered(16)
+  tools = programs.make_tools(setup)
+
+  def rollout(plan_N):
+    def choose(_, place, __):
+      row, at = place // 100, place % 100
+      token = jnp.where(at + 1 == plan_N[row], toy.MARKER, (row + at) % 19).astype(jnp.int32)
+      return token, -row - at / 10
+
+    replaced.setattr(sampler, "row_keys", lambda *_: jnp.arange(rows))
+    replaced.setattr(sampler, "uniforms", lambda keys, at: keys * 100 + at)
+    replaced.setattr(sampler, "choose", choose)
+    try:
+      prompts = jax.tree.map(jnp.asarray, toy.prompts(rows // G))
+      return tools.rollout(toy.params(), prompts, jax.random.key(0))[0]
+    finally:
+      replaced.undo()
+
+  return jax.jit(rollout)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7, 10, 12, 18, 19, 21])
+def test_a_waiting_row_is_scored_before_the_ring_comes_round(seed):
+  """Rows of one or two tokens and rows at the limit. With these seeds a row waits alone until its columns are next.
+
+  16 slots, two rows at a time: counted step by step, a row has then to be scored before a second one has ended.
+  """
+  plan_N = np.random.default_rng(seed).choice([1, 2, R], 64, p=[0.1, 0.1, 0.8])
+  plan_N[plan_N == R] += np.arange((plan_N == R).sum()) % 2  # R + 1: cut at the limit
+  rollouts = jax.device_get(planned()(jnp.asarray(plan_N)))
+  length_N, row, at = np.minimum(plan_N, R), np.arange(64)[:, None], np.arange(R)[None]
+  np.testing.assert_array_equal(rollouts.length_N, length_N)
+  np.testing.assert_array_equal(rollouts.ended_N, plan_N <= R)
+  expected = np.where(at + 1 == plan_N[:, None], toy.MARKER, (row + at) % 19)
+  valid = at < length_N[:, None]
+  np.testing.assert_array_equal(rollouts.token_NR, np.where(valid, expected, toy.PAD))
+  np.testing.assert_allclose(rollouts.logp_NR, np.where(valid, -row - at / 10, 0), rtol=1e-6)
+
+
 def test_the_count_by_itself():
   """Two slots and rows of 1, 3, 1 and 1 tokens, one at a time: the slots are full until the queue is empty."""
   assert count_in_slots(np.array([1, 3, 1, 1]), 2, 4, 1) == {"steps": 3, "rows": 6, "columns": 30, "scored": 4}
