@@ -193,7 +193,7 @@ def describe_phases(work, measured: phases.Measured, steps: dict, peaks) -> list
   draws = float(np.mean([values.get("draws/count", 1.0) for values in steps["metrics"]]))
   report = []
   for name, phase in measured.phases.items():
-    times = 1.0 if name in ("rollout_weights", "score_batch", "update") else draws
+    times = 1.0 if name in ("rollout_weights", "score_batch", "score_start", "update") else draws
     seconds = spread([times * s for s in phase.seconds])
     entry = {"name": name, "seconds": seconds}
     if phase.tokens is not None:

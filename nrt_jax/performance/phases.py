@@ -63,10 +63,11 @@ def measure(setup: Setup, states, prompts, present: tuple, repeats: int, grading
   if sampled:
     of_rollout, tokens["generated"] = sampling_phases(setup, states, calls[sampled[0]], sampled[0], present, repeats)
     phases = of_rollout | phases
-  if "score_batch" in present and "score_batch" in calls:
-    program = build(setup, functools.partial(score_batches, setup), states.policy.params, calls["score_batch"])
-    seconds, _ = repeat(functools.partial(program, states.policy.params, calls["score_batch"]), repeats)
-    phases["score_batch"] = Phase(seconds, tokens["trained"])
+  for name in ("score_batch", "score_start"):
+    if name in present and name in calls:
+      program = build(setup, functools.partial(score_rows, setup, name), states.policy.params, calls[name])
+      seconds, _ = repeat(functools.partial(program, states.policy.params, calls[name]), repeats)
+      phases[name] = Phase(seconds, tokens["trained"])
   seconds, policy = update_seconds(setup, states.policy, batch, repeats)
   phases["update"] = Phase(seconds, tokens["trained"])
   return Measured(phases, tokens, states.replace(policy=policy))
@@ -116,7 +117,7 @@ def collect(setup: Setup, states, prompts, graded=None):
 
     return call
 
-  recording = {name: recorded(name) for name in (*ROLLOUT, "score_batch")}
+  recording = {name: recorded(name) for name in (*ROLLOUT, "score_batch", "score_start")}
   batch = programs.collect(setup, step_tools._replace(**recording, draw=draw_once), states, prompts).batch
   return batch, calls, count_tokens(setup, prompts, batch)
 
@@ -132,8 +133,8 @@ def first_wave(setup: Setup, prompts):
   return prompts if count == 1 else jax.tree.map(lambda a: a[0], rows.cut_rows(prompts, count))
 
 
-def score_batches(setup: Setup, params, batches):
-  return [tools.score_batch(setup, params, batch) for batch in batches]
+def score_rows(setup: Setup, name: str, params, batches):
+  return [getattr(tools, name)(setup, params, batch) for batch in batches]
 
 
 def update_seconds(setup: Setup, policy, batch, repeats: int):

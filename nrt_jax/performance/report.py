@@ -12,6 +12,7 @@ LABELS = {
   "score_answer": "score answers",
   "score_empty_trace": "score empty trace",
   "score_batch": "score reference",
+  "score_start": "score start",
   "host_batch": "read batch (host)",
 }
 

@@ -13,7 +13,7 @@ from nrt_jax.step import hardware
 from nrt_jax.step.tools import Setup, shares_prompts
 
 # The parts of a step that cost model FLOPs. Each is a named scope of the compiled program, if the method needs it.
-PHASES = ("prefill", "decode", "score_answer", "score_empty_trace", "score_batch", "update")
+PHASES = ("prefill", "decode", "score_answer", "score_empty_trace", "score_batch", "score_start", "update")
 
 
 def count_tokens(setup: Setup, prompts, batch) -> dict:
@@ -80,6 +80,7 @@ def model_flops(work: Work, tokens: dict) -> dict:
   count = max(tokens["sequences"], 1)
   row = (tokens["trained"] / count, tokens["predicted"] / count)
   flops["score_batch"] = count * costs.forward_flops(model, 0, *row)
+  flops["score_start"] = (1 - 1 / run.optimizer.minibatches) * flops["score_batch"]  # not of the first minibatch
   flops["update"] = count * costs.train_flops(model, *row)
   if tokens.get("shared"):
     flops["update"] -= tokens["shared"] / lengths.prompt * costs.train_flops(model, lengths.prompt, 0)

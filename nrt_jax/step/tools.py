@@ -288,16 +288,15 @@ def slots_run(setup: Setup, batch):
 
 def score_batch(setup: Setup, params, batch):
   """Log-probability of each token under other parameters, as many rows at a time as a micro-batch has: `[N, L]`."""
-  return _score_pieces(setup, params, batch, setup.run.optimizer.minibatches * setup.micro_batches)
+  with jax.named_scope("score_batch"):
+    return _score_pieces(setup, params, batch, setup.run.optimizer.minibatches * setup.micro_batches)
 
 
 def _score_pieces(setup: Setup, params, batch, pieces: int):
-  together = setup.rows_together
-  with jax.named_scope("score_batch"):
-    if pieces == 1:
-      return log_probs(setup, params, batch)[0]
-    cut = rows.cut_groups(batch, pieces, together)
-    return rows.join_groups(jax.lax.map(lambda piece: log_probs(setup, params, piece)[0], cut), together)
+  if pieces == 1:
+    return log_probs(setup, params, batch)[0]
+  cut = rows.cut_groups(batch, pieces, setup.rows_together)
+  return rows.join_groups(jax.lax.map(lambda piece: log_probs(setup, params, piece)[0], cut), setup.rows_together)
 
 
 def score_start(setup: Setup, params, batch):
@@ -309,7 +308,8 @@ def score_start(setup: Setup, params, batch):
   if count == 1:
     return batch
   later = jax.tree.map(lambda a: a[1:], rows.cut_groups(batch, count, together))
-  later_NL = _score_pieces(setup, params, rows.join_groups(later, together), (count - 1) * setup.micro_batches)
+  with jax.named_scope("score_start"):
+    later_NL = _score_pieces(setup, params, rows.join_groups(later, together), (count - 1) * setup.micro_batches)
   later = rows.cut_groups(later_NL, count - 1, together)
   start_NL = rows.join_groups(jnp.concatenate([jnp.zeros_like(later[:1]), later]), together)
   return batch.replace(start_logp_NL=start_NL, at_start_N=jnp.arange(len(start_NL)) // together % count == 0)

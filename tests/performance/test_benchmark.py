@@ -105,6 +105,8 @@ def test_what_each_method_asks_of_the_tools(name):
   assert batch.token_NL.shape[0] == 8 * setup.rows_per_prompt
   reference = getattr(setup.run.algorithm, "kl_coef", 0) > 0
   assert ("score_batch" in calls) or not reference
+  assert ("score_start" in calls) == (name in ("nrt", "verifree", "dro", "rlpr", "nover", "nft", "dpo") or "gr" in name
+                                      or name in ("dapo", "gspo"))  # fmt: skip
 
 
 def test_decode_bytes_by_counting():
@@ -152,6 +154,9 @@ def test_model_flops_of_rows_of_one_length_are_those_of_the_cost_model():
   expected = costs.step_flops(setup.model, lengths)
   found = throughput.model_flops(work(setup), tokens)
   assert found.pop("score_batch") == pytest.approx(32 * costs.forward_flops(setup.model, 0, 15, 10))
+  assert found.pop("score_start") == 0  # one minibatch
+  several = throughput.model_flops(work(toy.setup("nrt", optimizer__minibatches=4)), tokens)
+  assert several["score_start"] == pytest.approx(24 * costs.forward_flops(setup.model, 0, 15, 10))
   assert found == pytest.approx(expected)
   assert set(throughput.model_flops(work(setup, ("decode", "update")), tokens)) == {"decode", "update"}
   shared = throughput.model_flops(work(setup), tokens | {"shared": 24 * 5.0})["update"]

@@ -13,7 +13,7 @@ import numpy as np
 # The scopes of step/programs.py, step/tools.py and rollout/sampler.py. An instruction belongs to its innermost scope.
 PHASES = (
   "rollout_weights", "prefill", "decode", "sample_token", "score_answer", "score_empty_trace", "score_batch",
-  "gradients", "optimizer", "collect", "update",
+  "score_start", "gradients", "optimizer", "collect", "update",
 )  # fmt: skip
 BITS = {"pred": 8, "s4": 4, "u4": 4, "s2": 2, "u2": 2, "c64": 64, "c128": 128}
 
