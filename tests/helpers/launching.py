@@ -67,14 +67,15 @@ STAND_IN = """\
 import json, os, pathlib, signal, sys, time
 flags = sys.argv
 workdir = pathlib.Path(flags[flags.index("--workdir") + 1])
-number = int(flags[-1].split(",")[2]) if "," in flags[-1] else int(os.environ.get("TPU_WORKER_ID", 0))
+joined = "," in flags[-1]  # local processes, which share the workdir
+number = int(flags[-1].split(",")[2]) if joined else int(os.environ.get("TPU_WORKER_ID", 0))
 behave = json.loads(pathlib.Path(flags[flags.index("--config") + 1]).read_text())
 workdir.mkdir(parents=True, exist_ok=True)
 metrics = workdir / "metrics.jsonl"
 done = metrics.read_text().count("\\n") if metrics.exists() else 0
 signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 for step in range(done + 1, behave["steps"] + 1):
-  for other in (key.split("@")[0] for key in behave if key.endswith(f"@{step}")):
+  for other in (key.split("@")[0] for key in behave if joined and key.endswith(f"@{step}")):
     while int(other) != number and not (workdir / f"happened-{other}-{step}").exists(): time.sleep(0.001)
   event = behave.get(f"{number}@{step}")
   marker = workdir / f"happened-{number}-{step}"
