@@ -36,7 +36,10 @@ def all_sampled(stops):
 
 
 SAMPLED = all_sampled((MARKER,))
-EXACT = {"baseline": "none", "center": "none", "scale": "none", "trace_loss": "reinforce", "format_coef": 0.0}
+EXACT = {
+  "baseline": "none", "center": "none", "scale": "none", "trace_loss": "reinforce", "format_coef": 0.0,
+  "normalisation_constant": 1.0,  # the objective itself, undivided
+}  # fmt: skip
 
 
 def tiny_setup(algorithm="nrt", stops=(MARKER,), settings=EXACT, **over):
