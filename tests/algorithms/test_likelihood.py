@@ -232,6 +232,8 @@ def test_spread_weights_twin():
       np.testing.assert_allclose(row[: lengths[g]], expected, rtol=1e-4, atol=1e-6)
       assert not row[lengths[g] :].any()
   np.testing.assert_array_equal(rewards.spread_weights(jnp.full((4, 2), -0.1), jnp.ones((4, 2), bool), 4), 1)
+  rounded = jnp.full((4, 2), -1.0).at[0, 0].set(-1.0000001)  # one token's rounding is no spread
+  np.testing.assert_array_equal(rewards.spread_weights(rounded, jnp.ones((4, 2), bool), 4), 1)
 
 
 # ------------------------------------------------------------------------ exact gradients on an enumerable policy

@@ -172,3 +172,9 @@ def test_equal_labels_give_no_gradient(name):
 def test_errors(over, text):
   with pytest.raises(UserError, match=text):
     ALGORITHMS["grpo"].config(**over)
+
+
+@pytest.mark.parametrize("labels,differ", [((0.5, 0.5000001), False), ((0.5, 0.50001), True), ((0.0, 1e-9), True)])
+def test_labels_that_differ_by_rounding_do_not_vary(labels, differ):
+  found = rlvr.varies(jnp.array(labels, jnp.float32), jnp.ones(2, bool), 2)
+  np.testing.assert_array_equal(found, [differ] * 2)
