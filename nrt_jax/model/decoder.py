@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    scale = self.param("scale", nn.initializers.constant(1 - self.offset), x.shape[x.ndim - self.axes :])
+    scale = self.param("scale", nn.initializers.constant(1 - self.offset, jnp.float32), x.shape[x.ndim - self.axes :])
     scale = scale + self.offset if self.offset else scale
     x32 = x.astype(jnp.float32)
     x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), tuple(range(-self.axes, 0)), keepdims=True) + self.eps)
@@ -196,7 +196,7 @@ def init_params(config: ModelConfig, key) -> dict:
   params = {
     "embedder": {"embedding": normal(embed_key, (config.vocab_size, config.hidden_size))},
     "layers": jax.vmap(init_layer)(jax.random.split(layer_key, config.num_hidden_layers)),
-    "final_norm": {"scale": jnp.full((config.hidden_size,), 1 - config.norm_offset)},
+    "final_norm": {"scale": jnp.full((config.hidden_size,), 1 - config.norm_offset, jnp.float32)},
   }
   if not config.tie_word_embeddings:
     params["head"] = {"kernel": normal(head_key, (config.hidden_size, config.vocab_size))}
