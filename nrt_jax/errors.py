@@ -2,10 +2,22 @@
 
 import contextlib
 import difflib
+import sys
 
 
 class UserError(Exception):
   """A mistake in a config, a file or a flag. Commands print its one-line message and exit with code 2."""
+
+
+def printable(text: str) -> str:
+  """The text with control characters escaped: names in files of others may hold what a terminal obeys."""
+  return "".join(c if c.isprintable() or c in "\t " else repr(c)[1:-1] for c in text)
+
+
+def warn(text: str) -> None:
+  """Writes one line to stderr, if there still is one."""
+  with contextlib.suppress(OSError, ValueError):
+    print("nrt-jax: warning:", printable(" ".join(text.split())), file=sys.stderr, flush=True)
 
 
 def choices(found, allowed, suggest: bool = True) -> str:

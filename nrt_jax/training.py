@@ -2,7 +2,7 @@
 
 The order of start-up matters: every error in a config, a file or a mesh is found before anything is compiled. The state
 then comes from the first of these that applies:
-  1. the newest good checkpoint in the workdir (the same command again resumes),
+  1. the newest whole checkpoint in the workdir (the same command again resumes),
   2. the policy of another run (`from_checkpoint`),
   3. the weights of `model.path`,
   4. random initialization (`model.weights = "random"`).
@@ -63,10 +63,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     # ---- 3. State.
     states, progress, start_step = None, Progress(), -1
     if checkpoints.latest_step() is not None:
-      start_step = checkpoints.latest_step()
-      progress = workdirs.read_progress(checkpoints, start_step, [run.stage for run in runs])
-      batches.require_inside(stages[progress.stage].train_data, progress.position)
-      states = workdirs.restore(stages[progress.stage].setup, checkpoints, start_step)
+      start_step, (states, progress) = checkpoints.newest(lambda step: resume(stages, checkpoints, step))
     workdirs.describe(workdir, tokenizer, stages[0].setup, config_values)  # not earlier: keeps another run's
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
     stack.callback(writer.close)
@@ -153,6 +150,13 @@ def describe_data(stage: Stage) -> str:
   packed = f", packed into {len(rows):,} rows" if stage.setup.run.data.packing else ""
   evaluated = "" if held is None else f"; evaluation: {overlong.summary(len(held), held.counts)}"
   return f"stage {stage.setup.run.stage}: {overlong.summary(len(rows.examples), rows.counts)}{packed}{evaluated}"
+
+
+def resume(stages: list[Stage], checkpoints: Checkpoints, step: int) -> tuple[States, Progress]:
+  """The states and the progress of the checkpoint of `step`."""
+  progress = workdirs.read_progress(checkpoints, step, [stage.setup.run.stage for stage in stages])
+  batches.require_inside(stages[progress.stage].train_data, progress.position)
+  return workdirs.restore(stages[progress.stage].setup, checkpoints, step), progress
 
 
 def fresh_states(stage: Stage, params, key) -> States:

@@ -101,15 +101,22 @@ def placed(abstract, shardings):
 
 
 def read_policy(workdir: str, config: ModelConfig, mesh=None, step: int | None = None, averaged: bool = False):
-  """The policy's parameters alone from a checkpoint of a workdir (None: its newest), for any optimizer and mesh.
+  """The policy's parameters of `find_policy`."""
+  return find_policy(workdir, config, mesh, step, averaged)[1]
+
+
+def find_policy(workdir: str, config: ModelConfig, mesh=None, step: int | None = None, averaged: bool = False):
+  """(step, the policy's parameters alone) of a checkpoint of a workdir (None: the newest whole one), for any optimizer
+  and mesh.
 
   averaged: uses the average over steps for trained parameters; the checkpoint must hold it.
   """
   stored = stored_architecture(workdir, config)
   if stored != config:  # its vocabulary may not divide over this mesh: read it unsharded, pad it again, shard it
     uncut = policy.param_shardings(stored, mesh, {**RULES, "vocab": None})
-    params = policy.repad(_restore_policy(workdir, stored, uncut, step, averaged), stored, config)
-    return params if mesh is None else jax.device_put(params, policy.param_shardings(config, mesh))
+    step, params = _restore_policy(workdir, stored, uncut, step, averaged)
+    params = policy.repad(params, stored, config)
+    return step, params if mesh is None else jax.device_put(params, policy.param_shardings(config, mesh))
   return _restore_policy(workdir, config, policy.param_shardings(config, mesh), step, averaged)
 
 
@@ -122,15 +129,18 @@ def stored_architecture(workdir: str, config: ModelConfig) -> ModelConfig:
 
 
 def _restore_policy(workdir: str, config: ModelConfig, shardings, step: int | None, averaged: bool):
-  """The policy's parameters as stored in a checkpoint."""
+  """(step, the policy's parameters) as stored in a checkpoint."""
   checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), read_only=True)
   params = placed(policy.abstract_params(config), shardings)
-  if not averaged:
-    tree, _ = checkpoints.restore(step, {"policy": {"params": params}}, partial=True)
-    return tree["policy"]["params"]
   trainable, frozen = lora.split(params, config)
-  tree, _ = checkpoints.restore(step, {"policy": {"params": frozen}, "average": trainable}, partial=True)
-  return lora.join(tree["average"], tree["policy"]["params"])
+  parts = {"policy": {"params": frozen}, "average": trainable} if averaged else {"policy": {"params": params}}
+
+  def read(step):
+    return checkpoints.restore(step, parts, partial=True)[0]
+
+  step, tree = checkpoints.newest(read) if step is None else (step, read(step))
+  params = tree["policy"]["params"]
+  return step, lora.join(tree["average"], params) if averaged else params
 
 
 def read_run(workdir: str) -> list[RunConfig]:
@@ -138,15 +148,19 @@ def read_run(workdir: str) -> list[RunConfig]:
   return stages_of(hf_config.read_json(Path(workdir) / "config.json"))
 
 
-def export_checkpoint(workdir: str, directory: str, step: int | None = None, dtype: str = "float32") -> None:
-  """Writes the policy of a checkpoint (None: the newest) in Hugging Face format; the run may still be active."""
+def export_checkpoint(workdir: str, directory: str, step: int | None = None, dtype: str = "float32") -> int:
+  """Writes the policy of a checkpoint (None: the newest whole one) in Hugging Face format, and returns its step.
+
+  The run may still be active.
+  """
   run = read_run(workdir)[-1]
   # The model directory that the run started from may be gone.
   model = dataclasses.replace(run.model, path=os.path.join(workdir, "tokenizer"))
   _, form = policy.open_tokenizer(model, dataclasses.replace(run.prompt, tokenizer=None, chat_template=None))
   config = policy.read_architecture(model, form)
-  params = read_policy(workdir, config, step=step, averaged=programs.averages(run, "export"))
+  step, params = find_policy(workdir, config, step=step, averaged=programs.averages(run, "export"))
   export(params, run, config, form, workdir, directory, dtype)
+  return step
 
 
 def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, directory: str, dtype="float32") -> None:

@@ -459,3 +459,19 @@ def coded_block(x, levels, octaves, never_zero, dither):
       up = share > 0
     codes.append(int(np.sign(v)) * (k + bool(up)))
   return np.array(codes), scale
+
+
+# ---- records/digests.py ----------------------------------------------------------------------------------------------
+
+
+def digest(array) -> int:
+  """The digest of an array with Python's integers: one word per element, mixed with its index and summed."""
+  array = np.asarray(array)
+  words = array.astype(np.uint8) if array.dtype == bool else array.view(f"u{array.dtype.itemsize}")
+  total = 0
+  for i, word in enumerate(words.reshape(-1).tolist()):
+    word ^= i * 0x9E3779B1 % 2**32
+    word = (word ^ word >> 16) * 0x7FEB352D % 2**32
+    word = (word ^ word >> 15) * 0x846CA68B % 2**32
+    total += word ^ word >> 16
+  return total % 2**32

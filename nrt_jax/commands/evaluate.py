@@ -27,7 +27,7 @@ def run(args) -> None:
   workdir, step = (None, None) if args.model is not None else find_checkpoint(args)
   setup, tokenizer, dataset = prepare(with_source(stage, args.model, workdir))
   with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
-    params = read_params(setup, workdir, step)
+    step, params = read_params(setup, workdir, step)
     arguments = (build_generate(setup), params, dataset, stage.evaluation, tokenizer, setup.form)
     metrics, completions = held_out.evaluate(*arguments, jax.random.key(stage.seed))
   source = {"model": args.model} if args.model else {"checkpoint": args.checkpoint, "step": step}
@@ -47,15 +47,12 @@ def choose_stage(stages: list, name: str | None) -> config.RunConfig:
   return by_name[name]
 
 
-def find_checkpoint(args) -> tuple[str, int]:
-  """(workdir, step) of the checkpoint that the flags name."""
+def find_checkpoint(args) -> tuple[str, int | None]:
+  """(workdir, step) of the checkpoint that the flags name; None: the newest that is whole."""
   if args.checkpoint is None:
     raise UserError("--checkpoint, --model: found neither, allowed: one of them")
   workdir = export.find_workdir(args.checkpoint)
-  step = export.find_step(workdir, args.step)
-  if step is None:
-    raise UserError(f"--checkpoint: {workdir} holds no checkpoint yet")
-  return workdir, step
+  return workdir, export.find_step(workdir, args.step)
 
 
 def with_source(stage: config.RunConfig, model: str | None, workdir: str | None) -> config.RunConfig:
@@ -83,12 +80,12 @@ def prepare(stage: config.RunConfig):
 
 
 def read_params(setup: programs.Setup, workdir: str | None, step: int | None):
-  """The policy's parameters, on the mesh if there is one."""
+  """(step, the policy's parameters), on the mesh if there is one; a model directory has no step."""
   if workdir is not None:
     averaged = programs.averages(workdirs.read_run(workdir)[-1], "evaluation")
-    return workdirs.read_policy(workdir, setup.model, setup.mesh, step, averaged)
+    return workdirs.find_policy(workdir, setup.model, setup.mesh, step, averaged)
   source = dataclasses.replace(setup.run.model, weights="pretrained")
-  return policy.load_policy(source, setup.model, setup.form, setup.run.seed, setup.mesh)
+  return None, policy.load_policy(source, setup.model, setup.form, setup.run.seed, setup.mesh)
 
 
 def build_generate(setup: programs.Setup):

@@ -14,8 +14,7 @@ def run(args) -> None:
   jax.config.update("jax_platforms", "cpu")  # weights are only copied, which needs no accelerator
   output.check_directory(args.output, "--output")
   workdir = find_workdir(args.checkpoint)
-  step = find_step(workdir, args.step)
-  workdirs.export_checkpoint(workdir, args.output, step, args.dtype)
+  step = workdirs.export_checkpoint(workdir, args.output, find_step(workdir, args.step), args.dtype)
   print(f"wrote the policy of step {step} to {args.output}")
 
 
@@ -29,14 +28,10 @@ def find_workdir(directory: str) -> str:
 
 
 def find_step(workdir: str, wanted: int | str | None) -> int | None:
-  """The step of a checkpoint. `wanted`: a step, "best", or None for the newest. Returns None if there is none."""
-  settings = workdirs.read_run(workdir)[0].checkpoint
-  if wanted == "best" and settings.keep_best is None:
-    raise UserError("--step: found 'best', but the run's checkpoint.keep_best names no metric to rank by")
-  if isinstance(wanted, int):
+  """The step of a checkpoint. `wanted`: a step, "best", or None for the newest whole one, which only reading finds."""
+  if wanted != "best":
     return wanted
-  checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), settings, read_only=True)
-  try:
-    return checkpoints.latest_step() if wanted is None else checkpoints.best_step()
-  finally:
-    checkpoints.close()
+  settings = workdirs.read_run(workdir)[0].checkpoint
+  if settings.keep_best is None:
+    raise UserError("--step: found 'best', but the run's checkpoint.keep_best names no metric to rank by")
+  return Checkpoints(os.path.join(workdir, "checkpoints"), settings, read_only=True).best_step()

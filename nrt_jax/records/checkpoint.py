@@ -3,23 +3,34 @@
 A step is written to a temporary directory and renamed when complete, and renamed into TRASH before it is deleted. A
 process killed at any time thus leaves only complete steps under their names. The state is stored flat, by tree paths
 ("policy/params/embed/embedding"): mismatches are reported by name, and parts can be restored without the rest.
+
+A step's record holds a digest of each array (digests.py), with which what is restored is compared. Where bits have
+changed, or a file is truncated or gone, the step is damaged, and the newest one that is whole takes its place.
 """
 
+import functools
+import json
 import math
 import os
 import shutil
+import sys
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
-from nrt_jax.errors import UserError, require_choice
+from nrt_jax.errors import UserError, require_choice, warn
 from nrt_jax.files import write_json
+from nrt_jax.records import digests
 
 TRASH = "trash"
+DAMAGED = "damaged"  # where a run puts steps that are not whole, for a person to look at
 METRICS = "metrics"  # the item of a step that Orbax ranks it by: a file of this name in a directory of this name
+STATE = "state"  # the directory of a step's arrays
 RECORD = os.path.join("record", "metadata")  # the file of a step's record
 
 
@@ -40,11 +51,15 @@ class CheckpointConfig:
         raise UserError(f"checkpoint.{key}: found {getattr(self, key)!r}, allowed: {least} or more")
 
   def rank(self, metrics: dict) -> float:
-    """Higher is better; a checkpoint whose metric is missing or NaN ranks last."""
+    """Higher is better; a checkpoint whose metric is missing or not finite ranks last."""
     value = metrics.get(self.keep_best, math.nan)
-    if math.isnan(value):
+    if not math.isfinite(value):
       return -math.inf
     return value if self.best_mode == "max" else -value
+
+
+class Damaged(UserError):
+  """A checkpoint that can't be read, or whose bits are not those that were saved."""
 
 
 class Checkpoints:
@@ -53,12 +68,17 @@ class Checkpoints:
   def __init__(self, directory: str, config: CheckpointConfig = CheckpointConfig(), read_only: bool = False):
     self._directory = os.path.abspath(directory)
     self._config = config
-    self._read_only = read_only
     if read_only and not os.path.isdir(self._directory):
       raise UserError(f"{directory}: no such checkpoint directory")
-    self._empty_trash()
-    handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-    self._manager = ocp.CheckpointManager(self._directory, options=_options(config, read_only), item_handlers=handlers)
+    self._reader = ocp.PyTreeCheckpointHandler()  # not a Checkpointer, which warns of files that only steps have
+    self._manager = None
+    if not read_only:
+      self._empty_trash()
+      self._mend_metrics()
+      handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+      self._manager = ocp.CheckpointManager(self._directory, options=_options(config), item_handlers=handlers)
+
+  # ---- Writing
 
   def due(self, step: int) -> bool:
     """Whether `step` is a multiple of `every_steps`."""
@@ -70,70 +90,122 @@ class Checkpoints:
     Does nothing if the step exists. `metrics` holds `keep_best` if it was measured. Every host must call this. Raises
     the error of an earlier save that failed in the background.
     """
-    if self._read_only:
+    if self._manager is None:
       raise ValueError("these checkpoints were opened for reading")
     self.wait()
     if step in self.all_steps():
       return
-    ranked = self._ranked(metrics or {})
-    items = ocp.args.Composite(state=ocp.args.PyTreeSave(_flat(states)), record=ocp.args.JsonSave(record))
+    ranked, flat = self._ranked(metrics or {}), _flat(states)
+    sealed = digests.seal(record, digests.of_arrays(flat))
+    items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), record=ocp.args.JsonSave(sealed))
     self._manager.save(step, args=items, metrics=ranked, force=True)
 
   def amend(self, step: int, record: dict, metrics: dict) -> None:
     """Replaces a saved step's record and adds a `keep_best` measured after `save`. Every host must call this."""
     self.wait()
     ranked = {name: value for name, value in self._ranked(metrics).items() if not math.isnan(value)}
-    path = os.path.join(self._directory, str(step))
+    sealed = digests.seal(record, self._record(step)[1])
     if ranked and jax.process_index() == 0:
-      write_json(os.path.join(path, METRICS, METRICS), ranked)
+      write_json(self._path(step, METRICS, METRICS), ranked)
     if jax.process_index() == 0:
-      write_json(os.path.join(path, RECORD), record)  # last: until it is written, the evaluation is still due
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("checkpoint amended")
+      write_json(self._path(step, RECORD), sealed)  # last: until it is written, the evaluation is still due
+    _together("checkpoint amended")
     self._manager.reload()
 
   def _ranked(self, metrics: dict) -> dict:
     return {name: float(value) for name, value in metrics.items() if name == self._config.keep_best}
 
+  # ---- Reading
+
   def restore(self, step: int | None, abstract, partial: bool = False):
-    """(tree, record) of `step` (None: the newest); the tree has the structure and shardings of `abstract`.
+    """(tree, record) of `step`, or of the newest that is whole (None). The tree is like `abstract`, shardings included.
 
     Leaves of `abstract` are arrays or ShapeDtypeStructs; one without a sharding is put on the first device. With
     `partial`, entries of the checkpoint that `abstract` lacks are not read. Raises UserError if the step does not
-    exist, if it can't be read, or if its tree doesn't match, naming the first key that differs.
+    exist, if it is damaged, or if its tree doesn't match, naming the first key that differs.
     """
+    if step is None:
+      return self.newest(lambda step: self.restore(step, abstract, partial))[1]
     step = self._existing(step)
-    wanted = {key: _abstract(leaf) for key, leaf in _flat(abstract).items()}
-    stored = self._read(step, lambda: dict(self._manager.item_metadata(step)["state"].items()))
-    _require_fit(os.path.join(self._directory, str(step)), stored, wanted, partial)
+    record, expected = self._record(step)
+    wanted, path = {key: _abstract(leaf) for key, leaf in _flat(abstract).items()}, epath.Path(self._path(step, STATE))
+    stored = self._read(step, lambda: dict(self._reader.metadata(path).items()))
+    if expected and expected.keys() != stored.keys():
+      raise self._damage(step, "its arrays are not those that were saved")
+    _require_fit(self._path(step), stored, wanted, partial)
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
     arrays = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
-    found = self._read_items(step, state=arrays, record=ocp.args.JsonRestore())
-    return jax.tree.unflatten(jax.tree.structure(abstract), [found["state"][key] for key in wanted]), found["record"]
+    found = self._read(step, lambda: self._reader.restore(path, args=arrays))
+    changed = digests.changed(found, expected)
+    changed = changed or next((key for key in wanted if found[key].dtype != wanted[key].dtype), None)
+    if changed is not None:
+      raise self._damage(step, f"{changed}: its bits are not those that were saved")
+    return jax.tree.unflatten(jax.tree.structure(abstract), [found[key] for key in wanted]), record
 
   def record(self, step: int | None = None) -> dict:
     """The record alone, which a reader needs before it can describe the tree. Raises as `restore` does."""
-    return self._read_items(self._existing(step), record=ocp.args.JsonRestore())["record"]
+    if step is None:
+      return self.newest(self.record)[1]
+    return self._record(self._existing(step))[0]
+
+  def newest(self, read):
+    """(step, read(step)) of the newest step that is whole, where `read` raises Damaged for others.
+
+    Damaged ones are named in a warning each; a writer also moves them to `damaged/`, for their numbers are to be used
+    again. A reader looks again where a step was deleted under its hands. Every host must call this. UserError if no
+    step is whole.
+    """
+    found = {}  # step -> how it is damaged
+    while True:
+      steps = [step for step in self.all_steps() if step not in found]
+      if not steps and found:
+        raise UserError(f"{self._directory}: holds no checkpoint that is whole: {found[max(found)]}")
+      step = self._existing(steps[-1] if steps else None)
+      try:
+        value, damage = read(step), None
+      except UserError as error:
+        if self._manager is None and step not in self.all_steps():
+          continue  # the run that writes it has deleted it meanwhile
+        if not isinstance(error, Damaged):
+          raise
+        value, damage = None, error
+      if _on_any_host(damage is not None):
+        found[step] = damage or f"{self._path(step)}: damaged on another host"
+        continue
+      for old, reason in found.items():
+        self._set_aside(old, f"{reason}; step {step} is used")
+      return step, value
 
   def all_steps(self) -> list[int]:
-    """Saved steps, oldest first, including the one being written."""
-    return sorted(self._manager.all_steps())
+    """Saved steps, oldest first; a writer's include the one being written."""
+    if self._manager is not None:
+      return sorted(self._manager.all_steps())
+    return sorted(int(name) for name in os.listdir(self._directory) if name.isdecimal())
 
   def latest_step(self) -> int | None:
-    return self._manager.latest_step()
+    return max(self.all_steps(), default=None)
 
   def best_step(self) -> int | None:
     """The step with the best `keep_best`; the newest if no checkpoint has it."""
-    return self._manager.best_step()
+    self.wait()
+    return max(self.all_steps(), key=lambda step: (self._config.rank(self._metrics(step) or {}), step), default=None)
 
   def wait(self) -> None:
     """Blocks until everything is on disk; raises the error of a save that failed in the background."""
-    self._manager.wait_until_finished()
-    self._empty_trash()
+    if self._manager is not None:
+      self._manager.wait_until_finished()
+      self._empty_trash()
 
   def close(self) -> None:
     self.wait()
-    self._manager.close()
+    if self._manager is not None:
+      self._manager.close()
+    self._reader.close()
+
+  # ---- Files
+
+  def _path(self, step: int, *names: str) -> str:
+    return os.path.join(self._directory, str(step), *names)
 
   def _existing(self, step: int | None) -> int:
     self.wait()
@@ -144,27 +216,96 @@ class Checkpoints:
       raise UserError(f"{self._directory}: found no checkpoint {step}, allowed: {', '.join(map(str, steps))}")
     return steps[-1] if step is None else step
 
-  def _read_items(self, step: int, **items):
-    return self._read(step, lambda: self._manager.restore(step, args=ocp.args.Composite(**items)))
+  def _record(self, step: int) -> tuple[dict, dict]:
+    """(record, digests of the arrays) of a step."""
+
+    def read():
+      with open(self._path(step, RECORD), encoding="utf-8") as file:
+        return digests.unseal(json.load(file))
+
+    return self._read(step, read)
 
   def _read(self, step: int, read):
     """Runs `read` and reports damage, for which Orbax raises many exception types (even Exception), as one line."""
+    _hush_late_reads()
     try:
       return read()
     except Exception as error:
       reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-      path = os.path.join(self._directory, str(step))
-      raise UserError(f"{path}: unreadable checkpoint; remove it to use an earlier one ({reason})") from error
+      if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
+        raise  # the checkpoint may well be whole
+      raise self._damage(step, reason) from error
+
+  def _damage(self, step: int, reason: str) -> Damaged:
+    return Damaged(f"{self._path(step)}: damaged checkpoint ({reason})")
+
+  def _set_aside(self, step: int, reason: str) -> None:
+    if self._manager is not None and jax.process_index() == 0:
+      place = os.path.join(self._directory, DAMAGED, str(step))
+      shutil.rmtree(place, ignore_errors=True)
+      os.makedirs(os.path.dirname(place), exist_ok=True)
+      os.rename(self._path(step), place)
+      reason += f", and the damaged one is now in {os.path.dirname(place)}"
+    if self._manager is not None:
+      _together("damaged checkpoint set aside")
+      self._manager.reload()
+    if jax.process_index() == 0:
+      warn(reason)
+
+  def _metrics(self, step: int) -> dict | None:
+    """What a step is ranked by; None if the file is gone or no JSON object."""
+    try:
+      with open(self._path(step, METRICS, METRICS), encoding="utf-8") as file:
+        metrics = json.load(file)
+    except (OSError, ValueError):
+      return None
+    numbers = isinstance(metrics, dict) and all(isinstance(value, (int, float)) for value in metrics.values())
+    return metrics if numbers else None
+
+  def _mend_metrics(self) -> None:
+    """Orbax reads the metrics of every step at its start: where they are lost, the step counts as not measured."""
+    if jax.process_index() == 0 and os.path.isdir(self._directory):
+      for name in filter(str.isdecimal, os.listdir(self._directory)):
+        path = os.path.join(self._directory, name, METRICS)
+        if self._metrics(int(name)) is None and os.path.isdir(path):
+          write_json(os.path.join(path, METRICS), {})
+    _together("metrics mended")
 
   def _empty_trash(self) -> None:
-    if not self._read_only and jax.process_index() == 0:
+    if jax.process_index() == 0:
       shutil.rmtree(os.path.join(self._directory, TRASH), ignore_errors=True)
 
 
-def _options(config: CheckpointConfig, read_only: bool) -> ocp.CheckpointManagerOptions:
+@functools.cache
+def _hush_late_reads() -> None:
+  """Drops the tracebacks of reads that end after another one has failed, for which nobody waits any more.
+
+  tensorstore wakes a loop of asyncio that Orbax has closed by then, once for each array.
+  """
+  report = sys.unraisablehook
+
+  def hook(raised):
+    if raised.exc_type is not RuntimeError or str(raised.exc_value) != "Event loop is closed":
+      report(raised)
+
+  sys.unraisablehook = hook
+
+
+def _together(name: str) -> None:
+  """Waits for all hosts."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def _on_any_host(true: bool) -> bool:
+  """Whether it is true on any host: they must take the same step, or they would wait for one another."""
+  if jax.process_count() == 1:
+    return true
+  return bool(multihost_utils.process_allgather(np.bool_(true)).any())
+
+
+def _options(config: CheckpointConfig) -> ocp.CheckpointManagerOptions:
   """Orbax keeps a step if any policy does; `best_fn` makes it store the metrics, to rank steps after a restart."""
-  if read_only:  # Orbax's own read_only warns on stderr
-    return ocp.CheckpointManagerOptions(create=False, best_fn=config.rank)
   keep = [policies.LatestN(config.keep_last)]
   if config.keep_best:
     keep.append(policies.BestN(get_metric_fn=config.rank, n=1))

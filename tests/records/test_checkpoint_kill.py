@@ -77,6 +77,20 @@ def test_sigkill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(tmp_pat
   assert files_below(directory) == 0  # the next run clears the rest away
 
 
+def test_a_running_run_can_be_read_at_any_time(tmp_path, capsys):
+  """It saves without pause and keeps one step, so that what a reader has found is mostly gone when it is read."""
+  directory = tmp_path / "checkpoints"
+  child = start_writer(directory, tmp_path / "log")
+  try:
+    wait_for(child, lambda: "saved 1" in (tmp_path / "log").read_text())
+    found = [check_newest(directory) for _ in range(25)]
+  finally:
+    child.kill()
+    child.wait()
+  assert found == sorted(found) and len(set(found)) > 5
+  assert capsys.readouterr().err == ""  # no step was taken for a damaged one
+
+
 def files_below(directory):
   """How many of the 20,000 are left, under whichever name."""
   return sum(len(names) for folder, _, names in os.walk(directory) if folder.endswith("more"))
@@ -98,13 +112,13 @@ def wait_for(child, true, seconds=60):
     time.sleep(0.001)
 
 
-def check_newest(directory, at_least):
+def check_newest(directory, at_least=None):
+  """The newest step, whose content is that of its number; the save after `at_least` may have been completed."""
   reader = Checkpoints(directory, read_only=True)
-  step = reader.latest_step()
-  assert step in (at_least, at_least + 1)  # the save after the last reported one may have been completed
   shape = {"w": jax.ShapeDtypeStruct((2**21,), jnp.float32), "key": jax.eval_shape(lambda: jax.random.key(0))}
-  found, record = reader.restore(None, shape)
-  assert record == {"step": step}
+  step, (found, record) = reader.newest(lambda step: reader.restore(step, shape))
+  reader.close()
+  assert record == {"step": step} and (at_least is None or step in (at_least, at_least + 1))
   wanted = np.random.default_rng(step).normal(size=2**21).astype(np.float32)
   assert np.asarray(found["w"]).tobytes() == wanted.tobytes()
   assert raw(found["key"]) == raw(jax.random.key(step))
