@@ -196,7 +196,8 @@ class Loop:
     self._writer = writer
     self._tokenizer = tokenizer
     self._stop = stop
-    self._pending = None  # (step, metrics, samples) of the step dispatched last, on the device
+    self._pending = None  # (step, where its examples start, metrics, samples) of the last one, on the device
+    self._skipped = []  # (step, where its examples start) of the newest steps, in a row, with an update skipped
     self._clock = 0.0  # when the step before it finished
     self._work = None  # throughput.Work of the stage's step
 
@@ -235,7 +236,7 @@ class Loop:
       # ---- Dispatch step t, then read the next batch and fetch the metrics of step t - 1 while it runs.
       states, metrics, samples = train_step(states, batch)
       self._fetch(stage)
-      self._pending = (number, metrics, samples)
+      self._pending = (number, progress.position, metrics, samples)
       drawn = run.prompts_per_step * draws.made(metrics, stage.setup.max_draws)
       progress = Progress(progress.stage, step, batches.advance(stage.train_data, progress.position, drawn))
       if step < run.total_steps:
@@ -247,12 +248,13 @@ class Loop:
       owes = bool(step == run.total_steps or due)
       evaluates = owes and not stop  # a stopping run has seconds left; the resumed run evaluates instead
       progress = progress._replace(evaluated=evaluates or not owes)
-      saves = stop or step == run.total_steps or self._checkpoints.due(number)
+      ends = stop or step == run.total_steps
+      saves = ends or self._checkpoints.due(number)
       if evaluates or saves:
         measured = self._fetch(stage)
         if evaluates:
           measured |= self._evaluate(generate, states, stage, number)
-        if saves:
+        if saves and (ends or not self._skipped):  # after a skipped update, the parameters may be beyond help
           self._checkpoints.save(number, single_copy(stage.setup, states), progress.record(run.stage), measured)
         self._clock = time.monotonic()  # not part of the next step's time
       if stop:
@@ -271,7 +273,7 @@ class Loop:
     """Waits for the step dispatched last, writes metrics and samples if they are due, and returns the metrics."""
     if self._pending is None:
       return {}
-    number, metrics, samples = self._pending
+    number, position, metrics, samples = self._pending
     self._pending = None
     if stage.setup.axis_name:
       metrics, samples = programs.unreplicate((metrics, samples))
@@ -282,7 +284,26 @@ class Loop:
       self._writer.write(number, values)
     if self._writer.samples_due(number):
       self._writer.write_samples(number, held_out.readable_samples(self._tokenizer, jax.device_get(samples)))
+    self._count_skipped(stage, number, position, values["optimizer/skipped"])
     return values
+
+  def _count_skipped(self, stage: Stage, number: int, position: batches.Position, share: float) -> None:
+    """Notes that updates were skipped. UserError after as many steps in a row as the config allows."""
+    if not share:
+      self._skipped = []
+      return
+    self._skipped.append((number, position))
+    (first, position), run = self._skipped[0], stage.setup.run
+    examples = batches.name_examples(stage.train_data, position, run.prompts_per_step, run.seed)
+    if len(self._skipped) == 1:
+      self._writer.note(f"step {number}: an update was not finite and is skipped; examples: {examples}")
+    if len(self._skipped) >= run.optimizer.max_skipped_steps:
+      saved = self._checkpoints.latest_step()
+      raise UserError(
+        f"step {number}: in each of the last {len(self._skipped)} steps (optimizer.max_skipped_steps) an update was "
+        f"not finite; step {first} was the first, on {examples}; "
+        + ("there is no checkpoint" if saved is None else f"the newest checkpoint, of step {saved}, is finite")
+      )
 
   def _build_generate(self, stage: Stage):
     run, form = stage.setup.run, stage.setup.form

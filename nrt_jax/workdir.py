@@ -140,7 +140,9 @@ def _restore_policy(workdir: str, config: ModelConfig, shardings, step: int | No
 
   step, tree = checkpoints.newest(read) if step is None else (step, read(step))
   params = tree["policy"]["params"]
-  return step, lora.join(tree["average"], params) if averaged else params
+  params = lora.join(tree["average"], params) if averaged else params
+  hf_weights.require_finite(params, f"{workdir}: checkpoint {step}")
+  return step, params
 
 
 def read_run(workdir: str) -> list[RunConfig]:

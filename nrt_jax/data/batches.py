@@ -267,13 +267,34 @@ def batch(dataset, position, batch_size: int, seed: int, host_index=0, host_coun
   that don't fit.
   """
   require_inside(dataset, position)
-  size, start = len(dataset), position[0] * len(dataset) + position[1]
   rows = _host_rows(batch_size, host_index, host_count)
-  stream = start + rows % draws * (batch_size // draws) + rows // draws
-  weights = getattr(dataset, "weights", None)
+  stream = _first(dataset, position) + rows % draws * (batch_size // draws) + rows // draws
+  entries = _visited(dataset, stream, seed)
+  return dataset.gather(entries, stream % STREAM_MODULUS), advance(dataset, position, batch_size)
+
+
+def _first(dataset, position) -> int:
+  """The place of `position` in the stream."""
+  return position[0] * len(dataset) + position[1]
+
+
+def _visited(dataset, stream, seed: int):
+  """The entries of the data set at these places of the stream: int `[places]`."""
+  size, weights = len(dataset), getattr(dataset, "weights", None)
   orders = {epoch: order.order(size, seed, epoch, weights) for epoch in set((stream // size).tolist())}
-  index = np.array([orders[epoch][i] for epoch, i in zip((stream // size).tolist(), stream % size)])
-  return dataset.gather(index, stream % STREAM_MODULUS), advance(dataset, position, batch_size)
+  return np.array([orders[epoch][i] for epoch, i in zip((stream // size).tolist(), stream % size)])
+
+
+def name_examples(dataset, position, count: int, seed: int, shown: int = 4) -> str:
+  """Where the first of the `count` entries from `position` on come from, for messages."""
+  stream = _first(dataset, position) + np.arange(min(count, shown))
+  groups = getattr(dataset, "groups", None)  # of packed rows, which hold several examples
+  entries = _visited(dataset, stream, seed).tolist()
+  names = [dataset.examples[i].where for entry in entries for i in (groups[entry] if groups else [entry])]
+  more = f" and {count - shown} more" if count > shown else ""
+  return ", ".join(names) + more
+
+
 
 
 def require_inside(dataset, position) -> None:
@@ -284,7 +305,7 @@ def require_inside(dataset, position) -> None:
 
 def advance(dataset, position, count: int) -> Position:
   """The position `count` examples on."""
-  return Position(*divmod(position[0] * len(dataset) + position[1] + count, len(dataset)))
+  return Position(*divmod(_first(dataset, position) + count, len(dataset)))
 
 
 def _host_rows(batch_size, host_index, host_count):

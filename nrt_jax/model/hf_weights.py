@@ -141,7 +141,8 @@ def load_params(directory, config: ModelConfig, shardings=None) -> dict:
 
   `shardings`: one sharding, or a tree like the parameters. Leaf after leaf is assembled in host memory from all its
   layers and placed before the next, so the host holds one stacked float32 leaf at a time.
-  Raises UserError on unknown, missing, duplicate and wrongly shaped tensors, before any weight is read.
+  Raises UserError on unknown, missing, duplicate and wrongly shaped tensors, before any weight is read, and on a NaN or
+  an infinity.
   """
   directory, entries = Path(directory), tensor_entries(config)
   files = locate_tensors(directory, config)
@@ -156,7 +157,10 @@ def load_params(directory, config: ModelConfig, shardings=None) -> dict:
     host = np.empty((*stack, *group[0].shape), np.float32)
     for entry in group:
       name = entry.name if entry.name in files else HEAD  # tied
-      host[() if entry.layer is None else entry.layer] = _from_file(files[name].read(entry), entry)
+      layer = host[() if entry.layer is None else entry.layer]
+      layer[...] = _from_file(files[name].read(entry), entry)
+      if not np.isfinite(layer).all():
+        raise UserError(f"{directory}: tensor {name}: found NaN or infinity, allowed: finite weights")
     if config.tie_word_embeddings and group[0].name == EMBEDDING and HEAD in files:
       _require_tied(host, files[HEAD], directory)
     params[path] = _place(host, placement.get(path))
@@ -188,6 +192,7 @@ def save_params(
   is replaced, other content raises UserError. In a multi-process run all processes call it, and process 0 writes.
   """
   require_choice("export dtype", dtype, tuple(EXPORT_DTYPES))
+  require_finite(params, str(directory))
   directory = Path(directory).absolute()
   _require_replaceable(directory, source)
   partial = directory.with_name(f".{directory.name}.partial")
@@ -202,6 +207,13 @@ def save_params(
   _write_weights(params, config, partial, EXPORT_DTYPES[dtype], max_shard_bytes)
   if jax.process_index() == 0:
     _replace_directory(partial, directory)
+
+
+def require_finite(params, where: str) -> None:
+  """Raises UserError, naming the first array, where parameters hold a NaN or an infinity. Every host must call this."""
+  for path, leaf in traverse_util.flatten_dict(params, sep=".").items():
+    if not bool(jnp.isfinite(leaf).all()):
+      raise UserError(f"{where}: {path}: found NaN or infinity, allowed: finite parameters")
 
 
 def _write_weights(params, config: ModelConfig, directory: Path, dtype: np.dtype, max_shard_bytes: int) -> None:

@@ -14,6 +14,8 @@ from nrt_jax.optimizers import quantized_moments as quantized
 UNDECAYED = ("scale", "bias")
 
 
+LARGEST, SMALLEST = float(jnp.finfo(jnp.float32).max), float(jnp.finfo(jnp.float32).tiny)  # smaller ones become 0
+
 MOMENT_DTYPES = ("float32", "bfloat16", "int8")
 
 # What may use the averaged parameters. Sampling, the next stage and `from_checkpoint` use the trained ones.
@@ -32,20 +34,23 @@ class OptimizerConfig:
   end_ratio: float = 0.0  # final learning rate as a fraction of the peak, 0 to 1 (cosine and linear)
   beta1: float = 0.9  # decay of the first moment; the momentum of sgd
   beta2: float = 0.95  # decay of the second moment (adamw)
-  eps: float = 1e-15  # added to the square root of the second moment (adamw)
+  eps: float = 1e-15  # added to the square root of the second moment (adamw); 1.2e-38 or more
   moment_dtype: str = "float32"  # of stored moments: float32 | bfloat16 (first moment only) | int8 (both, in blocks)
   weight_decay: float = 0.01  # decoupled, times the learning rate; excludes norms and biases
   max_grad_norm: float = 1.0  # clips gradients to this global norm; 0 = off
   ema_decay: float = 0.0  # per training step, of a moving average of the trained parameters over the stage; 0 = off
   ema_for: tuple[str, ...] = AVERAGE_USES  # what uses the averaged parameters, if there are any: evaluation, export
   minibatches: int = 1  # optimizer updates per rollout: a step's prompts are split into this many minibatches
+  max_skipped_steps: int = 5  # steps in a row with an update that was skipped, not being finite, until the run stops
 
   def __post_init__(self):
     require_choice("optimizer.name", self.name, PRECONDITIONERS)
     require_choice("optimizer.schedule", self.schedule, DECAYS)
     require_choice("optimizer.moment_dtype", self.moment_dtype, MOMENT_DTYPES)
-    for key in ("learning_rate", "warmup_steps", "eps", "weight_decay", "max_grad_norm"):
-      self._require(key, getattr(self, key) >= 0, "0 or more")
+    for key in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"):
+      self._require(key, 0 <= getattr(self, key) <= LARGEST, f"0 to {LARGEST:.7g}")
+    self._require("eps", SMALLEST <= self.eps <= LARGEST, "1.2e-38 or more, or a moment of 0 gives 0/0")
+    self._require("max_skipped_steps", self.max_skipped_steps >= 1, "1 or more")
     for key in ("warmup_ratio", "end_ratio"):
       self._require(key, 0 <= getattr(self, key) <= 1, "0 to 1")
     for use in self.ema_for:

@@ -84,7 +84,8 @@ class MetricsWriter:
       for name, value in numbers.items():
         self._tensorboard.add_scalar(name, value, step)
       self._tensorboard.flush()
-    self._progress.show(step, numbers)
+    unknown = {name: math.nan for name, value in metrics.items() if value is None}
+    self._progress.show(step, numbers | unknown)  # an old number must not stand for one that isn't finite
 
   def write_samples(self, step: int, samples: list[dict]) -> None:
     """Appends one JSON line per sample, at most `samples_per_step`, each with its step."""

@@ -29,7 +29,7 @@ from nrt_jax.step.policy import abstract_params, param_shardings
 from nrt_jax.step.state import States, TrainState
 from nrt_jax.step.throughput import count_tokens
 from nrt_jax.step.tools import DEVICES, Setup, make_tools, rollout_weights, score_empty, score_wave
-from nrt_jax.step.update import gather_sums, update
+from nrt_jax.step.update import choose, gather_sums, update
 
 # ------------------------------------------------------------------------------------------------------------- step
 
@@ -49,10 +49,12 @@ def train_step(setup: Setup, states: States, prompts: Prompts, graded=None):
   keep = setup.run.logging.samples_per_step * setup.samples_per_prompt
   samples = jax.tree.map(lambda a: a[: keep : setup.samples_per_prompt], samples)
   trainable, _ = lora.split(policy.params, setup.model)
-  reference, average = follow(setup, states.reference, trainable), states.average
+  moved = policy.updates != states.policy.updates  # else every update was skipped, and nothing follows
+  reference, average = follow(setup, states.reference, trainable, moved), states.average
   if average is not None:
-    average = blended(setup, "average", setup.run.optimizer.ema_decay, average, trainable)
-  return States(policy, reference, states.memory if memory is None else memory, average), metrics, samples
+    average = blended(setup, "average", setup.run.optimizer.ema_decay, average, trainable, moved)
+  memory = states.memory if memory is None else choose(moved, memory, states.memory)
+  return States(policy, reference, memory, average), metrics, samples
 
 
 def step_tools(setup: Setup, graded=None) -> Tools:
@@ -90,16 +92,17 @@ def step_key(states: States):
   return jax.random.fold_in(states.policy.key, states.policy.step)
 
 
-def follow(setup: Setup, reference, params):
-  """The reference after a step: as it was, or a moving average that follows the policy."""
+def follow(setup: Setup, reference, params, moved=True):
+  """The reference after a step: as it was, or a moving average that follows the policy, if that has moved."""
   if reference_kind(setup) != "moving_average":
     return reference
-  return blended(setup, "reference", setup.run.algorithm.reference_decay, reference, params)
+  return blended(setup, "reference", setup.run.algorithm.reference_decay, reference, params, moved)
 
 
-def blended(setup: Setup, part: str, decay: float, old, new):
+def blended(setup: Setup, part: str, decay: float, old, new, moved=True):
   """`blend` of a part of the state that may wait in the host's memory, and does so again afterwards."""
-  return offload.store(setup, part, blend(decay, offload.fetch(setup, part, old), new))
+  old = offload.fetch(setup, part, old)
+  return offload.store(setup, part, choose(moved, blend(decay, old, new), old))
 
 
 def blend(decay: float, old, new):

@@ -1,5 +1,7 @@
 """The second half of a step: gradients summed over micro-batches, and one optimizer step for each minibatch.
 
+An update whose gradient is not finite is skipped: the parameters and the optimizer stay as they were, bit for bit.
+
 Rows may go into micro-batches by length. Each is then run at one of a few static widths, the narrowest that holds its
 rows, so that short traces don't pay for the longest one; one `lax.switch` inside of the accumulating scan picks it.
 Rows that share a prompt may besides be packed, one behind the other: then the width is what they need together.
@@ -30,21 +32,31 @@ def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainS
   optimizer = make_optimizer(run.optimizer, run.total_steps)
   trainable, frozen = lora.split(state.params, setup.model)
 
+  def move(grads, trainable, opt_state):
+    changes, opt_state = optimizer.update(grads, opt_state, trainable)
+    return optax.apply_updates(trainable, changes), opt_state
+
+  def keep(trainable, opt_state):
+    return trainable, opt_state
+
   def one_update(carry, minibatch):
     trainable, waiting, done = carry
     with jax.named_scope("gradients"):
       grads, sums = gradients(setup, tools, trainable, frozen, minibatch)
     grads = tools.all_sum(grads)
+    norm, limit = optax.tree.norm(grads), run.optimizer.max_grad_norm
     with jax.named_scope("optimizer"):
       opt_state = offload.fetch(setup, "optimizer", waiting)
-      changes, opt_state = optimizer.update(grads, opt_state, trainable)
-      trainable, waiting = optax.apply_updates(trainable, changes), offload.store(setup, "optimizer", opt_state)
+      good = jnp.isfinite(norm)
+      # A branch works in place; choosing between two results would need room for both.
+      trainable, opt_state = jax.lax.cond(good, functools.partial(move, grads), keep, trainable, opt_state)
+      waiting = offload.store(setup, "optimizer", opt_state)
     sums = gather_sums(setup, sums)
-    norm, limit = optax.tree.norm(grads), run.optimizer.max_grad_norm
     sums["optimizer/grad_norm"] = (norm, 1.0)
     sums["optimizer/clipped"] = (jnp.float32(norm > limit) if limit else jnp.float32(0), 1.0)
     sums["optimizer/lr"] = (jnp.float32(learning_rate(run.optimizer, run.total_steps)(done)), 1.0)
-    return (trainable, waiting, done + 1), sums
+    sums["optimizer/skipped"] = (jnp.float32(~good), 1.0)
+    return (trainable, waiting, done + good), sums
 
   carry = (trainable, offload.store(setup, "optimizer", state.opt_state), state.updates)
   if run.optimizer.minibatches == 1:
@@ -57,6 +69,11 @@ def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainS
     }
   trainable, opt_state, updates = carry
   return TrainState(state.step + 1, updates, lora.join(trainable, frozen), opt_state, state.key), sums
+
+
+def choose(first: jax.Array, left, right):
+  """The tree `left` if `first`, else `right`, bit for bit."""
+  return jax.tree.map(lambda a, b: jnp.where(first, a, b), left, right)
 
 
 def gradients(setup: Setup, tools: Tools, trainable, frozen, minibatch):

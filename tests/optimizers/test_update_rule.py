@@ -178,8 +178,10 @@ def test_schedule_traces_under_jit():
   [
     ("name", "adam", "optimizer.name: found 'adam', allowed: adamw, sgd (did you mean 'adamw'?)"),
     ("schedule", "exp", "optimizer.schedule: found 'exp', allowed: constant, cosine, linear"),
-    ("learning_rate", -1e-3, "optimizer.learning_rate: found -0.001, allowed: 0 or more"),
-    ("learning_rate", float("nan"), "optimizer.learning_rate: found nan, allowed: 0 or more"),
+    ("learning_rate", -1e-3, "optimizer.learning_rate: found -0.001, allowed: 0 to 3.402823e+38"),
+    ("learning_rate", float("nan"), "optimizer.learning_rate: found nan, allowed: 0 to 3.402823e+38"),
+    ("eps", 0.0, "optimizer.eps: found 0.0, allowed: 1.2e-38 or more, or a moment of 0 gives 0/0"),
+    ("max_skipped_steps", 0, "optimizer.max_skipped_steps: found 0, allowed: 1 or more"),
     ("warmup_ratio", 1.5, "optimizer.warmup_ratio: found 1.5, allowed: 0 to 1"),
     ("beta2", 1.0, "optimizer.beta2: found 1.0, allowed: 0 to below 1"),
     ("minibatches", 0, "optimizer.minibatches: found 0, allowed: 1 or more"),
