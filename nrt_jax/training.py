@@ -9,13 +9,14 @@ then comes from the first of these that applies:
 """
 
 import contextlib
+import functools
 import os
 import time
 from typing import NamedTuple
 
 import jax
 
-from nrt_jax import sharding
+from nrt_jax import processes, resuming, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.config import RunConfig
@@ -23,7 +24,7 @@ from nrt_jax.data import batches, overlong, packing
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights
-from nrt_jax.records import stopping
+from nrt_jax.records import lock, stopping
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.records.metrics import MetricsWriter
 from nrt_jax.rollout import draws
@@ -41,35 +42,45 @@ class Stage(NamedTuple):
   first_step: int  # training steps of the stages before it
 
 
-def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None) -> bool:
+def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None, allow_change=()) -> bool:
   """Runs or resumes all stages in `workdir` and exports the policy. Returns False if a signal stopped it early.
 
-  `config_values` is written to config.json (the nested mapping that `runs` was read from).
+  `config_values` is written to config.json (the nested mapping that `runs` was read from). `allow_change` names keys
+  that may differ from those of the run that is resumed.
   Raises UserError for anything the user can fix, before anything is compiled.
   """
-  # ---- 1. Devices, tokenizer, model, data: all mistakes surface here.
-  tokenizer, stages = open_stages(runs, workdir)
-  first, (_, model, form, mesh) = runs[0], stages[0].setup
-  total_steps = sum(run.total_steps for run in runs)
-
-  # ---- 2. Files of the run.
-  os.makedirs(workdir, exist_ok=True)
-  workdirs.keep_compiled(workdir)
   with contextlib.ExitStack() as stack:
+    stop = stack.enter_context(stopping.stop_flag())
+
+    # ---- 1. Devices, tokenizer, model, data: all mistakes surface here.
+    tokenizer, stages = open_stages(runs, workdir)
+    first, (_, model, form, mesh) = runs[0], stages[0].setup
+    total_steps = sum(run.total_steps for run in runs)
+    inputs = resuming.describe_inputs(tokenizer, stages)
+    processes.require_same({"config": config_values, **inputs})
+
+    # ---- 2. Files of the run.
+    os.makedirs(workdir, exist_ok=True)
+    left = processes.on_first(lambda: stack.enter_context(lock.held(workdir)))
+    workdirs.keep_compiled(workdir)
     checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), first.checkpoint)
     stack.callback(checkpoints.close)
     stack.enter_context(jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext())
 
     # ---- 3. State.
-    states, progress, start_step = None, Progress(), -1
+    states, progress, changes, start_step = None, Progress(), [], -1
     if checkpoints.latest_step() is not None:
-      start_step, (states, progress) = checkpoints.newest(lambda step: resume(stages, checkpoints, step))
-    workdirs.describe(workdir, tokenizer, stages[0].setup, config_values)  # not earlier: keeps another run's
+      check = functools.partial(resuming.check, workdir, runs, inputs, allowed=allow_change)
+      start_step, found = checkpoints.newest(lambda step: resume(stages, checkpoints, step, check))
+      states, progress, changes = found
+    # Not earlier: where this run is refused, those of the other one stay.
+    workdirs.describe(workdir, tokenizer, stages[0].setup, config_values, start_step)
+    processes.on_first(lambda: resuming.write_inputs(workdir, inputs))
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
     stack.callback(writer.close)
-    for stage in stages:
-      writer.note(describe_data(stage))
-    loop = Loop(stages, checkpoints, writer, tokenizer, stack.enter_context(stopping.stop_flag()))
+    for text in (*filter(None, [left]), *changes, *map(describe_data, stages)):
+      writer.note(text)
+    loop = Loop(stages, checkpoints, writer, tokenizer, stop)
 
     # ---- 4. Stages, one after another.
     for number in range(progress.stage, len(stages)):
@@ -77,7 +88,9 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
         states, progress = loop.next_stage(states, number), Progress(stage=number)
       states, progress = loop.run_stage(states, progress)
       if progress.step < runs[number].total_steps or not progress.evaluated:
-        writer.note("stopped by a signal, after saving; the same command resumes")
+        saved = checkpoints.latest_step()
+        again = "starts again" if saved is None else f"resumes from step {saved}"
+        writer.note(f"stopped by a signal; the same command {again}")
         return False
 
     # ---- 5. Export.
@@ -152,11 +165,14 @@ def describe_data(stage: Stage) -> str:
   return f"stage {stage.setup.run.stage}: {overlong.summary(len(rows.examples), rows.counts)}{packed}{evaluated}"
 
 
-def resume(stages: list[Stage], checkpoints: Checkpoints, step: int) -> tuple[States, Progress]:
-  """The states and the progress of the checkpoint of `step`."""
+def resume(stages: list[Stage], checkpoints: Checkpoints, step: int, check) -> tuple[States, Progress, list[str]]:
+  """The states and the progress of the checkpoint of `step`, and what check(its stage) says of changes since."""
   progress = workdirs.read_progress(checkpoints, step, [stage.setup.run.stage for stage in stages])
-  batches.require_inside(stages[progress.stage].train_data, progress.position)
-  return workdirs.restore(stages[progress.stage].setup, checkpoints, step), progress
+  stage = stages[progress.stage]
+  resuming.check_steps(step, stage.first_step, progress.step, stage.setup.run)
+  changes = check(progress.stage)
+  batches.require_inside(stage.train_data, progress.position)
+  return workdirs.restore(stage.setup, checkpoints, step), progress, changes
 
 
 def fresh_states(stage: Stage, params, key) -> States:
@@ -197,7 +213,7 @@ class Loop:
     self._tokenizer = tokenizer
     self._stop = stop
     self._pending = None  # (step, where its examples start, metrics, samples) of the last one, on the device
-    self._skipped = []  # (step, where its examples start) of the newest steps, in a row, with an update skipped
+    self._skipped = stopping.SkippedSteps()
     self._clock = 0.0  # when the step before it finished
     self._work = None  # throughput.Work of the stage's step
 
@@ -216,7 +232,7 @@ class Loop:
     """Trains until the stage's last step, or until a signal asks to stop."""
     stage = self._stages[progress.stage]
     run = stage.setup.run
-    if progress.step >= run.total_steps and progress.evaluated:
+    if self._stop or (progress.step >= run.total_steps and progress.evaluated):
       return states, progress
     generate = self._build_generate(stage)
     if not progress.evaluated:  # the run was stopped before the evaluation
@@ -227,8 +243,12 @@ class Loop:
       return states, progress
     if progress.step == 0 and stage.first_step == 0:
       self._evaluate(generate, states, stage, 0)
+    if self._stop:
+      return states, progress
     batch = read_batch(stage, progress.position)
     train_step = self._compile(stage, states, batch)
+    if self._stop:  # nothing has happened that must be saved
+      return states, progress
     self._clock = time.monotonic()
 
     for step in range(progress.step + 1, run.total_steps + 1):
@@ -284,26 +304,14 @@ class Loop:
       self._writer.write(number, values)
     if self._writer.samples_due(number):
       self._writer.write_samples(number, held_out.readable_samples(self._tokenizer, jax.device_get(samples)))
-    self._count_skipped(stage, number, position, values["optimizer/skipped"])
-    return values
-
-  def _count_skipped(self, stage: Stage, number: int, position: batches.Position, share: float) -> None:
-    """Notes that updates were skipped. UserError after as many steps in a row as the config allows."""
-    if not share:
-      self._skipped = []
-      return
-    self._skipped.append((number, position))
-    (first, position), run = self._skipped[0], stage.setup.run
-    examples = batches.name_examples(stage.train_data, position, run.prompts_per_step, run.seed)
-    if len(self._skipped) == 1:
-      self._writer.note(f"step {number}: an update was not finite and is skipped; examples: {examples}")
-    if len(self._skipped) >= run.optimizer.max_skipped_steps:
+    if values["optimizer/skipped"]:
+      run = stage.setup.run
+      examples = batches.name_examples(stage.train_data, position, run.prompts_per_step, run.seed)
       saved = self._checkpoints.latest_step()
-      raise UserError(
-        f"step {number}: in each of the last {len(self._skipped)} steps (optimizer.max_skipped_steps) an update was "
-        f"not finite; step {first} was the first, on {examples}; "
-        + ("there is no checkpoint" if saved is None else f"the newest checkpoint, of step {saved}, is finite")
-      )
+      self._writer.note(self._skipped.add(number, examples, run.optimizer.max_skipped_steps, saved))
+    else:
+      self._skipped.clear()
+    return values
 
   def _build_generate(self, stage: Stage):
     run, form = stage.setup.run, stage.setup.form

@@ -4,7 +4,9 @@
 """
 
 import dataclasses
+import json
 import os
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +44,20 @@ class Progress(NamedTuple):
     }
 
 
-def describe(workdir: str, tokenizer, setup: programs.Setup, values: dict | None) -> None:
+def describe(workdir: str, tokenizer, setup: programs.Setup, values: dict | None, step: int = -1) -> None:
   """Writes what readers of the run need: config.json, and, once, tokenizer/ with the marker and the architecture.
 
   tokenizer/ also holds the token settings of the model's own files: bos, end tokens, generation_config.json.
+  step: where the run resumes. Another config.json from before is kept as config.until_STEP.json.
   """
   if jax.process_index() != 0:
     return
   if values is not None:
+    keep_config(workdir, values, step)
     write_json(os.path.join(workdir, "config.json"), values)
   directory = os.path.join(workdir, "tokenizer")
+  if step < 0:  # whatever is there is of a run that never came to a checkpoint
+    shutil.rmtree(directory, ignore_errors=True)
   if not os.path.isdir(directory):
     partial = f"{directory}.partial"
     tokenizer.save_pretrained(partial)
@@ -60,6 +66,13 @@ def describe(workdir: str, tokenizer, setup: programs.Setup, values: dict | None
     hf_config.write_config(config, partial, source=source, token_ids=token_ids(setup.form, tokenizer, source))
     hf_config.write_generation_config(source, partial, setup.form.end_ids)
     os.replace(partial, directory)
+
+
+def keep_config(workdir: str, values: dict, step: int) -> None:
+  """Copies the config of the steps up to `step`, where it differs from the values that come after them."""
+  path = os.path.join(workdir, "config.json")
+  if step >= 0 and os.path.isfile(path) and hf_config.read_json(Path(path)) != json.loads(json.dumps(values)):
+    shutil.copyfile(path, os.path.join(workdir, f"config.until_{step}.json"))
 
 
 def token_ids(form, tokenizer, source: str) -> dict:

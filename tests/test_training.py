@@ -97,7 +97,7 @@ def assert_same_run(values, left, right):
 
 def test_a_run_leaves_what_its_users_look_for(uninterrupted, values):
   names = {path.name for path in uninterrupted.iterdir()}
-  assert names == {"config.json", "metrics.jsonl", "samples.jsonl", "tokenizer", "checkpoints", "export"}
+  assert names == {"config.json", "inputs.json", "metrics.jsonl", "samples.jsonl", "tokenizer", "checkpoints", "export"}
   assert json.loads((uninterrupted / "config.json").read_text()) == json.loads(json.dumps(values))
   steps = [row["step"] for row in lines(uninterrupted) if "loss/total" in row]
   assert steps == [1, 2, 3, 4, 5, 6, 7, 8]
@@ -275,9 +275,11 @@ def test_pmap_is_for_one_host(values, tmp_path, monkeypatch):
 
 
 def test_a_workdir_whose_data_has_become_smaller_is_refused(values, uninterrupted):
-  before = (uninterrupted / "config.json").read_bytes()
+  before, smaller = (uninterrupted / "config.json").read_bytes(), broken(values, data__examples=20)
+  with pytest.raises(UserError, match="data.examples: 40 in the workdir, 20 now"):
+    train(smaller, uninterrupted)
   with pytest.raises(UserError, match=r"position \(1, 24\) lies outside of a data set of 20 examples"):
-    train(broken(values, data__examples=20), uninterrupted)
+    training.train(config.stages_of(smaller), str(uninterrupted), smaller, allow_change=["data"])
   assert (uninterrupted / "config.json").read_bytes() == before
 
 

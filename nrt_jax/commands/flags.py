@@ -98,6 +98,13 @@ def _train(parser: Parser) -> None:
   _config(parser)
   parser.add_argument("--workdir", required=True, metavar="DIR", help="directory of the run; resumes what is there")
   parser.add_argument(
+    "--allow_change",
+    action="append",
+    default=[],
+    metavar="KEY",
+    help="resumes though this key of the config, or the file that it names, has changed; may be repeated",
+  )
+  parser.add_argument(
     "--distributed",
     nargs="?",
     const="auto",
@@ -195,7 +202,8 @@ COMMANDS = {
     details="""\
 Trains what the config file describes, in one compiled program per stage, and writes into the workdir:
 config.json, metrics.jsonl, samples.jsonl, tensorboard/, tokenizer/, checkpoints/, compiled/ (programs, so that a
-resumed run need not compile again), and export/ at the end. The same command again resumes from the newest checkpoint.
+resumed run need not compile again), and export/ at the end. The same command again resumes from the newest checkpoint;
+with another config only where that leaves training as it was, or --allow_change says so.
 
 Any key of the config can be overridden: numbers, true, false, null and [lists] are read as such, anything else as
 text. In a run of several stages a key counts where the stage doesn't set it for itself; --config.stages.NAME.KEY

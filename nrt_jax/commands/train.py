@@ -17,7 +17,7 @@ def run(args) -> None:
   values = configs.load_config(args.config, args.overrides)
   runs = config.stages_of(values)
   output.check_workdir(args.workdir)
-  if not training.train(runs, os.path.abspath(args.workdir), values):
+  if not training.train(runs, os.path.abspath(args.workdir), values, args.allow_change):
     raise SystemExit(STOPPED)
 
 

@@ -4,6 +4,7 @@
 # import one another freely as long as there is no circle.
 ORDER = [
   ["nrt_jax", "arrays", "errors", "files", "rows"],
+  ["processes"],
   ["objectives", "optimizers", "records", "sharding", "tasks"],
   ["data", "model"],
   ["rollout"],
@@ -11,7 +12,7 @@ ORDER = [
   ["evaluation"],
   ["config"],
   ["step"],
-  ["workdir"],
+  ["resuming", "workdir"],
   ["training"],
   ["performance"],
   ["commands"],

@@ -122,7 +122,7 @@ def test_a_job_is_preempted_requeued_and_resumed(tmp_path):
   steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert steps == list(range(1, 41))
   log = (tmp_path / "run" / "launch" / "worker-0.log").read_text()
-  assert "stopped by a signal, after saving" in log and log.count("compiled the training step") == 2
+  assert "stopped by a signal; the same command resumes from step" in log and log.count("compiled the training step") == 2
   assert "Exited with exit code 143" in (tmp_path / "run" / "launch" / "slurm.log").read_text()
   record = json.loads((tmp_path / "record.json").read_text())
   assert record["restarts"] == 0 and record["outcome"] == "done"  # SLURM restarted it, the launcher had nothing to do

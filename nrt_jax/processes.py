@@ -1,0 +1,50 @@
+"""What the processes of one run tell one another outside of the compiled programs. One process alone sends nothing."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from nrt_jax.errors import UserError
+from nrt_jax.files import json_safe
+
+MESSAGE_BYTES = 1000  # of an error that the first process tells the others
+
+
+def fingerprint(value) -> str:
+  """Twelve hexadecimal digits that differ where a JSON value does."""
+  return hashlib.sha256(json.dumps(json_safe(value), sort_keys=True).encode()).hexdigest()[:12]
+
+
+def require_same(values: dict) -> None:
+  """Raises UserError, on every process, where a named JSON value differs from that of the first process."""
+  if jax.process_count() == 1:
+    return
+  own = np.array([int(fingerprint(value)[:8], 16) for value in values.values()], np.uint32)
+  all_PV = multihost_utils.process_allgather(own)
+  for name, column_P in zip(values, all_PV.T):
+    other = np.flatnonzero(column_P != column_P[0])
+    if len(other):
+      found = ", ".join(map(str, other))
+      raise UserError(f"{name}: found another in process {found} than in process 0, allowed: the same in all")
+
+
+def on_first(action):
+  """action() of the first process, None on the others; a UserError that it raises is raised on every process."""
+  if jax.process_count() == 1:
+    return action()
+  value, message = None, ""
+  if jax.process_index() == 0:
+    try:
+      value = action()
+    except UserError as error:
+      message = str(error)
+  sent = np.zeros(MESSAGE_BYTES, np.uint8)
+  text = message.encode()[:MESSAGE_BYTES]
+  sent[: len(text)] = np.frombuffer(text, np.uint8)
+  told = multihost_utils.broadcast_one_to_all(sent).tobytes().rstrip(b"\0").decode(errors="ignore")
+  if told:
+    raise UserError(told)
+  return value
