@@ -1,5 +1,7 @@
 """`nrt-jax COMMAND` and `python -m nrt_jax COMMAND`: parses flags, runs the command, reports its errors."""
 
+import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -7,9 +9,19 @@ import sys
 from nrt_jax import errors
 from nrt_jax.commands import flags
 
+# Errors of storage -> exit code: 2 where a person must see to it, 1 where the same command may succeed later.
+STORAGE = dict.fromkeys(
+  (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP,
+  ), 2,
+) | dict.fromkeys((errno.EIO, errno.ESTALE, errno.ETIMEDOUT), 1)  # fmt: skip
+
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs one command and returns its exit code: 0, 2 for a user's mistake (one line on stderr), 130 for Ctrl-C."""
+  """Runs one command and returns its exit code, with one line on stderr where that is not 0.
+
+  2: a user's mistake, which no restart mends; 1: another error of the operating system; 130: Ctrl-C.
+  """
   argv = sys.argv[1:] if argv is None else list(argv)
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns if torch is missing; nothing here needs it
   try:
@@ -17,15 +29,25 @@ def main(argv: list[str] | None = None) -> int:
     # Imported here: jax and transformers take seconds, and --help needs neither.
     importlib.import_module(f"nrt_jax.commands.{args.command}").run(args)
   except errors.UserError as error:
-    print("nrt-jax:", " ".join(str(error).split()), file=sys.stderr)
-    return 2
+    return say(str(error), 2)
   except KeyboardInterrupt:
-    print("nrt-jax: interrupted", file=sys.stderr)
-    return 130
+    return say("interrupted", 130)
   except BrokenPipeError:  # `nrt-jax sample ... | head`: the reader has closed the pipe
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 141
+  except OSError as error:
+    if error.errno not in STORAGE:  # a mistake of ours
+      raise
+    where = f"{error.filename}: " if error.filename else ""
+    return say(f"{where}{error.strerror}", STORAGE[error.errno])
   return 0
+
+
+def say(text: str, code: int) -> int:
+  """Writes one line to stderr, if there is one, and returns the exit code."""
+  with contextlib.suppress(OSError, ValueError):
+    print("nrt-jax:", errors.printable(" ".join(text.split())), file=sys.stderr)
+  return code
 
 
 if __name__ == "__main__":

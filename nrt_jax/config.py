@@ -26,6 +26,10 @@ STAGE_KEYS = (
 )  # fmt: skip
 
 
+# Steps are counted in int32; the rows of one step are laid out one by one.
+MOST = {"total_steps": 2**31 - 1, "prompts_per_step": 2**20, "samples_per_prompt": 2**16}
+
+
 @dataclass(frozen=True)
 class ModelSource:
   """Where the policy comes from, and how it is computed."""
@@ -71,8 +75,8 @@ class RunConfig:
 
   def __post_init__(self):
     for key in ("total_steps", "prompts_per_step", "samples_per_prompt"):
-      if getattr(self, key) < 1:
-        raise UserError(f"{key}: found {getattr(self, key)}, allowed: 1 or more")
+      if not 1 <= getattr(self, key) <= MOST[key]:
+        raise UserError(f"{key}: found {getattr(self, key)}, allowed: 1 to {MOST[key]}")
     if not 0 <= self.seed < 2**32:
       raise UserError(f"seed: found {self.seed}, allowed: 0 to {2**32 - 1}")
     if ALGORITHMS[self.algorithm_name].samples_traces:

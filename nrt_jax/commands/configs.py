@@ -162,7 +162,8 @@ def _literal(text: str):
 
 
 def _stages(values: dict) -> list[dict]:
-  return [stage for stage in values.get("stages") or () if isinstance(stage, dict)]
+  stages = values.get("stages")
+  return [stage for stage in stages if isinstance(stage, dict)] if isinstance(stages, list) else []
 
 
 def _lookup(values, keys: list[str]):

@@ -8,10 +8,15 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.hf_families import FAMILIES, WHOLES, Family, refuse_unread
-from nrt_jax.model.hf_fields import POSITIVE, REQUIRED, read_field, read_json
+from nrt_jax.model.hf_fields import POSITIVE, REQUIRED, read_field, read_json, shown
 from nrt_jax.model.hf_rope import LAYER_TYPES, parse_rope, rope_in_file
 
 SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# The largest sizes that are read, far above any model's: a wrong one must not cost hours or all memory.
+MOST = {
+  "vocab_size": 2**26, "hidden_size": 2**20, "intermediate_size": 2**22, "num_hidden_layers": 10_000,
+  "num_attention_heads": 2**16, "num_key_value_heads": 2**16, "head_dim": 2**16,
+}  # fmt: skip
 # activation -> the key of config.json that says it, and the values that mean it.
 ACTIVATIONS = {
   "silu": ("hidden_act", ("silu", "swish")),
@@ -93,7 +98,7 @@ def _parse_heads(raw: dict, where: str, family: Family, width: int, heads: int) 
   follows = {"num_key_value_heads": heads, "head_dim": width // heads}
   for key, value in follows.items():
     default = value if key in raw else getattr(family, key) or value
-    found[key] = read_field(raw, where, key, int, default)
+    found[key] = read_field(raw, where, key, int, default, MOST[key])
   if width % heads and raw.get("head_dim") is None and found["head_dim"] == follows["head_dim"]:
     raise UserError(f"{where}: hidden_size {width} is not a multiple of num_attention_heads {heads}, and no head_dim")
   return found
@@ -114,7 +119,7 @@ def _parse_config(raw: dict, where: str) -> dict:
   require_choice(f"{where}: {key}", raw.get(key, allowed[0]), allowed, suggest=False)
   if raw.get("quantization_config"):
     raise UserError(f"{where}: quantization_config: quantised weights are not supported; use the original checkpoint")
-  fields = {key: field(key, int, family.sizes.get(key, REQUIRED)) for key in SIZES}
+  fields = {key: field(key, int, family.sizes.get(key, REQUIRED), MOST[key]) for key in SIZES}
   layers = fields["num_hidden_layers"]
   biases = {key: key in family.reads and field(key, bool, False) for key in ("attention_bias", "mlp_bias")}
   return {
@@ -245,8 +250,8 @@ def read_end_ids(directory) -> tuple:
     ids = read_json(path).get("eos_token_id") if path.is_file() else None
     ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
     for i in ids:
-      if not isinstance(i, int) or isinstance(i, bool) or i < 0:
-        raise UserError(f"{path}: eos_token_id: found {i!r}, allowed: a token's id, or a list of ids")
+      if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < MOST["vocab_size"]:
+        raise UserError(f"{path}: eos_token_id: found {shown(i)}, allowed: a token's id, or a list of ids")
     found += ids
   return tuple(dict.fromkeys(found))
 

@@ -10,7 +10,7 @@ import math
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.model.architecture import ModelConfig, RopeScaling
 from nrt_jax.model.hf_families import Family
-from nrt_jax.model.hf_fields import read_field
+from nrt_jax.model.hf_fields import LARGEST, read_field, shown
 
 LAYER_TYPES = ("full_attention", "sliding_attention")
 # Keys of each type besides rope_type: those that must be there, and those that a scaling has in its file.
@@ -43,6 +43,7 @@ def parse_rope(raw: dict, where: str, family: Family) -> dict:
     return read_field(rope, where_rope, key, float, read_field(raw, where, key, float, default))
 
   theta, partial = either("rope_theta", family.rope_theta), either(PARTIAL, 1.0)
+  require_positive(where_rope, {"rope_theta": theta})
   if partial != 1 and PARTIAL not in family.reads or not 0 < partial <= 1:
     allowed = "above 0, up to 1" if PARTIAL in family.reads else "1"
     raise UserError(f"{where_rope}.{PARTIAL}: found {partial!r}, allowed: {allowed}")
@@ -91,9 +92,14 @@ def _parse_scaling(rope: dict, raw: dict, where: str, where_rope: str, family: F
   original = read_field(raw, where, ORIGINAL, int, family.original_max_position_embeddings)
   original = read_field(rope, where_rope, ORIGINAL, int, positions) if original is None else original
   values = {name: read_field(rope, where_rope, name, float) for name in NEEDED[kind]}
+  require_positive(where_rope, values)
+  if kind == "llama3" and values["low_freq_factor"] >= values["high_freq_factor"]:
+    found = values["low_freq_factor"]
+    raise UserError(f"{where_rope}.low_freq_factor: found {found}, allowed: below high_freq_factor")
   if kind == "longrope":
     values |= {name: _numbers(rope, where_rope, name) for name in ("short_factor", "long_factor")}
     values["factor"] = factor = read_field(rope, where_rope, "factor", float, positions / original)
+    require_positive(where_rope, {"factor": factor})
     default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     values["attention_factor"] = read_field(rope, where_rope, "attention_factor", float, default)
   if kind == "yarn":
@@ -103,6 +109,13 @@ def _parse_scaling(rope: dict, raw: dict, where: str, where_rope: str, family: F
     default = _yarn_factor(rope, values["factor"])
     values["attention_factor"] = read_field(rope, where_rope, "attention_factor", float, default)
   return RopeScaling(kind, **values, **({ORIGINAL: original} if ORIGINAL in WRITTEN[kind] else {}))
+
+
+def require_positive(where: str, values: dict) -> None:
+  """Raises UserError at a number that frequencies are divided by, and that is not above 0."""
+  for name, value in values.items():
+    if value <= 0:
+      raise UserError(f"{where}.{name}: found {value!r}, allowed: a number above 0")
 
 
 def _yarn_factor(rope: dict, factor: float) -> float:
@@ -117,8 +130,8 @@ def _yarn_factor(rope: dict, factor: float) -> float:
 
 def _numbers(rope: dict, where: str, key: str) -> tuple:
   found = rope.get(key)
-  if not isinstance(found, list) or not found or any(type(x) not in (int, float) for x in found):
-    raise UserError(f"{where}: {key}: found {found!r}, allowed: a list of numbers")
+  if not isinstance(found, list) or not found or any(type(x) not in (int, float) or not 0 < x < LARGEST for x in found):
+    raise UserError(f"{where}: {key}: found {shown(found)}, allowed: a list of numbers above 0")
   return tuple(map(float, found))
 
 

@@ -25,6 +25,15 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import write_json
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.hf_config import hf_config, read_model_config, write_config
+from nrt_jax.model.hf_directory import (
+  INDEX_FILE,
+  SETTINGS_FILE,
+  SINGLE_FILE,
+  copy_tokenizer,
+  partial_of,
+  replace_directory,
+  require_replaceable,
+)  # fmt: skip
 from nrt_jax.model.hf_fields import read_json
 from nrt_jax.model.hf_names import EMBEDDING, HEAD, IN_1, IN_2, Entry, tensor_entries, text_name
 
@@ -34,12 +43,6 @@ __all__ = ("copy_tokenizer", "hf_config", "load_params", "locate_tensors", "read
 IGNORED = re.compile(r"\brotary_emb\.inv_freq$")  # a buffer of old Llama checkpoints, computed from the config
 EXPORT_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 READABLE_DTYPES = ("F32", "F16", "BF16")
-SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
-SETTINGS_FILE = "nrt_jax.json"
-TOKENIZER_FILES = (
-  "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "tekken.json",
-  "*.tiktoken", "spiece.model", "chat_template*", "additional_chat_templates/*.jinja", "generation_config.json",
-)  # fmt: skip
 
 
 def _from_file(tensor: np.ndarray, entry: Entry) -> np.ndarray:
@@ -188,14 +191,15 @@ def save_params(
   """Writes a model directory that transformers loads: config.json, safetensors (sharded above `max_shard_bytes`).
 
   Tokenizer files are copied from the directory `source`; `token_ids` as in write_config; `settings` (JSON) become
-  SETTINGS_FILE, for our own commands. All is written beside `directory` and renamed at the end; an earlier export there
-  is replaced, other content raises UserError. In a multi-process run all processes call it, and process 0 writes.
+  SETTINGS_FILE, for our own commands. All is written beside `directory` (inside, if it is a mount) and renamed at the
+  end; an earlier export there is replaced, other content raises UserError. In a multi-process run all processes call
+  it, and process 0 writes.
   """
   require_choice("export dtype", dtype, tuple(EXPORT_DTYPES))
   require_finite(params, str(directory))
-  directory = Path(directory).absolute()
-  _require_replaceable(directory, source)
-  partial = directory.with_name(f".{directory.name}.partial")
+  directory = Path(directory).resolve()  # a link stays one: what it leads to is replaced
+  partial = partial_of(directory)
+  require_replaceable(directory, source)
   if jax.process_index() == 0:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -206,7 +210,7 @@ def save_params(
       write_json(partial / SETTINGS_FILE, settings)
   _write_weights(params, config, partial, EXPORT_DTYPES[dtype], max_shard_bytes)
   if jax.process_index() == 0:
-    _replace_directory(partial, directory)
+    replace_directory(partial, directory)
 
 
 def require_finite(params, where: str) -> None:
@@ -257,38 +261,6 @@ def _host_array(leaf, entry: Entry) -> np.ndarray:
   if isinstance(piece, jax.Array) and not piece.is_fully_addressable:
     piece = multihost_utils.process_allgather(piece, tiled=True)
   return np.asarray(piece)
-
-
-def copy_tokenizer(source, directory) -> None:
-  """Copies tokenizer, chat template and generation_config.json of a model directory. UserError where it is absent."""
-  source, directory = Path(source), Path(directory)
-  if not source.is_dir():
-    raise UserError(f"{source}: no such directory to copy the tokenizer from")
-  for pattern in TOKENIZER_FILES:
-    for path in filter(Path.is_file, source.glob(pattern)):
-      target = directory / path.relative_to(source)
-      target.parent.mkdir(parents=True, exist_ok=True)
-      shutil.copyfile(path, target)
-
-
-def _require_replaceable(directory: Path, source) -> None:
-  if source is not None and Path(source).absolute() == directory:
-    raise UserError(f"{directory}: the export would replace the model it takes the tokenizer from; choose another one")
-  if directory.exists() and not directory.is_dir():
-    raise UserError(f"{directory}: is a file, allowed: a directory")
-  ours = ("config.json", SETTINGS_FILE, "model*.safetensors", INDEX_FILE, "additional_chat_templates", *TOKENIZER_FILES)
-  for path in directory.glob("*"):
-    if not any(path.match(pattern) for pattern in ours):
-      raise UserError(f"{directory}: holds {path.name}, which is no part of an export; choose a new or empty directory")
-
-
-def _replace_directory(new: Path, directory: Path) -> None:
-  old = directory.with_name(f".{directory.name}.old")
-  shutil.rmtree(old, ignore_errors=True)
-  if directory.exists():
-    directory.rename(old)
-  new.rename(directory)
-  shutil.rmtree(old, ignore_errors=True)
 
 
 def resize_vocabulary(params, config: ModelConfig, new_vocab_size: int, init_from_token_id: int, token_ids=None):

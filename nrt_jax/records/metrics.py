@@ -5,6 +5,7 @@ that was not (except for its measured times).
 """
 
 import collections
+import contextlib
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from nrt_jax.errors import UserError
+from nrt_jax.errors import UserError, printable
 from nrt_jax.files import json_safe, write_text
 
 PROGRESS_SECONDS = 5.0  # between progress lines that can't be drawn in place
@@ -59,9 +60,9 @@ class MetricsWriter:
     if not primary:
       return
     os.makedirs(workdir, exist_ok=True)
-    self._metrics_file = _reopen(os.path.join(workdir, "metrics.jsonl"), start_step)
-    self._samples_file = _reopen(os.path.join(workdir, "samples.jsonl"), start_step)
     self._progress = Progress(total_steps, sys.stderr if stream is None else stream, enabled=config.progress)
+    self._metrics = Lines(os.path.join(workdir, "metrics.jsonl"), start_step, self.note)
+    self._samples = Lines(os.path.join(workdir, "samples.jsonl"), start_step, self.note)
     self._tensorboard = self._open_tensorboard(os.path.join(workdir, "tensorboard"), start_step)
 
   def due(self, step: int) -> bool:
@@ -78,19 +79,23 @@ class MetricsWriter:
     if not self._primary:
       return
     metrics = json_safe(metrics)
-    _append(self._metrics_file, {"step": step, **metrics})
+    self._metrics.append({"step": step, **metrics})
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
     if self._tensorboard is not None:
-      for name, value in numbers.items():
-        self._tensorboard.add_scalar(name, value, step)
-      self._tensorboard.flush()
+      try:
+        for name, value in numbers.items():
+          self._tensorboard.add_scalar(name, value, step)
+        self._tensorboard.flush()
+      except OSError as error:
+        self._tensorboard = None
+        self.note(f"TensorBoard files end here: {error}")
     unknown = {name: math.nan for name, value in metrics.items() if value is None}
     self._progress.show(step, numbers | unknown)  # an old number must not stand for one that isn't finite
 
   def write_samples(self, step: int, samples: list[dict]) -> None:
     """Appends one JSON line per sample, at most `samples_per_step`, each with its step."""
     for sample in samples[: self._config.samples_per_step] if self._primary else ():
-      _append(self._samples_file, {"step": step, **json_safe(sample)})
+      self._samples.append({"step": step, **json_safe(sample)})
 
   def note(self, text: str) -> None:
     """Writes a line to stderr without running into the progress line; shown even if progress is off."""
@@ -101,10 +106,11 @@ class MetricsWriter:
     if not self._primary:
       return
     self._progress.close()
-    self._metrics_file.close()
-    self._samples_file.close()
+    self._metrics.close()
+    self._samples.close()
     if self._tensorboard is not None:
-      self._tensorboard.close()
+      with contextlib.suppress(OSError):
+        self._tensorboard.close()
 
   def _open_tensorboard(self, logdir: str, start_step: int):
     """A SummaryWriter that makes TensorBoard drop what an interrupted run wrote after `start_step`."""
@@ -160,8 +166,7 @@ class Progress:
 
   def close(self) -> None:
     if self._drawn:
-      self._stream.write("\n")
-      self._stream.flush()
+      self._write("\n")
     self._drawn = False
 
   def _put(self, text: str, stay: bool) -> None:
@@ -169,9 +174,14 @@ class Progress:
     if stay:
       text = text[: shutil.get_terminal_size().columns - 1]
     clear = "\r\x1b[K" if self._drawn or stay else ""
-    self._stream.write(clear + text + ("" if stay else "\n"))
-    self._stream.flush()
+    self._write(clear + printable(text) + ("" if stay else "\n"))
     self._drawn = stay
+
+  def _write(self, text: str) -> None:
+    """A run goes on though nobody reads what it says: the terminal is gone, or the pipe has been closed."""
+    with contextlib.suppress(OSError, ValueError):
+      self._stream.write(text)
+      self._stream.flush()
 
 
 def duration(seconds: float) -> str:
@@ -186,9 +196,50 @@ def duration(seconds: float) -> str:
   return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
 
 
-def _append(file, line: dict) -> None:
-  file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
-  file.flush()
+class Lines:
+  """A file of JSON lines that a run appends to. What can't be written is lost, with one note, and the run goes on."""
+
+  def __init__(self, path: str, start_step: int, note):
+    self._path, self._note = path, note
+    self._file = _reopen(path, start_step)
+    self._lost = 0  # lines since the last one that could be written
+
+  def append(self, line: dict) -> None:
+    """Writes a line. UserError if the directory has been removed, for then there is no run any more."""
+    text = json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+      if os.fstat(self._file.fileno()).st_nlink == 0:
+        self._again()
+      self._put(text)
+      if self._lost:
+        self._note(f"{self._path}: can be written again; {self._lost} lines are lost")
+      self._lost = 0
+    except OSError as error:
+      if not self._lost:
+        self._note(f"{self._path}: lines are lost: {error.strerror}")
+      self._lost += 1
+
+  def close(self) -> None:
+    self._file.close()
+
+  def _put(self, text: str) -> None:
+    """Writes all of it or nothing: half a line would spoil the next."""
+    end = os.fstat(self._file.fileno()).st_size
+    data = text.encode("utf-8", ESCAPE)
+    try:
+      while data:  # a disk that fills up takes a part, and says why only at the next
+        data = data[self._file.write(data) :]
+    except OSError:
+      os.ftruncate(self._file.fileno(), end)
+      raise
+
+  def _again(self) -> None:
+    """Opens the file anew that somebody has removed."""
+    if not os.path.isdir(os.path.dirname(self._path)):
+      raise UserError(f"--workdir: {os.path.dirname(self._path)}: has been removed while the run was going on")
+    self._file.close()
+    self._file = _open(self._path)
+    self._note(f"{self._path}: was removed; a new one begins here")
 
 
 def _reopen(path: str, start_step: int):
@@ -198,7 +249,11 @@ def _reopen(path: str, start_step: int):
       lines = file.read().split("\n")  # not splitlines, which splits at characters that JSON strings may contain
     kept = [line + "\n" for line in lines if start_step and _step_of(line) <= start_step]
     write_text(path, "".join(kept), errors=ESCAPE)
-  return open(path, "a", encoding="utf-8", errors=ESCAPE)
+  return _open(path)
+
+
+def _open(path: str):
+  return open(path, "ab", buffering=0)  # a line is written when it is written
 
 
 def _step_of(line: str) -> float:

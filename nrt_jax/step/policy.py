@@ -8,7 +8,7 @@ import jax
 from nrt_jax.config import ModelSource
 from nrt_jax.data import prompts
 from nrt_jax.errors import UserError
-from nrt_jax.model import hf_config, hf_weights, kernels, lora
+from nrt_jax.model import hf_config, hf_directory, hf_weights, kernels, lora
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import init_params, logical_axes
 from nrt_jax.rollout.sampler import BLOCK
@@ -23,8 +23,10 @@ def open_tokenizer(model: ModelSource, prompt: prompts.PromptConfig):
   where = prompt.tokenizer or model.path
   if where is None:
     raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
-  tokenizer = prompts.load_tokenizer(where)
   places = [place for place in (prompt.tokenizer, model.path) if place and not str(place).startswith(prompts.HUB)]
+  for place in places:
+    hf_directory.require_own_files(place)
+  tokenizer = prompts.load_tokenizer(where)
   end_ids = next(filter(None, map(hf_config.read_end_ids, places)), ())
   return tokenizer, prompts.make_format(tokenizer, prompt, end_ids)
 

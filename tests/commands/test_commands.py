@@ -174,11 +174,18 @@ def refused(argv, capsys) -> str:
     ("prompt.max_prompt_length=3", "none of the 40 examples"),
     ("from_checkpoint=nowhere", "from_checkpoint: found 'nowhere', allowed: a workdir"),
     ("seed", "allowed: --config.KEY=VALUE"),
+    ("stages=5", "stages: found 5, allowed: a list"),
+    ("prompts_per_step=1099511627776", "prompts_per_step: found 1099511627776, allowed: 1 to 1048576"),
+    (f"model.path={'x' * 300}", "x" * 300),
+    (f"data.source={'x' * 300}.jsonl", "x" * 300),
+    (f"from_checkpoint={'x' * 300}", "from_checkpoint: found 'xxx"),
+    (f"prompt.tokenizer={'x' * 300}", "x" * 300),
   ],
 )
 def test_mistakes_in_a_config_leave_nothing_behind(place, tmp_path, capsys, override, message):
   override = "--config." + override.format(place=place)
   argv = ["train", "--config", str(place / "config.py"), "--workdir", str(tmp_path / "run"), override]
+  argv += ["--config.seed=0"] * ("stages" in override)  # another override on top
   assert message in refused(argv, capsys)
   assert not list(tmp_path.iterdir())
 
@@ -203,6 +210,8 @@ def test_what_is_in_the_way_of_a_run(place, tmp_path, capsys, name, made):
     ("train --config {place}/leaves.py --workdir {tmp}/run", "leaves.py:2: SystemExit: 3"),
     ("train --config {place}/config.py --workdir {place}/config.py/run", "config.py: is a file, allowed: a directory"),
     ("train --config {place}/config.py --workdir {tmp}/run --step 3", "unrecognized arguments: --step 3"),
+    ("train --config {place}/config.py --workdir {tmp}/" + "x" * 300, "x" * 300),
+    ("train --config {place}/" + "x" * 300 + " --workdir {tmp}/run", "x" * 300),
     ("train --config {place}/config.py --workdir {tmp}/run --distributed here", "--distributed: found 'here'"),
     ("sample --prompt x", "required: --model"),
     ("sample --model {tmp} --prompt x", "holds none of tokenizer.json"),

@@ -95,6 +95,20 @@ def test_both_spellings_of_rope_agree(tmp_path):
     (dict(hidden_size=4100), "hidden_size 4100 is not a multiple of num_attention_heads 32, and no head_dim"),
     (dict(num_key_value_heads=5), "num_attention_heads: 32 is not a multiple of num_key_value_heads 5"),
     (dict(quantization_config=dict(bits=4)), "quantization_config: quantised weights"),
+    (dict(num_hidden_layers=10**9), "num_hidden_layers: found 1000000000, allowed: a positive integer, at most 10000"),
+    (dict(head_dim=10**9), "head_dim: found 1000000000, allowed: a positive integer, at most 65536"),
+    (dict(vocab_size=2**32), "vocab_size: found 4294967296, allowed: a positive integer, at most 67108864"),
+    (dict(max_position_embeddings=10**400), "max_position_embeddings: found 1000.* allowed: a positive integer, at most 2"),
+    (dict(rms_norm_eps=float("nan")), "rms_norm_eps: found nan, allowed: a finite number"),
+    (dict(rms_norm_eps=10**400), "rms_norm_eps: found 1000.*, allowed: a finite number"),
+    (dict(rope_theta=0), "rope_theta: found 0.0, allowed: a number above 0"),
+    (dict(rope_theta=float("inf")), "rope_theta: found inf, allowed: a finite number"),
+    (dict(rope_scaling=dict(rope_type="linear", factor=0.0)), "factor: found 0.0, allowed: a number above 0"),
+    (
+      dict(rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0)),
+      "low_freq_factor: found 4.0, allowed: below high_freq_factor",
+    ),
+    (dict(rope_scaling=dict(type="longrope", long_factor=[1.0], short_factor=[0])), "short_factor: found .*above 0"),
   ],
 )
 def test_config_errors(tmp_path, change, message):
@@ -112,6 +126,10 @@ def test_config_errors_of_windows_and_files(tmp_path):
     read(tmp_path, {"model_type": "gemma3", "text_config": {}})
   with pytest.raises(UserError, match="layer_types: found 3 entries, allowed: num_hidden_layers = 24"):
     read(tmp_path, {**windowed, "layer_types": ["full_attention"] * 3})
+  with pytest.raises(UserError, match="config.json: not JSON that can be read: Exceeds the limit"):
+    read(tmp_path, '{"vocab_size": ' + "9" * 5000 + "}")
+  with pytest.raises(UserError, match="config.json: not JSON that can be read: maximum recursion depth"):
+    read(tmp_path, '{"a": ' + "[" * 10_000 + "]" * 10_000 + "}")
   with pytest.raises(UserError, match=r"config.json:3: not valid JSON"):
     read(tmp_path, '{\n"model_type": "llama",\n}')
   with pytest.raises(UserError, match="allowed: an object"):
@@ -208,7 +226,7 @@ def test_end_tokens_are_those_of_both_files(tmp_path):
 
   assert read_ids(None, None) == hf_config.read_end_ids(tmp_path / "nowhere") == ()
   assert read_ids([5, 7], 7) == (5, 7) and read_ids(5, [7, 5]) == (5, 7) and read_ids(None, [3]) == (3,)
-  for bad in ("</s>", [1, "2"], True, -1, {"id": 1}, [[1]]):
+  for bad in ("</s>", [1, "2"], True, -1, {"id": 1}, [[1]], 2**32, 10**400):
     with pytest.raises(UserError, match="generation_config.json: eos_token_id: found .*, allowed: a token's id, or a list"):
       read_ids(bad, 1)
 

@@ -1,6 +1,7 @@
 """Model directories: errors name broken tensors, and exports are complete or absent."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -204,6 +205,61 @@ def test_tokenizer_files_are_carried_along_and_others_are_not(golden, tmp_path):
   assert (tmp_path / "out" / "tokenizer.model").read_text() == "tokenizer.model"
   with pytest.raises(UserError, match="no such directory to copy the tokenizer from"):
     hf_weights.copy_tokenizer(tmp_path / "nowhere", tmp_path / "out")
+
+
+def test_an_export_goes_through_a_link(golden, tmp_path):
+  params, config = load(golden("llama")), hf_weights.read_model_config(GOLDEN / "llama")
+  (tmp_path / "disk").mkdir()
+  (tmp_path / "out").symlink_to(tmp_path / "disk" / "model")  # to nothing yet
+  for dtype in ("float32", "bfloat16"):
+    hf_weights.save_params(params, config, tmp_path / "out", dtype=dtype)
+    assert (tmp_path / "out").is_symlink() and not (tmp_path / "disk" / "model").is_symlink()
+    assert json.loads((tmp_path / "disk" / "model" / "config.json").read_text())["torch_dtype"] == dtype
+  assert [path.name for path in (tmp_path / "disk").iterdir()] == ["model"]
+
+
+def test_an_export_goes_into_a_mount(golden, tmp_path, monkeypatch):
+  """A mount can't be renamed, nor is anything beside it on the same disk."""
+  params, config, out = load(golden("llama")), hf_weights.read_model_config(GOLDEN / "llama"), tmp_path / "out"
+  out.mkdir()
+  monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == out)
+  rename = Path.rename
+
+  def checked(path, target):
+    assert path != out and Path(target) != out and path.is_relative_to(out) == Path(target).is_relative_to(out)
+    return rename(path, target)
+
+  monkeypatch.setattr(Path, "rename", checked)
+  hf_weights.save_params(params, config, out, max_shard_bytes=4000)
+  (out / ".out.partial").mkdir()  # as a killed export leaves it
+  hf_weights.save_params(params, config, out, dtype="bfloat16")
+  assert sorted(path.name for path in out.iterdir()) == ["config.json", hf_weights.SINGLE_FILE]
+  assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+  (out / "thesis.tex").touch()
+  with pytest.raises(UserError, match="holds thesis.tex, which is no part of an export"):
+    hf_weights.save_params(params, config, out)
+
+
+def test_links_out_of_a_model_are_not_followed(golden, tmp_path):
+  """Its tokenizer files are copied into whatever is made from it. The hub's cache is made of links, and allowed."""
+  secret = tmp_path / "secret"
+  secret.write_text("key")
+  source = golden("llama")
+  (source / "tokenizer.json").write_text("{}")
+  (source / "chat_template.jinja").symlink_to(secret)
+  with pytest.raises(UserError, match="chat_template.jinja: is a link out of the model's directory, allowed: a file"):
+    hf_weights.copy_tokenizer(source, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+  (source / "chat_template.jinja").unlink()
+  (source / "chat_template.jinja").symlink_to("tokenizer.json")
+  hf_weights.copy_tokenizer(source, tmp_path / "out")
+  cached = tmp_path / "models--a--b" / "snapshots" / "0123"
+  for path in (cached, cached.parent.parent / "blobs"):
+    path.mkdir(parents=True)
+  (cached.parent.parent / "blobs" / "ab12").write_text("{}")
+  (cached / "tokenizer.json").symlink_to("../../blobs/ab12")
+  hf_weights.copy_tokenizer(cached, tmp_path / "other")
+  assert (tmp_path / "other" / "tokenizer.json").read_text() == "{}"
 
 
 def test_export_replaces_only_exports_and_leaves_nothing_half_written(golden, tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import resource
+import shutil
 import struct
 import sys
 
@@ -129,6 +131,80 @@ def test_other_hosts_write_nothing(tmp_path):
   writer = MetricsWriter(tmp_path / "run", LoggingConfig(), 10, primary=False)
   writer.write(1, {"a": 1.0}), writer.write_samples(1, [{}]), writer.note("hello"), writer.close()
   assert not (tmp_path / "run").exists()
+
+
+# ---- Faults --------------------------------------------------------------------------------------------------------
+
+
+def noted(stream) -> list[str]:
+  return [line for line in stream.getvalue().splitlines() if "lines" in line or "removed" in line]
+
+
+def test_a_file_that_is_removed_is_begun_again(tmp_path):
+  stream = Screen(False)
+  writer = MetricsWriter(tmp_path, QUIET, 10, stream=stream)
+  writer.write(1, {"a": 1})
+  (tmp_path / "metrics.jsonl").unlink()
+  writer.write(2, {"a": 2})
+  writer.write(3, {"a": 3})
+  writer.close()
+  assert [line["step"] for line in lines(tmp_path / "metrics.jsonl")] == [2, 3]
+  assert noted(stream) == [f"{tmp_path}/metrics.jsonl: was removed; a new one begins here"]
+
+
+def test_a_workdir_that_is_removed_ends_the_run(tmp_path):
+  writer = MetricsWriter(tmp_path / "run", QUIET, 10)
+  writer.write(1, {"a": 1})
+  shutil.rmtree(tmp_path / "run")
+  with pytest.raises(UserError, match=f"{tmp_path}/run: has been removed while the run was going on"):
+    writer.write(2, {"a": 2})
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_costs_lines_and_never_half_of_one(tmp_path):
+  """The size limit of the process stands for the disk: writes then end in the middle of a line, with an error."""
+  stream = Screen(False)
+  writer = MetricsWriter(tmp_path, QUIET, 10, stream=stream)
+  writer.write(1, {"a": 1})
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (os.path.getsize(tmp_path / "metrics.jsonl") + 5, hard))
+  try:
+    for step in (2, 3):
+      writer.write(step, {"a": step})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  writer.write(4, {"a": 4})
+  writer.close()
+  assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "a": 1}, {"step": 4, "a": 4}]
+  path = tmp_path / "metrics.jsonl"
+  assert noted(stream) == [f"{path}: lines are lost: File too large", f"{path}: can be written again; 2 lines are lost"]
+
+
+@pytest.mark.parametrize("tty", [True, False])
+def test_a_stderr_that_is_closed_does_not_end_the_run(tmp_path, tty):
+  stream = Screen(tty)
+  writer = MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), 10, stream=stream)
+  writer.write(1, {"a": 1})
+  stream.close()
+  writer.write(10, {"a": 2})
+  writer.note("something")
+  writer.close()
+  assert len(lines(tmp_path / "metrics.jsonl")) == 2
+
+
+def test_the_progress_line_shows_what_is_not_finite_as_such(tmp_path):
+  stream = Screen(True)
+  writer = MetricsWriter(tmp_path, LoggingConfig(tensorboard=False), 10, stream=stream)
+  writer.write(1, {"loss/total": 1.5})
+  writer.write(2, {"loss/total": float("nan")})
+  writer.close()
+  assert "loss 1.500" in stream.getvalue() and "loss nan" in stream.getvalue().rsplit("step 2", 1)[1]
+
+
+def test_what_a_terminal_would_obey_is_shown_as_text(tmp_path):
+  stream = Screen(False)
+  MetricsWriter(tmp_path, QUIET, 10, stream=stream).note("name \x1b[2J\x07 é")
+  assert stream.getvalue() == "name \\x1b[2J\\x07 é\n"
 
 
 def test_due():
