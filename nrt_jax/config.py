@@ -43,7 +43,7 @@ class ModelSource:
   attention_block: int = 512  # with xla: queries of a row whose scores are in memory at once
   long_rope: bool = False  # with longrope scaling: its long factors, for rows beyond the original length; all rows
   head_chunk: int = 2048  # tokens per device whose logits are in memory at once
-  lora_rank: int = 0  # rank of the adapters; above 0, only they are trained; 0 trains all parameters
+  lora_rank: int = 0  # rank of the adapters; above 0, only they and the rows of added tokens are trained; 0 trains all
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
   lora_targets: tuple[str, ...] = ADAPTABLE  # matrices that get an adapter
 

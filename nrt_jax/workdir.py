@@ -47,8 +47,9 @@ class Progress(NamedTuple):
 def describe(workdir: str, tokenizer, setup: programs.Setup, values: dict | None, step: int = -1) -> None:
   """Writes what readers of the run need: config.json, and, once, tokenizer/ with the marker and the architecture.
 
-  tokenizer/ also holds the token settings of the model's own files: bos, end tokens, generation_config.json.
-  step: where the run resumes. Another config.json from before is kept as config.until_STEP.json.
+  tokenizer/ also holds the token settings of the model's own files: bos, end tokens, generation_config.json; and which
+  tokens the run added, if their rows are trained beside adapters. step: where the run resumes. Another config.json from
+  before is kept as config.until_STEP.json.
   """
   if jax.process_index() != 0:
     return
@@ -65,6 +66,8 @@ def describe(workdir: str, tokenizer, setup: programs.Setup, values: dict | None
     config = dataclasses.replace(config, vocab_size=config.vocab_size - config.vocab_padding, vocab_padding=0)
     hf_config.write_config(config, partial, source=source, token_ids=token_ids(setup.form, tokenizer, source))
     hf_config.write_generation_config(source, partial, setup.form.end_ids)
+    if config.lora_rows:
+      write_json(os.path.join(partial, hf_weights.SETTINGS_FILE), {policy.ADDED: config.lora_rows})
     os.replace(partial, directory)
 
 

@@ -15,7 +15,7 @@ FAMILIES = (
 )  # fmt: skip
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn", "longrope")
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
-LORA = "_lora"  # suffix of an adapter's name: "q_lora" adapts "q"
+LORA = "_lora"  # suffix of the name of what is trained beside frozen weights: "q_lora" adapts "q"
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class ModelConfig:
   lora_rank: int = 0  # rank of the adapters (nrt_jax/model/lora.py); 0 = no adapters, all parameters are trained
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
   lora_targets: tuple[str, ...] = ADAPTABLE
+  lora_rows: tuple[int, ...] = ()  # tokens whose rows of embedding and head are trained beside the adapters
 
   def __post_init__(self):
     require_choice("model.family", self.family, FAMILIES)
@@ -108,6 +109,8 @@ class ModelConfig:
     if self.lora_rank < 0 or (self.lora_rank and not self.lora_targets):
       found = f"{self.lora_rank} with {len(self.lora_targets)} lora_targets"
       raise UserError(f"model.lora_rank: found {found}, allowed: 0, or above 0 with one target or more")
+    if self.lora_rows and not (self.lora_rank and 0 <= min(self.lora_rows) <= max(self.lora_rows) < self.vocab_size):
+      raise UserError(f"model.lora_rows: found {self.lora_rows}, allowed: with adapters, ids below {self.vocab_size}")
     if self.num_attention_heads % self.num_key_value_heads:
       raise UserError(
         f"model.num_attention_heads: {self.num_attention_heads} is not a multiple of "

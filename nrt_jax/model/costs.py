@@ -53,12 +53,17 @@ def adapter_size(config: ModelConfig) -> int:
   return config.lora_rank * sum(sum(shapes[name]) for name in config.lora_targets)
 
 
+def added_row_size(config: ModelConfig) -> int:
+  """Entries of the rows of embedding and head that are trained beside adapters."""
+  return len(config.lora_rows) * config.hidden_size * (1 if config.tie_word_embeddings else 2)
+
+
 def head_size(config: ModelConfig) -> int:
   return config.hidden_size * config.vocab_size
 
 
 def parameter_count(config: ModelConfig) -> int:
-  """The number of parameters, including adapters and padding rows of the vocabulary."""
+  """The number of parameters, including adapters, rows beside them, and padding rows of the vocabulary."""
   c, shapes = config, matrix_shapes(config)
   biases = sum(shapes[name][1] for name in ("q", "k", "v") if c.qkv_bias) + c.output_bias * c.hidden_size
   biases += c.mlp_bias * (2 * c.intermediate_size + c.hidden_size)
@@ -66,7 +71,8 @@ def parameter_count(config: ModelConfig) -> int:
   normed_heads = c.num_attention_heads + c.num_key_value_heads if c.qk_norm_joint else 2
   norms += c.qk_norm * normed_heads * c.head_dim
   layer = layer_matrix_size(c) + adapter_size(c) + biases + norms
-  return c.num_hidden_layers * layer + c.hidden_size + head_size(c) * (1 if c.tie_word_embeddings else 2)
+  vocabulary = head_size(c) * (1 if c.tie_word_embeddings else 2) + added_row_size(c)
+  return c.num_hidden_layers * layer + c.hidden_size + vocabulary
 
 
 def seen_tokens(config: ModelConfig, start: float, count: float) -> float:
@@ -141,7 +147,7 @@ def decode_bytes(config: ModelConfig, rows: float, prompts: float, lengths: Leng
 
 
 def state_bytes(config: ModelConfig, compute_bytes: float = 2, moments: int = 2) -> dict:
-  """Bytes of the training state over all devices: float32 masters and optimizer moments (of adapters only, if any)."""
-  total, adapters = parameter_count(config), config.num_hidden_layers * adapter_size(config)
-  trained = adapters if config.lora_rank else total
+  """Bytes of the training state over all devices: float32 masters and moments, with LoRA only of what it trains."""
+  total = parameter_count(config)
+  trained = config.num_hidden_layers * adapter_size(config) + added_row_size(config) if config.lora_rank else total
   return {"params": 4 * trained + compute_bytes * (total - trained), "optimizer": 4 * moments * trained}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from nrt_jax.model import kernels
+from nrt_jax.model import kernels, lora
 from nrt_jax.model.architecture import LORA, ModelConfig
 from nrt_jax.model.attention import MASKED, KVCache, put_slots, visible, write_cache
 from nrt_jax.model.rope import rotate, rotation, rotations
@@ -159,6 +159,8 @@ LOGICAL_AXES = {
   ("gate", "bias"): ("mlp",),
   ("up", "bias"): ("mlp",),
   ("down", "bias"): ("norm",),
+  ("embedder" + LORA, "rows"): ("norm", "embed"),
+  ("head" + LORA, "rows"): ("norm", "embed"),
 }
 
 
@@ -169,7 +171,7 @@ def logical_axes(params):
     names = tuple(entry.key for entry in path)
     if names[-1] == "scale":
       axes = ("norm",) * (leaf.ndim - (names[0] == "layers"))
-    elif names[-2].endswith(LORA):  # A has the matrix's inputs, B its outputs; the rank is not sharded
+    elif names[-1] in ("a", "b"):  # A has the matrix's inputs, B its outputs; the rank is not sharded
       kernel, cut = LOGICAL_AXES[names[-2].removesuffix(LORA), "kernel"], leaf.ndim - 2
       axes = (*kernel[:cut], "norm") if names[-1] == "a" else ("norm", *kernel[-cut:])
     else:
@@ -182,7 +184,8 @@ def logical_axes(params):
 def init_params(config: ModelConfig, key) -> dict:
   """Random parameters, float32: normal(initializer_range) matrices, unit norms, zero biases.
 
-  With adapters, frozen parameters are in the compute dtype: without gradients they need no float32 masters.
+  With adapters, frozen parameters are in the compute dtype: without gradients they need no float32 masters. Rows that
+  are trained beside them start as the frozen ones.
   """
   embed_key, head_key, layer_key = jax.random.split(key, 3)
   normal = nn.initializers.normal(config.initializer_range)
@@ -201,6 +204,7 @@ def init_params(config: ModelConfig, key) -> dict:
   if not config.tie_word_embeddings:
     params["head"] = {"kernel": normal(head_key, (config.hidden_size, config.vocab_size))}
   if config.lora_rank:
+    params |= lora.added_rows(params, config)
     return jax.tree_util.tree_map_with_path(
       lambda path, p: p if path[-2].key.endswith(LORA) or path[-1].key == "scale" else p.astype(config.compute_dtype),
       params,
@@ -281,7 +285,7 @@ def forward(
   dtype = jnp.dtype(config.compute_dtype)
   # Gather over fsdp before the lookup: rows taken from a table sharded by columns would have to be resharded.
   table = constrain(params["embedder"]["embedding"].astype(dtype), "vocab", None)
-  x_NTD = constrain(table[token_NT], "batch", None, None)
+  x_NTD = constrain(lora.embed_added(params, config, token_NT, table[token_NT]), "batch", None, None)
   if config.embedding_multiplier != 1:
     x_NTD *= jnp.asarray(config.embedding_multiplier, dtype)
   # Unrolled layers write before they read, or XLA copies every cache in every step of a decoding loop. Scanned layers
@@ -332,6 +336,7 @@ def logits(params, config: ModelConfig, hidden):
   else:
     table, letters = params["head"]["kernel"], "dv"
   out = jnp.einsum(f"...d,{letters}->...v", hidden, table.astype(dtype), preferred_element_type=jnp.float32)
+  out = lora.logits_added(params, config, hidden, out)
   if config.logits_scaling != 1:
     out /= config.logits_scaling
   if config.final_logit_softcapping is not None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 
@@ -13,6 +14,8 @@ from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import init_params, logical_axes
 from nrt_jax.rollout.sampler import BLOCK
 from nrt_jax.sharding import RULES, shardings_for
+
+ADDED = "added_ids"  # in hf_weights.SETTINGS_FILE of a workdir's tokenizer directory
 
 
 def open_tokenizer(model: ModelSource, prompt: prompts.PromptConfig):
@@ -41,7 +44,7 @@ def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_way
     raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
   computed = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("path", "weights")}
   config = hf_weights.read_model_config(model.path, **computed)
-  rows = max(config.vocab_size, form.vocab_size_needed)
+  rows, added = max(config.vocab_size, form.vocab_size_needed), added_ids(model.path, config.vocab_size, form)
   padding = vocabulary_padding(rows, tensor_ways)
   platform = None if mesh is None else mesh.devices.flat[0].platform
   config = dataclasses.replace(
@@ -50,9 +53,21 @@ def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_way
     vocab_unused=rows - form.vocab_size_needed,
     vocab_padding=padding,
     platform=platform,
+    lora_rows=added if config.lora_rank else (),
   )
   kernels.check(config)
   return config
+
+
+def added_ids(directory, stored_rows: int, form: prompts.PromptFormat) -> tuple:
+  """The tokens whose rows a run has made or will make: its tokenizer has them, the model it started from did not.
+
+  The tokenizer directory of a workdir has them too; a file there names them (see `workdir.describe`).
+  """
+  record, recorded = Path(directory) / hf_weights.SETTINGS_FILE, ()
+  if record.is_file():
+    recorded = hf_config.read_json(record).get(ADDED, ())
+  return tuple(sorted({*recorded, *form.added_ids, *range(stored_rows, form.vocab_size_needed)}))
 
 
 def vocabulary_padding(rows: int, tensor_ways: int) -> int:
@@ -78,7 +93,7 @@ def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFor
     return hf_weights.load_params(model.path, stored, shardings)
   # The stored vocabulary may not divide over the mesh: read it whole, grow it, then cut it.
   params = hf_weights.load_params(model.path, stored, param_shardings(stored, mesh, {**RULES, "vocab": None}))
-  new_ids = sorted({*form.added_ids, *range(stored.vocab_size, form.vocab_size_needed)})
+  new_ids = added_ids(model.path, stored.vocab_size, form)
   params, _ = hf_weights.resize_vocabulary(params, stored, config.vocab_size, form.eos_id, new_ids)
   return params if shardings is None else jax.device_put(params, shardings)
 

@@ -50,6 +50,8 @@ def test_parameters_of_llama_8b():
     {"norms": "both"},
     {"qkv_bias": True, "output_bias": True, "mlp_bias": True},
     {"lora_rank": 2, "lora_targets": ("q", "v", "down")},
+    {"lora_rank": 2, "lora_rows": (1, 5)},
+    {"lora_rank": 2, "lora_rows": (1, 5), "tie_word_embeddings": True},
   ],
 )
 def test_parameters_are_those_that_init_makes(changes):

@@ -1,4 +1,4 @@
-"""Low-rank adapters: the only trained parameters, no effect at the start, merged for rollouts and exports."""
+"""Low-rank adapters and added rows: all that is trained, no effect at the start, merged for rollouts and exports."""
 
 import dataclasses
 
@@ -12,15 +12,16 @@ from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_weights, lora
 from nrt_jax.model.architecture import ADAPTABLE, ModelConfig
-from nrt_jax.model.decoder import forward, init_params, logical_axes
+from nrt_jax.model.decoder import forward, init_params, logical_axes, logits
 from nrt_jax.step import policy, programs
 
-MODEL = dataclasses.replace(toy.MODEL, lora_rank=3, lora_alpha=6.0)
+ADDED = (toy.MARKER, toy.PAD)
+MODEL = dataclasses.replace(toy.MODEL, lora_rank=3, lora_alpha=6.0, lora_rows=ADDED)
 
 
-def trained_adapters(params, seed=5):
-  """Adapters far from zero, as if trained."""
-  trainable, frozen = lora.split(params, MODEL)
+def trained_adapters(params, seed=5, model=MODEL):
+  """Adapters far from zero and added rows far from the frozen ones, as if trained."""
+  trainable, frozen = lora.split(params, model)
   keys = iter(jax.random.split(jax.random.key(seed), 100))
   moved = jax.tree.map(lambda p: p + 0.3 * jax.random.normal(next(keys), p.shape), trainable)
   return lora.join(moved, frozen)
@@ -32,12 +33,16 @@ def params():
 
 
 def hidden(params, config):
-  token = jnp.arange(12).reshape(2, 6)
+  token = jnp.array([[0, 1, 2, 3, 4, toy.PAD], [6, 7, toy.MARKER, 9, toy.MARKER, 11]])
   return forward(params, config, token, jnp.broadcast_to(jnp.arange(6)[None], (2, 6)))[0]
 
 
+def fresh():
+  return init_params(MODEL, jax.random.key(1))
+
+
 def test_fresh_adapters_change_nothing():
-  adapted = init_params(MODEL, jax.random.key(1))
+  adapted = fresh()
   _, frozen = lora.split(adapted, MODEL)
   np.testing.assert_array_equal(hidden(adapted, MODEL), hidden(frozen, lora.without(MODEL)))
 
@@ -60,9 +65,41 @@ def test_one_adapter_by_hand(params):
   np.testing.assert_allclose(lora.merge(params, MODEL)["layers"]["o"]["kernel"][0], expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_added_rows_stand_in_for_the_frozen_ones(tied):
+  """Embedding and head by hand in NumPy; the frozen rows have no part in anything, nor a gradient."""
+  model = dataclasses.replace(MODEL, tie_word_embeddings=tied)
+  params = trained_adapters(init_params(model, jax.random.key(1)), model=model)
+  table = np.array(params["embedder"]["embedding"])
+  head = table if tied else np.array(params["head"]["kernel"]).T
+  table[list(ADDED)] = params["embedder_lora"]["rows"]
+  if not tied:
+    head[list(ADDED)] = params["head_lora"]["rows"]
+  token = np.array([[0, toy.PAD, toy.MARKER, 3]])
+  got = lora.embed_added(params, model, jnp.asarray(token), params["embedder"]["embedding"][token])
+  np.testing.assert_array_equal(got, table[token])
+  state = np.random.default_rng(0).normal(size=(2, 5, 16)).astype(np.float32)
+  np.testing.assert_allclose(logits(params, model, jnp.asarray(state)), state @ head.T, atol=2e-5)
+  merged = lora.merge(params, model)
+  np.testing.assert_array_equal(merged["embedder"]["embedding"], table)
+  assert tied or np.array_equal(merged["head"]["kernel"], head.T)
+
+  def loss(params):
+    out = logits(params, model, hidden(params, model))
+    return jnp.sum(jax.nn.log_softmax(out)[..., toy.MARKER])
+
+  grads = jax.grad(loss)(params)
+  for leaf in (grads["embedder"]["embedding"], grads["head"]["kernel"].T if not tied else None):
+    if leaf is not None:
+      assert not np.asarray(leaf)[list(ADDED)].any() and np.asarray(leaf).any()
+  assert all(np.abs(grads[name]["rows"]).max(axis=1).min() > 1e-3 for name in grads if name.endswith("_lora"))
+
+
 def test_split_and_join_are_inverse_and_adapters_are_few(params):
   trainable, frozen = lora.split(params, MODEL)
-  assert set(trainable["layers"]) == {f"{name}_lora" for name in ADAPTABLE} and list(trainable) == ["layers"]
+  assert set(trainable["layers"]) == {f"{name}_lora" for name in ADAPTABLE}
+  assert set(trainable) == {"layers", "embedder_lora", "head_lora"}
+  assert {trainable[name]["rows"].shape for name in ("embedder_lora", "head_lora")} == {(2, 16)}
   joined = lora.join(trainable, frozen)
   assert jax.tree.structure(joined) == jax.tree.structure(params)
   assert lora.count_trainable(params, MODEL) == sum(leaf.size for leaf in jax.tree.leaves(trainable))
@@ -71,6 +108,7 @@ def test_split_and_join_are_inverse_and_adapters_are_few(params):
 
 def test_every_adapter_is_cut_like_its_matrix(params):
   axes = logical_axes(params)["layers"]
+  assert logical_axes(params)["head_lora"] == {"rows": ("norm", "embed")}
   assert axes["q_lora"] == {"a": ("layers", "embed", "norm"), "b": ("layers", "norm", "heads", "head_dim")}
   assert axes["o_lora"] == {"a": ("layers", "heads", "head_dim", "norm"), "b": ("layers", "norm", "embed")}
   for (path, leaf), names in zip(jax.tree_util.tree_flatten_with_path(params)[0], jax.tree.leaves(
@@ -105,12 +143,16 @@ def test_a_pretrained_model_gets_adapters_and_an_export_has_them_merged(tmp_path
   plain = init_params(lora.without(MODEL), jax.random.key(3))
   hf_weights.save_params(plain, lora.without(MODEL), tmp_path / "model")
   source = ModelSource(str(tmp_path / "model"), lora_rank=3, compute_dtype="bfloat16")
-  config = policy.read_architecture(source, toy.form())
-  loaded = policy.load_policy(source, config, toy.form(), seed=0)
+  form = dataclasses.replace(toy.form(), added_ids=(toy.MARKER,))
+  config = policy.read_architecture(source, form)
+  assert config.lora_rows == (toy.MARKER,)
+  loaded = policy.load_policy(source, config, form, seed=0)
   dtypes = {jax.tree_util.keystr(p): leaf.dtype for p, leaf in jax.tree_util.tree_flatten_with_path(loaded)[0]}
   trained_or_norm = {path for path in dtypes if "_lora" in path or "scale" in path}
   assert {path for path, dtype in dtypes.items() if dtype == jnp.float32} == trained_or_norm
   assert jax.tree.structure(loaded) == jax.tree.structure(policy.abstract_params(config))
+  start = np.asarray(loaded["embedder"]["embedding"][toy.MARKER], np.float32)
+  np.testing.assert_array_equal(loaded["embedder_lora"]["rows"], start[None])
   hf_weights.save_params(lora.merge(params, MODEL), lora.without(MODEL), tmp_path / "export")
   again = hf_weights.load_params(tmp_path / "export", hf_weights.read_model_config(tmp_path / "export"))
   np.testing.assert_allclose(again["layers"]["q"]["kernel"], lora.merge(params, MODEL)["layers"]["q"]["kernel"])
@@ -119,5 +161,8 @@ def test_a_pretrained_model_gets_adapters_and_an_export_has_them_merged(tmp_path
 def test_bad_settings_name_their_keys():
   with pytest.raises(UserError, match="model.lora_targets.*'qq'"):
     ModelConfig(lora_rank=2, lora_targets=("qq",))
+  for rows in ((512,), (-1,)):
+    with pytest.raises(UserError, match="model.lora_rows"):
+      ModelConfig(lora_rank=2, lora_rows=rows)
   with pytest.raises(UserError, match="model.lora_rank"):
     ModelConfig(lora_rank=-1)

@@ -36,6 +36,7 @@ def saved_bytes(model: ModelConfig, tensor: int, length: int) -> int:
     vocab_size=8,
     vocab_unused=0,
     vocab_padding=0,
+    lora_rows=(),
     layer_loop="scan",
   )
   trainable, frozen = lora.split(abstract_params(local), local)

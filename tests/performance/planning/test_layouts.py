@@ -91,6 +91,9 @@ def test_what_a_layer_saves_follows_remat(tensor):
   assert saved["full"] == 16
   assert saved["dots"] == 16 + (16 + 2 * 8 + 2 * 32) / tensor + 16  # query, key, value, gate and up; attention's output
   assert saved["none"] > 2 * saved["dots"]
+  adapted = dataclasses.replace(toy.MODEL, remat="full", lora_rank=2)
+  rows = dataclasses.replace(adapted, lora_rows=(toy.MARKER,))  # an id beyond the few rows that are traced
+  assert guess.saved_bytes(rows, tensor, 8) == guess.saved_bytes(adapted, tensor, 8)
 
 
 def test_the_state_holds_a_reference():
