@@ -25,6 +25,8 @@ STAGE_KEYS = (
   "total_steps", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm", "optimizer", "evaluation",
 )  # fmt: skip
 
+NEW_ROWS = ("mean", "description", "end_token")
+
 
 # Steps are counted in int32; the rows of one step are laid out one by one.
 MOST = {"total_steps": 2**31 - 1, "prompts_per_step": 2**20, "samples_per_prompt": 2**16}
@@ -46,8 +48,11 @@ class ModelSource:
   lora_rank: int = 0  # rank of the adapters; above 0, only they and the rows of added tokens are trained; 0 trains all
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
   lora_targets: tuple[str, ...] = ADAPTABLE  # matrices that get an adapter
+  new_rows: str = "mean"  # of tokens that `path` lacks: mean of its rows | description | end_token (released NRT)
+  new_rows_description: str = "The answer is"  # with description: a text whose tokens' rows are averaged
 
   def __post_init__(self):
+    require_choice("model.new_rows", self.new_rows, NEW_ROWS)
     require_choice("model.weights", self.weights, ("pretrained", "random"))
 
 

@@ -17,7 +17,7 @@ Sources of values:
 
 Known departures:
   - The paper calls a completion well formatted if it contains "the final answer is"; here, if it contains the marker,
-    one added token copied from the end token. In both, the bound's loss excludes traces without it.
+    one added token. In both, the bound's loss excludes traces without it.
   - The warm-up is a separate run, see SFT above; its length and learning rate are unknown.
   - The samples over which std(A) is taken are unknown; here they are those of the prompt.
 """

@@ -44,7 +44,8 @@ def get_config():
   prompt = config.prompt
   shared.llama3_chat(config)  # [CODE] a chat template with generation prompt; unknown which one for the base model
   prompt.system = ""  # [CODE] no instruction is added
-  prompt.marker = "<|response_start|>"  # [CODE] one added token, its embedding and head row copied from the end token
+  prompt.marker = "<|response_start|>"  # [CODE] one added token
+  config.model.new_rows = "end_token"  # [CODE] its embedding and head row are copied from the end token
   prompt.trace_open = ""  # [CODE] generation starts directly with the trace
   prompt.stop_at_special = True  # [CODE] stop string "<|": any special token ends a trace
   prompt.max_prompt_length = 4096  # [CODE]

@@ -18,7 +18,7 @@ Sources of values:
 
 Known departures:
   - [CODE]'s format R1 needs <think>, </think>, <answer> and </answer> as text, once each. Here the marker "<answer>" is
-    one added token, a copy of the end token, and a completion is well formatted if it has marker and end token.
+    one added token, and a completion is well formatted if it has marker and end token.
   - [CODE] scores r' once before training; here the frozen first policy scores it every step, with the same result.
   - [CODE] rounds r to bfloat16. It also appends the reference to badly formatted completions, without effect.
 """

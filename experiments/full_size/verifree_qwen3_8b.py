@@ -17,7 +17,7 @@ Sources of values:
 
 Known departures:
   - The paper splices at the text "<answer" (no token of Qwen's contains "r>"), which is several tokens. A marker here
-    begins with one token: "<answer>" is added to the vocabulary, a copy of the end token, and is also in the prompt.
+    begins with one token: "<answer>" is added to the vocabulary, and is also in the prompt.
   - The reference text therefore begins after ">", and the end token comes after "</answer>".
   - A sample of [CODE] ends at "</answer>", here at the marker; the sampled answer was never used.
 """

@@ -88,6 +88,7 @@ class PromptFormat:
   added_ids: tuple[int, ...]  # tokens that make_format added: their embedding and head rows are untrained
   answer_template: str = "{answer}"
   answer_in: str = "behind_marker"
+  like_ids: tuple[int, ...] = ()  # rows of tokens that the model lacks start as the mean of theirs; () = of all
   end_ids: tuple[int, ...] = ()  # eos_id, then what else ends the model's text: its files' end tokens, a turn's end
 
   def __post_init__(self):

@@ -263,22 +263,32 @@ def _host_array(leaf, entry: Entry) -> np.ndarray:
   return np.asarray(piece)
 
 
-def resize_vocabulary(params, config: ModelConfig, new_vocab_size: int, init_from_token_id: int, token_ids=None):
+def _mean_row(table_VD, ids):
+  """The mean of some rows, computed in float32. A product with counts does not copy the rows, which may be all."""
+  if len(ids) == 1:
+    return table_VD[ids[0]]
+  count_V = np.bincount(np.asarray(ids), minlength=len(table_VD)).astype(table_VD.dtype)
+  options = {"precision": jax.lax.Precision.HIGHEST, "preferred_element_type": jnp.float32}
+  return (jnp.matmul(count_V, table_VD, **options) / len(ids)).astype(table_VD.dtype)
+
+
+def resize_vocabulary(params, config: ModelConfig, new_vocab_size: int, like_ids, token_ids=None):
   """(params, config) with `new_vocab_size` rows of embedding and head.
 
-  The rows `token_ids` (default: all new ones; rows that already existed may be named too) become copies of the row
-  `init_from_token_id`; other new rows, there to pad the vocabulary for a mesh, become 0. Shards anew if needed.
+  The rows `token_ids` (default: all new ones; rows that already existed may be named too) become the mean of the rows
+  `like_ids`; other new rows, there to pad the vocabulary for a mesh, become 0. Shards anew if needed.
   Raises UserError when the vocabulary would shrink or an id lies outside of it.
   """
   if new_vocab_size < config.vocab_size:
     raise UserError(f"vocabulary: found {config.vocab_size} tokens, allowed: at most the new size {new_vocab_size}")
   token_ids = np.arange(config.vocab_size, new_vocab_size) if token_ids is None else np.asarray(token_ids, np.int32)
-  for token_id, size in ((init_from_token_id, config.vocab_size), *((i, new_vocab_size) for i in token_ids.tolist())):
+  limits = [(i, config.vocab_size) for i in like_ids] + [(i, new_vocab_size) for i in token_ids.tolist()]
+  for token_id, size in limits:
     if not 0 <= token_id < size:
       raise UserError(f"vocabulary: found token id {token_id}, allowed: 0 to {size - 1}")
 
   def resize(table_VD):
-    row_D = table_VD[init_from_token_id]
+    row_D = _mean_row(table_VD, like_ids)
     new_VD = jnp.zeros((new_vocab_size - config.vocab_size, row_D.shape[0]), row_D.dtype)
     rows = jnp.broadcast_to(row_D[None], (len(token_ids), row_D.shape[0]))
     return jnp.concatenate([table_VD, new_VD]).at[token_ids].set(rows)

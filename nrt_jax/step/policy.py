@@ -17,6 +17,8 @@ from nrt_jax.sharding import RULES, shardings_for
 
 ADDED = "added_ids"  # in hf_weights.SETTINGS_FILE of a workdir's tokenizer directory
 
+NOT_COMPUTED = ("path", "weights", "new_rows", "new_rows_description")  # keys of a ModelSource: where weights come from
+
 
 def open_tokenizer(model: ModelSource, prompt: prompts.PromptConfig):
   """(tokenizer, PromptFormat): the prompt's own tokenizer, else the one in the model's directory.
@@ -30,8 +32,20 @@ def open_tokenizer(model: ModelSource, prompt: prompts.PromptConfig):
   for place in places:
     hf_directory.require_own_files(place)
   tokenizer = prompts.load_tokenizer(where)
+  like_ids = description_ids(model, tokenizer)  # before the marker becomes a token
   end_ids = next(filter(None, map(hf_config.read_end_ids, places)), ())
-  return tokenizer, prompts.make_format(tokenizer, prompt, end_ids)
+  form = prompts.make_format(tokenizer, prompt, end_ids)
+  return tokenizer, dataclasses.replace(form, like_ids=(form.eos_id,) if model.new_rows == "end_token" else like_ids)
+
+
+def description_ids(model: ModelSource, tokenizer) -> tuple:
+  """The tokens of model.new_rows_description, where new rows start as their mean; else ()."""
+  if model.new_rows != "description":
+    return ()
+  ids = tuple(prompts.encode_data(tokenizer, [model.new_rows_description])[0])
+  if not ids:
+    raise UserError("model.new_rows_description: found '', allowed: a text of one token or more")
+  return ids
 
 
 def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_ways: int = 1, mesh=None) -> ModelConfig:
@@ -42,7 +56,7 @@ def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_way
   """
   if model.path is None:
     raise UserError("model.path: found null, allowed: a directory in Hugging Face format (config.json and a tokenizer)")
-  computed = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in ("path", "weights")}
+  computed = {f.name: getattr(model, f.name) for f in dataclasses.fields(model) if f.name not in NOT_COMPUTED}
   config = hf_weights.read_model_config(model.path, **computed)
   rows, added = max(config.vocab_size, form.vocab_size_needed), added_ids(model.path, config.vocab_size, form)
   padding = vocabulary_padding(rows, tensor_ways)
@@ -77,7 +91,7 @@ def vocabulary_padding(rows: int, tensor_ways: int) -> int:
 
 
 def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFormat, seed: int, mesh=None):
-  """The parameters, on the mesh if there is one. New tokens' rows are copies of the end token's.
+  """The parameters, on the mesh if there is one. New tokens' rows are the mean of those of `form.like_ids`, or of all.
 
   Random weights are made on the devices, under jit; pretrained ones are read tensor by tensor.
   """
@@ -94,7 +108,8 @@ def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFor
   # The stored vocabulary may not divide over the mesh: read it whole, grow it, then cut it.
   params = hf_weights.load_params(model.path, stored, param_shardings(stored, mesh, {**RULES, "vocab": None}))
   new_ids = added_ids(model.path, stored.vocab_size, form)
-  params, _ = hf_weights.resize_vocabulary(params, stored, config.vocab_size, form.eos_id, new_ids)
+  like_ids = form.like_ids or sorted({*range(min(stored.vocab_size, form.vocab_size_needed))} - {*new_ids})
+  params, _ = hf_weights.resize_vocabulary(params, stored, config.vocab_size, like_ids, new_ids)
   return params if shardings is None else jax.device_put(params, shardings)
 
 
@@ -119,7 +134,7 @@ def repad(params, old: ModelConfig, new: ModelConfig):
     if not old.tie_word_embeddings:
       params["head"] = {"kernel": params["head"]["kernel"][:, :rows]}
   if new.vocab_padding:
-    params, _ = hf_weights.resize_vocabulary(params, with_padding(old, 0), new.vocab_size, 0, ())
+    params, _ = hf_weights.resize_vocabulary(params, with_padding(old, 0), new.vocab_size, (0,), ())
   return params
 
 

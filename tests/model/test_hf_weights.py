@@ -181,7 +181,7 @@ def test_new_tokens_start_as_the_given_one(case, tmp_path):
   token, position = expected["token"], expected["position"]
   config = hf_weights.read_model_config(GOLDEN / case, layer_loop="unroll")
   loaded = hf_weights.load_params(GOLDEN / case, config)
-  params, resized = hf_weights.resize_vocabulary(loaded, config, 42, init_from_token_id=7)
+  params, resized = hf_weights.resize_vocabulary(loaded, config, 42, like_ids=(7,))
   assert resized == dataclasses.replace(config, vocab_size=42) and ("head" in params) == (case == "llama")
   found, _ = run(params, resized, token, position, 0)
   found = np.asarray(found)
@@ -199,7 +199,7 @@ def test_new_tokens_start_as_the_given_one(case, tmp_path):
 def test_resize_pads_with_zeros_and_can_set_old_rows():
   config = ModelConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, intermediate_size=8, head_dim=4)
   params = init_params(config, jax.random.key(0))
-  new, resized = hf_weights.resize_vocabulary(params, config, 16, init_from_token_id=2, token_ids=(9, 10))
+  new, resized = hf_weights.resize_vocabulary(params, config, 16, like_ids=(2,), token_ids=(9, 10))
   assert resized.vocab_size == 16
   for table, old in (
     (new["embedder"]["embedding"], params["embedder"]["embedding"]),
@@ -208,9 +208,25 @@ def test_resize_pads_with_zeros_and_can_set_old_rows():
     np.testing.assert_array_equal(table[:9], old[:9])
     np.testing.assert_array_equal(table[9:11], np.stack([old[2], old[2]]))
     np.testing.assert_array_equal(table[11:], np.zeros((5, 8)))
-  same, unchanged = hf_weights.resize_vocabulary(params, config, 10, init_from_token_id=2)
+  same, unchanged = hf_weights.resize_vocabulary(params, config, 10, like_ids=(2,))
   assert unchanged == config
   jax.tree.map(np.testing.assert_array_equal, same, params)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_new_rows_are_the_mean_of_the_given_ones(dtype):
+  config = ModelConfig(vocab_size=300, hidden_size=8, num_hidden_layers=1, intermediate_size=8, head_dim=4)
+  params = jax.tree.map(lambda p: p.astype(dtype), init_params(config, jax.random.key(0)))
+  like_ids = [*range(0, 300, 2), 7, 7]  # a token that a description has twice counts twice
+  new, _ = hf_weights.resize_vocabulary(params, config, 302, like_ids)
+  for table, old in (
+    (new["embedder"]["embedding"], params["embedder"]["embedding"]),
+    (new["head"]["kernel"].T, params["head"]["kernel"].T),
+  ):
+    mean = np.asarray(old, np.float64)[like_ids].mean(axis=0)
+    assert table.dtype == jnp.dtype(dtype)
+    for row in np.asarray(table[300:], np.float64):
+      np.testing.assert_allclose(row, mean, rtol={"float32": 1e-5, "bfloat16": 2**-8}[dtype], atol=1e-8)
 
 
 @pytest.mark.parametrize(
@@ -225,4 +241,4 @@ def test_resize_pads_with_zeros_and_can_set_old_rows():
 def test_resize_errors(size, origin, ids, message):
   config = ModelConfig(vocab_size=10, hidden_size=8, num_hidden_layers=1, intermediate_size=8, head_dim=4)
   with pytest.raises(UserError, match=message):
-    hf_weights.resize_vocabulary({}, config, size, origin, ids)
+    hf_weights.resize_vocabulary({}, config, size, (3, origin), ids)

@@ -5,11 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import places
 import pytest
 import toy
 
 from nrt_jax import sharding
 from nrt_jax.config import ModelSource
+from nrt_jax.data.prompts import PromptConfig
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_weights
 from nrt_jax.model.decoder import decoding_params, forward, init_params, logits
@@ -26,19 +28,44 @@ def directory(request, tmp_path_factory):
   return path / "model"
 
 
-def load(directory, ways=1, **over):
+def load(directory, like=(), ways=1, **over):
   source = ModelSource(str(directory), **over)
-  form = dataclasses.replace(toy.form(), eos_id=20)
+  form = dataclasses.replace(toy.form(), eos_id=20, like_ids=like)
   config = policy.read_architecture(source, form, ways)
   return policy.load_policy(source, config, form, seed=0), config
 
 
-def test_new_tokens_start_as_the_end_token(directory):
-  params, config = load(directory)
+@pytest.mark.parametrize("like", [(), (20,), (3, 5, 5)], ids=["mean", "end_token", "description"])
+def test_new_tokens_start_as_the_mean_of_others(directory, like):
+  params, config = load(directory, like)
   assert (config.vocab_size, config.vocab_padding) == (24, 0)
-  table = np.asarray(params["embedder"]["embedding"])
-  np.testing.assert_array_equal(table[21:], table[[20] * 3])
-  assert (table[0] != table[20]).any()
+  tables = [params["embedder"]["embedding"], *([] if config.tie_word_embeddings else [params["head"]["kernel"].T])]
+  for table in map(np.asarray, tables):
+    expected = table[list(like) or range(21)].mean(axis=0)
+    np.testing.assert_allclose(table[21:], np.stack([expected] * 3), rtol=1e-5, atol=1e-7)
+
+
+def test_the_config_chooses_what_new_rows_are_like(tmp_path):
+  """By default an added marker ties with no token; the released code's copy of the end token is a choice."""
+  path = places.make_chat_model(tmp_path / "model")
+  found = {}
+  for kind in ("mean", "end_token", "description"):
+    source = ModelSource(str(path), new_rows=kind, new_rows_description="the colour of the")
+    tokenizer, form = policy.open_tokenizer(source, PromptConfig())
+    params = policy.load_policy(source, policy.read_architecture(source, form), form, seed=0)
+    assert form.marker_ids == form.added_ids
+    found[kind] = np.asarray(params["head"]["kernel"].T)
+  ids = tokenizer.convert_tokens_to_ids(["the", "colour", "of", "the"])
+  (marker,), stored = form.added_ids, found["mean"][:-1]
+  assert all(marker == len(stored) and np.array_equal(table[:-1], stored) for table in found.values())
+  np.testing.assert_allclose(found["mean"][marker], stored.mean(axis=0), atol=1e-6)
+  np.testing.assert_array_equal(found["end_token"][marker], stored[form.eos_id])
+  np.testing.assert_allclose(found["description"][marker], stored[ids].mean(axis=0), atol=1e-6)
+  assert np.abs(found["mean"][marker] - stored).max(axis=1).min() > 0.05
+  with pytest.raises(UserError, match="model.new_rows_description: found ''"):
+    policy.open_tokenizer(ModelSource(str(path), new_rows="description", new_rows_description=""), PromptConfig())
+  with pytest.raises(UserError, match="model.new_rows: found 'copy', allowed: description, end_token, mean"):
+    ModelSource(str(path), new_rows="copy")
 
 
 def test_padding_rows_are_never_sampled_and_never_exported(directory, tmp_path):
