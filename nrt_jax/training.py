@@ -20,7 +20,7 @@ from nrt_jax import processes, resuming, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.config import RunConfig
-from nrt_jax.data import batches, overlong, packing
+from nrt_jax.data import batches, endings, overlong, packing
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights
@@ -78,7 +78,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     processes.on_first(lambda: resuming.write_inputs(workdir, inputs))
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
     stack.callback(writer.close)
-    for text in (*filter(None, [left]), *changes, *map(describe_data, stages)):
+    for text in (*filter(None, [left]), *changes, endings.describe(tokenizer, form), *map(describe_data, stages)):
       writer.note(text)
     loop = Loop(stages, checkpoints, writer, tokenizer, stop)
 

@@ -184,7 +184,8 @@ def export_checkpoint(workdir: str, directory: str, step: int | None = None, dty
 def export(params, run: RunConfig, config: ModelConfig, form, workdir: str, directory: str, dtype="float32") -> None:
   """Writes parameters in Hugging Face format, with the run's tokenizer and the prompt settings that `sample` reads."""
   settings = {"prompt": dataclasses.asdict(run.prompt), "max_trace_length": run.sampling.max_trace_length}
-  settings["prompt"] |= {"tokenizer": None, "chat_template": None}  # both are in the same directory as the settings
+  # The tokenizer is in the same directory as the settings, with its chat template.
+  settings["prompt"] |= {"tokenizer": None, "chat_template": None, "template": form.template}
   params, config = policy.without_padding(params, config)
   hf_weights.save_params(
     params,

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "nrt_jax"
 CONFINED = {
   "orbax": ("records.checkpoint",),
   "safetensors": ("model.hf_weights",),
-  "transformers": ("model.hf_weights", "data.prompts"),
+  "transformers": ("model.hf_weights", "data.prompts", "data.endings"),
   "tokenizers": ("data.prompts", "data.control_tokens"),
   "datasets": ("data.batches", "tasks"),
   "pyarrow": ("data.readers",),

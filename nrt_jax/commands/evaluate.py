@@ -9,7 +9,7 @@ import jax
 from nrt_jax import config, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.commands import configs, export, output
-from nrt_jax.data import overlong
+from nrt_jax.data import endings, overlong
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.files import json_lines, write_json, write_text
@@ -28,6 +28,7 @@ def run(args) -> None:
   setup, tokenizer, dataset = prepare(with_source(stage, args.model, workdir))
   with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
     step, params = read_params(setup, workdir, step)
+    output.note(endings.describe(tokenizer, setup.form))
     arguments = (build_generate(setup), params, dataset, stage.evaluation, tokenizer, setup.form)
     metrics, completions = held_out.evaluate(*arguments, jax.random.key(stage.seed))
   source = {"model": args.model} if args.model else {"checkpoint": args.checkpoint, "step": step}

@@ -134,7 +134,7 @@ def _sample(parser: Parser) -> None:
   parser.add_argument(
     "--max_answer_length", type=at_least(int, 1), metavar="N", help="tokens of the answer (as in training, else 256)"
   )
-  parser.add_argument("--template", metavar="T", help="prompt template: plain, chat, or a text with {question}")
+  parser.add_argument("--template", metavar="T", help="prompt template: plain, chat or a text with {question} (auto)")
   parser.add_argument("--system", metavar="TEXT", help="system text of the prompt")
   parser.add_argument("--marker", metavar="TEXT", help="the text that closes a trace, e.g. '</think>'")
   parser.add_argument("--trace_open", metavar="TEXT", help="the text that opens a trace, e.g. '<think>'")

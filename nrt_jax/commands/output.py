@@ -1,6 +1,7 @@
 """Output paths of commands: checked before any work starts, created when it is done."""
 
 import os
+import sys
 
 from nrt_jax.errors import UserError
 
@@ -38,6 +39,11 @@ def check_file(path: str | None, flag: str) -> None:
   if not path or path.endswith(os.sep) or os.path.isdir(path):
     raise UserError(f"{flag}: found {path!r}, a directory, allowed: a file")
   check_directory(os.path.dirname(os.path.abspath(path)), flag)
+
+
+def note(text: str) -> None:
+  """Prints a line for people to stderr: standard output holds nothing but results."""
+  print(text, file=sys.stderr, flush=True)
 
 
 def make_parent(path: str) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from nrt_jax import config, sharding
 from nrt_jax.algorithms.table import ALGORITHMS
-from nrt_jax.data import batches, columns, prompts
+from nrt_jax.commands import output
+from nrt_jax.data import batches, columns, endings, prompts
 from nrt_jax.data.prompts import PromptConfig
 from nrt_jax.data.readers import read_jsonl
 from nrt_jax.errors import UserError
@@ -42,6 +43,7 @@ def run(args) -> None:
   setup = programs.Setup(run_config, model, form, mesh)
   with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
     params = policy.load_policy(source, model, form, args.seed, mesh)
+    output.note(endings.describe(tokenizer, form))
     generate = programs.build_generate(setup, sampling, args.samples)
     for number, token_ids in completions(generate, params, ids, form, args):
       write(questions[number], tokenizer, form, token_ids, args.json)

@@ -2,7 +2,8 @@
 
 Prompt, trace, marker and answer are tokenised separately and never merged across a border (nrt.md section 3c), so the
 sampled trace can be spliced before `marker + answer` on the device without being tokenised again.
-What may become control tokens is decided in control_tokens.py, the text of a prompt in chat_templates.py.
+What may become control tokens is decided in control_tokens.py, the text of a prompt in chat_templates.py, and what ends
+traces and answers in endings.py.
 """
 
 import dataclasses
@@ -11,15 +12,8 @@ import pathlib
 import re
 
 from nrt_jax import errors
-from nrt_jax.data import chat_templates
-from nrt_jax.data.control_tokens import (
-  QUESTION,
-  control_pattern,
-  control_tokens,
-  encode,
-  encode_data,
-  encode_origins,
-)
+from nrt_jax.data import chat_templates, endings
+from nrt_jax.data.control_tokens import QUESTION, control_pattern, encode, encode_data, encode_origins
 
 HUB = "hub:"  # a source that starts so is fetched from the hub; anything else is a local path
 ROLES = ("system", "user", "assistant")
@@ -28,7 +22,7 @@ OVERLONG_ANSWER = ("drop", "cut", "error")
 ANSWER_PLACES = ("behind_marker", "completion")
 HINT = "{question}\n\nThe answer is: {answer}\n\nExplain step by step how to find it."
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "tokenizer_config.json")
-TEMPLATES = ("plain", "chat")
+TEMPLATES = ("auto", "plain", "chat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +30,7 @@ class PromptConfig:
   """How question, trace and answer become one token sequence: `prompt | trace | marker | answer`."""
 
   tokenizer: str | None = None  # directory, or "hub:owner/name" to fetch; None = the model's own
-  template: str = "plain"  # "plain", "chat": the tokenizer's own chat template, or a text with {question}
+  template: str = "auto"  # plain | chat: the tokenizer's template | auto: chat if it has one | a text with {question}
   chat_template: str | None = None  # a file of Jinja that the tokenizer takes as its own; None = the one it has
   template_options: tuple = ()  # variables of the chat template, as a mapping, e.g. {"enable_thinking": False}
   system: str = ""  # system text, for conversations that have none of their own; released NRT: none (nrt.md 3c)
@@ -141,11 +135,13 @@ def make_format(tokenizer, config: PromptConfig, end_ids=()) -> PromptFormat:
     raise errors.UserError("prompt.tokenizer: the tokenizer names no end token (eos_token in tokenizer_config.json)")
   if config.chat_template is not None:
     tokenizer.chat_template = read_chat_template(config.chat_template)
-  marker_ids, added_ids = _marker_ids(tokenizer, config.marker)
+  if config.template == "auto":
+    config = dataclasses.replace(config, template="chat" if tokenizer.chat_template else "plain")
+  marker_ids, added_ids = endings.marker_ids(tokenizer, config.marker)
   chat, eos_id = config.template == "chat", tokenizer.eos_token_id
   if chat:
     chat_templates.check(tokenizer, dict(config.template_options), config.system)
-  end_ids = _end_ids(tokenizer, config, (eos_id, *end_ids))
+  end_ids = endings.end_ids(tokenizer, config, (eos_id, *end_ids))
   if marker_ids[0] in end_ids:
     raise errors.UserError(f"prompt.marker: found {config.marker!r}, which is an end token; the marker must differ")
   special = sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
@@ -171,24 +167,6 @@ def read_chat_template(path) -> str:
     return pathlib.Path(path).read_text(encoding="utf-8")
   except (OSError, UnicodeDecodeError) as error:
     raise errors.UserError(f"prompt.chat_template: {path}: no file of UTF-8 text") from error
-
-
-def _end_ids(tokenizer, config, ids) -> tuple:
-  turn = chat_templates.end_of_turn(tokenizer, dict(config.template_options)) if config.template == "chat" else None
-  return tuple(dict.fromkeys([*ids, *([] if turn is None else [control_tokens(tokenizer)[turn]])]))
-
-
-def _marker_ids(tokenizer, marker):
-  """The ids of the marker, and those of them that had to be added: a leading <tag> or word is one token by force."""
-  first = re.match(r"<[^<>\s]+>|\S+", marker).group()
-  added = ()
-  if first not in tokenizer.get_vocab():
-    from transformers import AddedToken
-
-    tokenizer.add_tokens([AddedToken(first, special=True, normalized=False)], special_tokens=True)
-    added = (tokenizer.convert_tokens_to_ids(first),)
-  rest = encode(tokenizer, [marker[len(first) :]])[0]
-  return (tokenizer.convert_tokens_to_ids(first), *rest), added
 
 
 def as_messages(question) -> list:

@@ -81,3 +81,25 @@ def test_only_the_added_row_of_the_vocabulary_moves(run, tmp_path):
   assert np.abs(new[-1] - old).max(axis=1).min() > 0.05  # it equals no other row: nothing is left of its start
   record = json.loads((run / "run" / "tokenizer" / "nrt_jax.json").read_text())
   assert record == {"added_ids": [len(old)]}
+
+
+def stderr_of(capsys, *argv) -> str:
+  capsys.readouterr()
+  assert __main__.main(list(map(str, argv))) == 0
+  return capsys.readouterr().err
+
+
+def test_every_command_says_how_it_asks(run, capsys):
+  """A directory with a chat template is chatted with unless told otherwise."""
+  lengths = ("--max_trace_length", "2", "--max_answer_length", "2")
+  chat, plain = ("sample", "--model", run / "model", "--prompt", "what is red", *lengths), "plain template"
+  line = f"prompts: chat template; marker '{MARKER}' (added); end tokens '<eos>', '<|im_end|>'\n"
+  assert line in stderr_of(capsys, *chat)
+  assert plain in stderr_of(capsys, *chat, "--template", "plain")
+  evaluate = ("evaluate", "--config", run / "run.py", "--model", run / "model")
+  assert line in stderr_of(capsys, *evaluate)
+  assert plain in stderr_of(capsys, *evaluate, "--config.prompt.template=plain")
+  train = ("train", "--config", run / "run.py", "--workdir", run / "run")
+  assert line in stderr_of(capsys, *train)  # it has ended: no step is made
+  settings = json.loads((run / "run" / "export" / "nrt_jax.json").read_text())
+  assert settings["prompt"]["template"] == "chat"  # what the run used

@@ -226,7 +226,20 @@ def test_the_end_of_a_turn_ends_a_completion(family):
   end = tokenizer.convert_tokens_to_ids(chats.END_OF_TURN[family])
   assert form.end_ids == tuple(dict.fromkeys((form.eos_id, end)))
   assert form.stop_ids == (form.marker_ids[0], *form.end_ids)
-  assert prompts.make_format(tokenizer, PromptConfig()).end_ids == (form.eos_id,)  # another template has no such turns
+  plain = prompts.make_format(tokenizer, PromptConfig(template="plain"))
+  assert plain.end_ids == (form.eos_id,)  # it has no turns
+
+
+def test_a_tokenizer_with_a_chat_template_chats_unless_told_otherwise():
+  tokenizer, question = chats.tokenizer("qwen3"), CONVERSATIONS["one"]
+  form = prompts.make_format(tokenizer, PromptConfig())
+  assert form == prompts.make_format(tokenizer, CHAT)
+  assert encode(tokenizer, question, PromptConfig()) == theirs(tokenizer, question)[1]
+  plain = encode(tokenizer, question, PromptConfig(template="plain"))
+  assert prompts.decode(tokenizer, plain) == "How many clips?"
+  tokenizer.chat_template = None
+  assert prompts.make_format(tokenizer, PromptConfig()).template == "plain"
+  assert encode(tokenizer, question, PromptConfig()) == plain
 
 
 def test_a_configured_system_text_equals_a_system_turn():

@@ -121,7 +121,7 @@ def test_bos_comes_once_where_the_tokenizer_puts_it():
 
   tokenizer = chats.tokenizer("llama3")
   bos = tokenizer.bos_token_id
-  plain = PromptConfig()
+  plain = PromptConfig(template="plain")
   assert prompts.make_format(tokenizer, plain).prefix_ids == ()  # this tokenizer adds none
   tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
     single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bos)]
@@ -196,7 +196,7 @@ def test_the_format_is_hashable_and_the_config_names_its_keys(byte_pairs):
   ):
     with pytest.raises(errors.UserError, match=f"^prompt.{key}: found "):
       PromptConfig(**{key: value})
-  with pytest.raises(errors.UserError, match="found 'llama3', allowed: chat, plain, or a text that holds {question}"):
+  with pytest.raises(errors.UserError, match="found 'llama3', allowed: auto, chat, plain, or a text that holds {question}"):
     PromptConfig(template="llama3")
 
 

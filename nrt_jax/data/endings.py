@@ -1,0 +1,39 @@
+"""What ends a trace, a turn and an answer: the marker and the end tokens; and one line that says which are in use."""
+
+import re
+
+from nrt_jax.data import chat_templates
+from nrt_jax.data.control_tokens import control_tokens, encode
+
+SHOWN = 40  # characters of a template that `describe` shows
+
+
+def marker_ids(tokenizer, marker: str) -> tuple[tuple, tuple]:
+  """The ids of the marker, and those of them that had to be added: a leading <tag> or word is one token by force."""
+  first = re.match(r"<[^<>\s]+>|\S+", marker).group()
+  added = ()
+  if first not in tokenizer.get_vocab():
+    from transformers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(first, special=True, normalized=False)], special_tokens=True)
+    added = (tokenizer.convert_tokens_to_ids(first),)
+  rest = encode(tokenizer, [marker[len(first) :]])[0]
+  return (tokenizer.convert_tokens_to_ids(first), *rest), added
+
+
+def end_ids(tokenizer, config, ids) -> tuple:
+  """`ids`, then what the chat template, if it is in use, writes behind an assistant's turn."""
+  turn = chat_templates.end_of_turn(tokenizer, dict(config.template_options)) if config.template == "chat" else None
+  return tuple(dict.fromkeys([*ids, *([] if turn is None else [control_tokens(tokenizer)[turn]])]))
+
+
+def describe(tokenizer, form) -> str:
+  """Which template, marker and end tokens a PromptFormat has, in one line."""
+  template = f"{form.template} template"
+  if form.template not in ("chat", "plain"):
+    text = form.template if len(form.template) <= SHOWN else form.template[: SHOWN - 3] + "..."
+    template = f"template {text!r}"
+  marker = tokenizer.decode(list(form.marker_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+  added = " (added)" if form.added_ids else ""
+  ends = ", ".join(repr(tokenizer.convert_ids_to_tokens(i)) for i in form.end_ids)
+  return f"prompts: {template}; marker {marker!r}{added}; end tokens {ends}"
