@@ -60,7 +60,8 @@ def shown(value, kind) -> str:
   if isinstance(value, tuple) and not value:
     return "`[]`" if kind == tuple[str, ...] else "`{}`"
   names = {None: "null", True: "true", False: "false"}
-  return f"`{names[value]}`" if value is None or isinstance(value, bool) else f"`{value!r}`".replace("'", '"')
+  text = names[value] if value is None or isinstance(value, bool) else repr(value).replace("'", '"')
+  return f"`{text}`".replace("|", "\\|")  # or it would end a cell of the table
 
 
 def table(cls, prefix: str, skip=()) -> str:

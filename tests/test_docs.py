@@ -113,6 +113,15 @@ def test_configuration_is_up_to_date():
   assert maker.page() == (DOCS / "configuration.md").read_text(encoding="utf-8"), again
 
 
+def test_configuration_points_at_nothing_that_is_not_here():
+  """Files that keys' comments name exist, and no default ends a cell of its table."""
+  page = (DOCS / "configuration.md").read_text(encoding="utf-8")
+  for name in re.findall(r"[\w./]+\.(?:md|py|json)\b", page):
+    assert any(path.name == name.split("/")[-1] for path in ROOT.rglob(f"*{name.split('/')[-1]}")), name
+  rows = [line for line in page.splitlines() if line.startswith("| `")]
+  assert len(rows) > 200 and {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
+
+
 def test_one_step_prints_what_it_shows(one_step):
   assert one_step.policy.step == 1
 

@@ -30,7 +30,7 @@ def run(args) -> None:
     step, params = read_params(setup, workdir, step)
     output.note(endings.describe(tokenizer, setup.form))
     arguments = (build_generate(setup), params, dataset, stage.evaluation, tokenizer, setup.form)
-    metrics, completions = held_out.evaluate(*arguments, jax.random.key(stage.seed))
+    metrics, completions = held_out.evaluate(*arguments, jax.random.key(stage.seed), reporter(stage, len(dataset)))
   source = {"model": args.model} if args.model else {"checkpoint": args.checkpoint, "step": step}
   report = {**source, "examples": len(completions), "overlong": dataset.counts, "metrics": metrics}
   write(args, report, completions)
@@ -98,6 +98,13 @@ def build_generate(setup: programs.Setup):
   if mesh is None:
     return generate
   return lambda params, rows, key: generate(params, sharding.place_rows(mesh, rows), key)
+
+
+def reporter(stage: config.RunConfig, total: int):
+  """Says after each batch how far the evaluation is; None if `logging.progress` is off."""
+  if not stage.logging.progress:
+    return None
+  return lambda done: output.note(f"evaluated {done:,} of {total:,} examples")
 
 
 # ---- Output --------------------------------------------------------------------------------------------------------

@@ -124,13 +124,17 @@ def encode(tokenizer, form, prompt: PromptConfig, questions: list, model: ModelC
 
 
 def completions(generate, params, prompt_ids: list, form, args) -> Iterator[tuple[int, list]]:
-  """Yields (index of the prompt, token ids of a completion), in order. All batches have the same shape."""
+  """Yields (index of the prompt, token ids of a completion), in order. All batches have the same shape.
+
+  Says which prompts are next: a batch may take minutes, and its completions come all at once.
+  """
   width, size = max(map(len, prompt_ids)), min(args.batch, len(prompt_ids))
   key = jax.random.key(args.seed)
   for start in range(0, len(prompt_ids), size):
     numbers = np.minimum(np.arange(start, start + size), len(prompt_ids) - 1)  # pads the last batch
     rows = [prompt_ids[n] for n in numbers]
     batch = batches.pack(rows, [[form.eos_id]] * size, [[]] * size, numbers, (width, 1, 0), form.pad_id)
+    output.note(f"sampling prompts {start + 1} to {min(start + size, len(prompt_ids))} of {len(prompt_ids)}")
     rollouts = generate(params, batch, key)
     tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)
     for row in range(min(size, len(prompt_ids) - start) * args.samples):

@@ -29,6 +29,7 @@ class DataConfig:
   split: str = "train"  # of a hub data set or a task; a file has none
   question_column: str = "question"  # a text, or a conversation whose last turn is the user's
   answer_column: str = "answer"  # "reward_model.ground_truth" reaches into a column that holds an object
+  answer_after: str | None = None  # the answer is what follows the last such text: "####" for GSM8K's numbers
   trace_column: str | None = None  # a given trace; an example without one (absent, null or "") has none
   choices_column: str | None = None  # list of choices, shown as "(A) ..." below the question; the answer is its letter
   messages_column: str | None = None  # replaces question and answer: the last assistant turn is the answer (tulu 3)
@@ -50,6 +51,10 @@ class DataConfig:
       if value is not None and value < least:
         raise errors.UserError(f"data.{key}: found {value}, allowed: {least} or more")
     errors.require_choice("data.overlong_trace", self.overlong_trace, OVERLONG_TRACE)
+    without_texts = self.choices_column or self.source.startswith(TASK)
+    if self.answer_after == "" or (self.answer_after and without_texts):
+      found = f"found {self.answer_after!r} with source {self.source!r}, choices_column {self.choices_column!r}"
+      raise errors.UserError(f"data.answer_after: {found}, allowed: null, or a text in answers of a file or the hub")
     if self.weight_column and (self.packing or self.source.startswith(TASK)):
       without = "a task, which has no columns" if self.source.startswith(TASK) else "data.packing"
       raise errors.UserError(f"data.weight_column: found {self.weight_column!r} with {without}, allowed: null")
@@ -146,6 +151,8 @@ def _to_example(config, row, where) -> Example:
   else:
     question = columns.question(row, config.question_column, where)
     answer = columns.text(row, config.answer_column, where)
+  if config.answer_after:
+    answer = columns.behind(answer, config.answer_after, where)
   weight = columns.weight(row, config.weight_column, where) if config.weight_column else 1.0
   return Example(question, answer, trace, where, weight)
 

@@ -45,6 +45,15 @@ def text(row, name, where: str) -> str:
   return value
 
 
+def behind(answer: str, mark: str, where: str) -> str:
+  """What follows the last `mark` of an answer, without the blanks around it. UserError where nothing does."""
+  _, found, rest = answer.rpartition(mark)
+  if not found or not rest.strip():
+    end = answer if len(answer) <= 40 else "..." + answer[-37:]
+    raise errors.UserError(f"{where}: data.answer_after: found no text behind {mark!r} in the answer {end!r}")
+  return rest.strip()
+
+
 def question(row, name, where: str):
   """A question as text, or as the turns of a conversation that ends with the user's: a tuple of role and content."""
   messages = column(row, name, where)

@@ -2,6 +2,7 @@
 
 import re
 
+from nrt_jax import errors
 from nrt_jax.data import chat_templates
 from nrt_jax.data.control_tokens import control_tokens, encode
 
@@ -9,7 +10,10 @@ SHOWN = 40  # characters of a template that `describe` shows
 
 
 def marker_ids(tokenizer, marker: str) -> tuple[tuple, tuple]:
-  """The ids of the marker, and those of them that had to be added: a leading <tag> or word is one token by force."""
+  """The ids of the marker, and those of them that had to be added: a leading <tag> or word is one token by force.
+
+  A trace ends where the first of them is sampled. UserError where that is an ordinary word which more should follow.
+  """
   first = re.match(r"<[^<>\s]+>|\S+", marker).group()
   added = ()
   if first not in tokenizer.get_vocab():
@@ -17,6 +21,11 @@ def marker_ids(tokenizer, marker: str) -> tuple[tuple, tuple]:
 
     tokenizer.add_tokens([AddedToken(first, special=True, normalized=False)], special_tokens=True)
     added = (tokenizer.convert_tokens_to_ids(first),)
+  elif first.isalpha() and marker[len(first) :].strip() and first not in control_tokens(tokenizer):
+    raise errors.UserError(
+      f"prompt.marker: found {marker!r}, whose first token is the word {first!r}: every trace would end at the first "
+      f"{first!r}; allowed: a marker that begins with a token of its own, such as {'<|response_start|>' + marker!r}"
+    )
   rest = encode(tokenizer, [marker[len(first) :]])[0]
   return (tokenizer.convert_tokens_to_ids(first), *rest), added
 

@@ -33,13 +33,13 @@ class PromptConfig:
   template: str = "auto"  # plain | chat: the tokenizer's template | auto: chat if it has one | a text with {question}
   chat_template: str | None = None  # a file of Jinja that the tokenizer takes as its own; None = the one it has
   template_options: tuple = ()  # variables of the chat template, as a mapping, e.g. {"enable_thinking": False}
-  system: str = ""  # system text, for conversations that have none of their own; released NRT: none (nrt.md 3c)
-  marker: str = "<|response_start|>"  # closes the trace; its first piece is one token, added where missing (nrt.md 3c)
+  system: str = ""  # system text, for conversations that have none of their own; released NRT: none
+  marker: str = "<|response_start|>"  # closes the trace; its first piece is one token, added where missing
   trace_open: str = ""  # ends every prompt, e.g. "<think>\n" with marker "</think>"; not twice if a template writes it
   answer_template: str = "{answer}"  # what is learnt and scored of a reference answer, e.g. "\\boxed{{answer}}"
-  answer_in: str = "behind_marker"  # where graders look | completion: in all of it, as for boxed answers without marker
+  answer_in: str = "behind_marker"  # where graders look | completion: all of it, for \boxed{} or #### without marker
   hint_template: str = HINT  # asks for a trace and shows the answer (algorithm rationalization); the wording is ours
-  stop_at_special: bool = False  # every special token ends a trace, as in the released code (nrt.md 3c)
+  stop_at_special: bool = False  # every special token ends a trace, as in the released code
   max_prompt_length: int = 512  # tokens, trace_open included
   max_answer_length: int = 256  # tokens, end token included
   max_hint_length: int = 0  # tokens of a prompt that shows the answer; 0 = longest prompt, answer and template together

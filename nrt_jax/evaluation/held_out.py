@@ -26,7 +26,7 @@ class EvaluationConfig:
   batch_prompts: int = 32  # prompts generated at a time
   temperature: float = 0.0  # 0 = greedy, else 1e-6 or more
   max_completion_length: int = 0  # tokens; 0 = room for the longest trace, marker and answer of training
-  grader: str | None = None  # a row of tasks.GRADERS; None = the built-in task's own, or exact_match for other data
+  grader: str | None = None  # gsm8k, math, ... (tasks.GRADERS); None = the built-in task's own, else exact_match
 
   def __post_init__(self):
     if self.grader is not None:
@@ -97,11 +97,13 @@ def grader(config: DataConfig, name: str | None = None):
   return grading.exact_match
 
 
-def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, form, key) -> tuple[dict, list]:
+def evaluate(
+  generate, params, dataset, config: EvaluationConfig, tokenizer, form, key, progress=None
+) -> tuple[dict, list]:
   """Runs `generate(params, prompts, key)` of programs.build_evaluate over a TokenDataset; every example counts once.
 
   Returns: {"eval/<name>/<metric>": value}, see `summarise`, and a Completion each. A `generate` that returns Rollouts
-  alone scores no reference.
+  alone scores no reference. `progress`, if given, is called after each batch with the number of examples done.
   """
   grade, completions = grader(config.data, config.grader), []
   timeouts = 0
@@ -119,6 +121,8 @@ def evaluate(generate, params, dataset, config: EvaluationConfig, tokenizer, for
           completion = dataclasses.replace(completion, **dict(zip(SCORED, scored)))
         completions.append(completion)
     timeouts += spent.timeouts
+    if progress is not None:
+      progress(len(completions))
   metrics = summarise(config.name, completions)
   if tasks.may_time_out(grade):
     metrics[f"eval/{config.name}/grading_timeouts"] = timeouts

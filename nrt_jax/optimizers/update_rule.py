@@ -24,7 +24,7 @@ AVERAGE_USES = ("evaluation", "export")
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-  """The update rule. Defaults are those of the released NRT code (nrt.md section 4)."""
+  """The update rule. Defaults are those of the released NRT code."""
 
   name: str = "adamw"  # adamw | sgd (heavy ball)
   learning_rate: float = 2e-6  # peak value

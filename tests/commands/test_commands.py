@@ -88,6 +88,16 @@ def test_samples_do_not_depend_on_the_batch(place, capsys, tmp_path):
   assert all(line["trace_length"] <= 4 + 1 + 8 for line in together)  # lengths come from nrt_jax.json
 
 
+def test_sample_says_which_prompts_are_next(place, capsys):
+  """On stderr, before each batch: its completions come all at once."""
+  capsys.readouterr()
+  prompts = [word for _ in range(3) for word in ("--prompt", QUESTION)]
+  assert __main__.main(sample(place, *prompts, "--batch", "2", "--json")) == 0
+  out, err = capsys.readouterr()
+  assert err.splitlines()[1:] == ["sampling prompts 1 to 2 of 3", "sampling prompts 3 to 3 of 3"]
+  assert len(out.splitlines()) == 3
+
+
 def test_sample_reads_standard_input(place, capsys, monkeypatch):
   monkeypatch.setattr(sys, "stdin", io.StringIO(f"{QUESTION}\n\nadd 1 modulo 5\n"))
   found = lines_of(capsys, sample(place, "--json", "--samples", "2"))

@@ -67,6 +67,17 @@ def test_a_checkpoint_is_evaluated_as_the_run_did(place, tmp_path, capsys):
   assert sum(row["correct"] for row in rows) / 12 == trained["eval/heldout/accuracy"]
 
 
+def test_an_evaluation_says_how_far_it_is(place, capsys):
+  capsys.readouterr()
+  argv = evaluate(place, "--model", place / "run" / "export")
+  assert __main__.main([*argv, "--config.logging.progress=true"]) == 0
+  _, *lines = capsys.readouterr().err.splitlines()
+  assert lines == ["evaluated 8 of 12 examples", "evaluated 12 of 12 examples"]
+  assert __main__.main(argv) == 0
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line == "prompts: plain template; marker '<|response_start|>'; end tokens '<eos>'"
+
+
 def test_an_export_is_evaluated_like_its_checkpoint(place, tmp_path):
   reports = []
   output = tmp_path / "not" / "there" / "x.json"

@@ -94,7 +94,7 @@ def test_every_command_says_how_it_asks(run, capsys):
   lengths = ("--max_trace_length", "2", "--max_answer_length", "2")
   chat, plain = ("sample", "--model", run / "model", "--prompt", "what is red", *lengths), "plain template"
   line = f"prompts: chat template; marker '{MARKER}' (added); end tokens '<eos>', '<|im_end|>'\n"
-  assert line in stderr_of(capsys, *chat)
+  assert stderr_of(capsys, *chat) == line + "sampling prompts 1 to 1 of 1\n"
   assert plain in stderr_of(capsys, *chat, "--template", "plain")
   evaluate = ("evaluate", "--config", run / "run.py", "--model", run / "model")
   assert line in stderr_of(capsys, *evaluate)

@@ -191,6 +191,23 @@ def test_numbers_that_are_none_are_refused_like_null(tmp_path, column, number):
   assert "\n" not in str(caught.value) and ("nan" in str(caught.value) or "inf" in str(caught.value))
 
 
+def test_the_number_behind_a_mark_is_the_answer(tmp_path):
+  """As GSM8K has it: a worked solution, whose last line is "#### 1,080"; in a column or in the assistant's turn."""
+  worked = "48 + 24 = <<48+24=72>>72 #### no\nSo 72 * 15 = 1,080.\n#### 1,080 "
+  turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": worked}]
+  path = write_jsonl(tmp_path / "x.jsonl", [{"question": "q", "answer": worked, "messages": turns}])
+  assert pairs_of(path, answer_after="####") == [("q", "1,080", None)]
+  assert pairs_of(path, answer_after="####", messages_column="messages")[0][1] == "1,080"
+  assert pairs_of(path)[0][1] == worked
+  for answer in ("72", "so 72 #### "):
+    path = write_jsonl(tmp_path / "y.jsonl", [{"question": "q", "answer": worked}, {"question": "q", "answer": answer}])
+    with pytest.raises(errors.UserError, match="y.jsonl:2: data.answer_after: found no text behind '####' in "):
+      pairs_of(path, answer_after="####")
+  for wrong in ({"answer_after": ""}, {"choices_column": "c"}, {"source": "task:x"}):
+    with pytest.raises(errors.UserError, match="^data.answer_after: found '#?' with source"):
+      DataConfig(**{"source": "x.jsonl", "answer_after": "#", **wrong})
+
+
 def test_missing_numbers_of_a_table_are_refused(tmp_path):
   path = write_parquet(tmp_path / "x.parquet", [{"question": "q", "answer": 1.5}, {"question": "q", "answer": float("nan")}])
   with pytest.raises(errors.UserError, match="x.parquet: row 2: column 'answer' holds nan, allowed: text or a finite"):
