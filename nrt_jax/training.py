@@ -176,10 +176,11 @@ def resume(stages: list[Stage], checkpoints: Checkpoints, step: int, check) -> t
 
 
 def fresh_states(stage: Stage, params, key) -> States:
-  """The states at the start of a stage, on the devices."""
+  """The states at the start of a stage, on the devices. `params` are taken over: nobody may use them afterwards."""
   setup = stage.setup
   shardings = programs.state_shardings(setup)
-  init = jax.jit(lambda p, k: programs.init_states(setup, p, k, stage.first_step), out_shardings=shardings)
+  make = functools.partial(programs.init_states, setup, step=stage.first_step)
+  init = jax.jit(make, out_shardings=shardings, donate_argnums=0)  # or all parameters would be there twice
   fresh = init(params, key)
   return programs.replicate(fresh) if setup.axis_name else fresh
 

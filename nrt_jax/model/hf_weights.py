@@ -139,11 +139,11 @@ def _place(host: np.ndarray, sharding) -> jax.Array:
   return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def load_params(directory, config: ModelConfig, shardings=None) -> dict:
-  """Reads a safetensors directory (float32, float16 or bfloat16) into a float32 parameter tree.
+def load_params(directory, config: ModelConfig, shardings=None, dtype: str = "float32") -> dict:
+  """Reads a safetensors directory (float32, float16 or bfloat16) into a parameter tree in `dtype`; norms in float32.
 
   `shardings`: one sharding, or a tree like the parameters. Leaf after leaf is assembled in host memory from all its
-  layers and placed before the next, so the host holds one stacked float32 leaf at a time.
+  layers and placed before the next, so the host holds one stacked leaf of that dtype at a time.
   Raises UserError on unknown, missing, duplicate and wrongly shaped tensors, before any weight is read, and on a NaN or
   an infinity.
   """
@@ -157,7 +157,7 @@ def load_params(directory, config: ModelConfig, shardings=None) -> dict:
   for path, group in itertools.groupby(entries, key=lambda entry: entry.path):
     group = list(group)
     stack = () if group[0].layer is None else (len(group),)
-    host = np.empty((*stack, *group[0].shape), np.float32)
+    host = np.empty((*stack, *group[0].shape), np.float32 if path.endswith(".scale") else jnp.dtype(dtype))
     for entry in group:
       name = entry.name if entry.name in files else HEAD  # tied
       layer = host[() if entry.layer is None else entry.layer]
@@ -165,13 +165,14 @@ def load_params(directory, config: ModelConfig, shardings=None) -> dict:
       if not np.isfinite(layer).all():
         raise UserError(f"{directory}: tensor {name}: found NaN or infinity, allowed: finite weights")
     if config.tie_word_embeddings and group[0].name == EMBEDDING and HEAD in files:
-      _require_tied(host, files[HEAD], directory)
+      _require_tied(files.get(EMBEDDING, files[HEAD]), files[HEAD], directory)
     params[path] = _place(host, placement.get(path))
   return traverse_util.unflatten_dict(params, sep=".")
 
 
-def _require_tied(embedding: np.ndarray, head: Stored, directory: Path) -> None:
-  if not np.array_equal(embedding, head.file.get_tensor(head.name).astype(np.float32)):
+def _require_tied(embedding: Stored, head: Stored, directory: Path) -> None:
+  left, right = (one.file.get_tensor(one.name) for one in (embedding, head))
+  if not np.array_equal(left.astype(np.float32), right.astype(np.float32)):
     raise UserError(
       f"{directory}: tensor {HEAD} differs from {EMBEDDING} though config.json says tie_word_embeddings; "
       "set it to false there to keep both"

@@ -108,14 +108,9 @@ def logits_added(params, config: ModelConfig, hidden, out):
   return out.at[..., jnp.asarray(config.lora_rows)].set(added)
 
 
-def attach(params, adapted, config: ModelConfig) -> dict:
-  """`params` of a model without adapters, in the compute dtype, plus the adapters of `adapted` (a random tree).
-
-  Added rows start as those of `params`.
-  """
-  adapters, frozen = split(adapted, config)
-  added = added_rows(params, config)
-  return join({**adapters, **added}, jax.tree.map(lambda p, like: p.astype(like.dtype), params, frozen))
+def attach(params, adapters, config: ModelConfig) -> dict:
+  """`params` of a model without adapters, as they are held, plus `adapters`; added rows start as those of `params`."""
+  return join({**adapters, **added_rows(params, config)}, params)
 
 
 def count_trainable(params, config: ModelConfig) -> int:

@@ -93,20 +93,38 @@ def vocabulary_padding(rows: int, tensor_ways: int) -> int:
 def load_policy(model: ModelSource, config: ModelConfig, form: prompts.PromptFormat, seed: int, mesh=None):
   """The parameters, on the mesh if there is one. New tokens' rows are the mean of those of `form.like_ids`, or of all.
 
-  Random weights are made on the devices, under jit; pretrained ones are read tensor by tensor.
+  Random weights are made on the devices, under jit; pretrained ones are read leaf by leaf, in float32, with adapters in
+  the compute dtype.
   """
   if config.lora_rank and model.weights == "pretrained":
-    random = load_policy(dataclasses.replace(model, weights="random"), config, form, seed, mesh)
-    return lora.attach(load_policy(model, lora.without(config), form, seed, mesh), random, config)
+    frozen = load_pretrained(model, lora.without(config), form, mesh, config.compute_dtype)
+    params = lora.attach(frozen, random_adapters(config, seed, mesh), config)
+    return params if mesh is None else jax.device_put(params, param_shardings(config, mesh))
   shardings = param_shardings(config, mesh)
   if model.weights == "random":
     init = jax.jit(functools.partial(init_params, config), out_shardings=shardings)
     return init(jax.random.key(seed))
+  return load_pretrained(model, config, form, mesh)
+
+
+def random_adapters(config: ModelConfig, seed: int, mesh=None) -> dict:
+  """The adapters that random parameters would have: the compiler leaves out all that is not among its results."""
+  shardings = None if mesh is None else {"layers": lora.split(param_shardings(config, mesh), config)[0]["layers"]}
+
+  def init(key):
+    return {"layers": lora.split(init_params(config, key), config)[0]["layers"]}
+
+  return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+
+
+def load_pretrained(model: ModelSource, config: ModelConfig, form: prompts.PromptFormat, mesh=None, dtype="float32"):
+  """The parameters of `model.path` in `dtype`, with rows for the tokens of `form` and padding for the mesh."""
+  shardings = param_shardings(config, mesh)
   stored = hf_weights.read_model_config(model.path)
   if stored.vocab_size == config.vocab_size and not form.added_ids:
-    return hf_weights.load_params(model.path, stored, shardings)
+    return hf_weights.load_params(model.path, stored, shardings, dtype)
   # The stored vocabulary may not divide over the mesh: read it whole, grow it, then cut it.
-  params = hf_weights.load_params(model.path, stored, param_shardings(stored, mesh, {**RULES, "vocab": None}))
+  params = hf_weights.load_params(model.path, stored, param_shardings(stored, mesh, {**RULES, "vocab": None}), dtype)
   new_ids = added_ids(model.path, stored.vocab_size, form)
   like_ids = form.like_ids or sorted({*range(min(stored.vocab_size, form.vocab_size_needed))} - {*new_ids})
   params, _ = hf_weights.resize_vocabulary(params, stored, config.vocab_size, like_ids, new_ids)

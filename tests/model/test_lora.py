@@ -158,6 +158,33 @@ def test_a_pretrained_model_gets_adapters_and_an_export_has_them_merged(tmp_path
   np.testing.assert_allclose(again["layers"]["q"]["kernel"], lora.merge(params, MODEL)["layers"]["q"]["kernel"])
 
 
+def test_adapters_start_as_in_a_random_model_and_are_made_alone():
+  """No copy of the frozen weights is made for them: the program needs little more memory than its results."""
+  wide = dataclasses.replace(MODEL, hidden_size=64, intermediate_size=1024, vocab_size=4096)
+  alone = policy.random_adapters(wide, seed=3)
+  assert list(alone) == ["layers"]
+  whole = jax.jit(init_params, static_argnums=0)(wide, jax.random.key(3))
+  assert toy.largest_difference(alone["layers"], lora.split(whole, wide)[0]["layers"]) == 0
+  made = jax.jit(lambda key: lora.split(init_params(wide, key), wide)[0]["layers"]).lower(jax.random.key(3)).compile()
+  memory, adapters = made.memory_analysis(), sum(leaf.nbytes for leaf in jax.tree.leaves(alone))
+  assert memory.output_size_in_bytes >= adapters
+  assert memory.temp_size_in_bytes < 3 * adapters < sum(leaf.nbytes for leaf in jax.tree.leaves(whole)) / 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_frozen_weights_are_read_in_the_dtype_that_holds_them(tmp_path, monkeypatch, dtype):
+  plain = init_params(lora.without(MODEL), jax.random.key(3))
+  hf_weights.save_params(plain, lora.without(MODEL), tmp_path / "model")
+  placed = []
+  monkeypatch.setattr(hf_weights, "_place", lambda host, cut: placed.append(host.dtype) or jnp.asarray(host))
+  source = ModelSource(str(tmp_path / "model"), lora_rank=3, compute_dtype=dtype)
+  loaded = policy.load_policy(source, policy.read_architecture(source, toy.form()), toy.form(), seed=0)
+  assert {str(d) for d in placed} == {dtype, "float32"}  # norms are in float32
+  frozen = lora.split(loaded, dataclasses.replace(MODEL, lora_rows=()))[1]
+  expected = jax.tree.map(lambda p, like: p.astype(like.dtype), plain, frozen)
+  assert jax.tree.structure(frozen) == jax.tree.structure(plain) and toy.largest_difference(frozen, expected) == 0
+
+
 def test_bad_settings_name_their_keys():
   with pytest.raises(UserError, match="model.lora_targets.*'qq'"):
     ModelConfig(lora_rank=2, lora_targets=("qq",))
