@@ -40,7 +40,7 @@ class ModelSource:
   weights: str = "pretrained"  # pretrained: from `path` | random: only the architecture of `path`
   compute_dtype: str = "float32"  # float32 | bfloat16; master parameters stay float32
   remat: str = "none"  # none | dots: saves projections and what splash attention needs | full: recomputes layers
-  layer_loop: str = "auto"  # auto | scan | unroll
+  layer_loop: str = "auto"  # scan | unroll | auto: scan, but few layers on a CPU are unrolled; see docs/decisions.md
   attention: str = "auto"  # auto | xla | cudnn | splash: kernel for whole rows; auto: by the platform of the devices
   attention_block: int = 512  # with xla: queries of a row whose scores are in memory at once
   long_rope: bool = False  # with longrope scaling: its long factors, for rows beyond the original length; all rows

@@ -87,7 +87,7 @@ def token_ids(form, tokenizer, source: str) -> dict:
 
 
 def keep_compiled(workdir: str) -> None:
-  """Puts JAX's compilation cache into the workdir, so that a resumed run starts quickly; keeps a cache already set."""
+  """Puts JAX's compilation cache into a directory, so that the same program starts quickly; keeps one already set."""
   if jax.config.jax_compilation_cache_dir is None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(os.path.join(workdir, "compiled")))
     compilation_cache.reset_cache()  # JAX decided whether to cache at the first, small compilation

@@ -25,6 +25,7 @@ def run(args) -> None:
   if args.model is not None and args.step is not None:
     raise UserError(f"--step: found {args.step!r} with --model, which holds no checkpoints, allowed: --checkpoint")
   workdir, step = (None, None) if args.model is not None else find_checkpoint(args)
+  workdirs.keep_compiled(output.cache_directory() if workdir is None else workdir)
   setup, tokenizer, dataset = prepare(with_source(stage, args.model, workdir))
   with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
     step, params = read_params(setup, workdir, step)

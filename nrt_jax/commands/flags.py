@@ -237,7 +237,8 @@ the last value of each metric, or the mean of the last K. docs/index.md explains
     details="""\
 Writes trace and answer of each prompt to standard output. The prompt format and the lengths come from nrt_jax.json of
 the model directory, which a run's export holds; for other model directories, and to try others, the flags set them.
-Without --prompt and --file, each line of standard input is a prompt.""",
+Without --prompt and --file, each line of standard input is a prompt. Compiled programs are kept in nrt_jax/compiled of
+your cache directory ($XDG_CACHE_HOME or ~/.cache) unless JAX_COMPILATION_CACHE_DIR is set; delete them at will.""",
     example="""\
   nrt-jax sample --model runs/my_run/export --prompt "add 0 0 0 0 4 2 3 1 modulo 5" --samples 3""",
     add_flags=_sample,

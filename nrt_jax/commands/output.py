@@ -41,6 +41,11 @@ def check_file(path: str | None, flag: str) -> None:
   check_directory(os.path.dirname(os.path.abspath(path)), flag)
 
 
+def cache_directory() -> str:
+  """Where commands that have no workdir keep compiled programs: nrt_jax in the user's cache directory."""
+  return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "nrt_jax")
+
+
 def note(text: str) -> None:
   """Prints a line for people to stderr: standard output holds nothing but results."""
   print(text, file=sys.stderr, flush=True)

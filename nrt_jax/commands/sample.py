@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from nrt_jax import config, sharding
+from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.commands import output
 from nrt_jax.data import batches, columns, endings, prompts
@@ -31,6 +32,7 @@ def run(args) -> None:
   prompt, trace_length = read_settings(args)
   source = config.ModelSource(args.model, compute_dtype=args.compute_dtype)
   tokenizer, form = policy.open_tokenizer(source, prompt)
+  workdirs.keep_compiled(output.cache_directory())
   mesh = None
   if args.tensor > 1:
     mesh = sharding.make_mesh(sharding.ParallelConfig(tensor=args.tensor), jax.devices()[: args.tensor])

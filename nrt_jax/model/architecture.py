@@ -15,6 +15,7 @@ FAMILIES = (
 )  # fmt: skip
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn", "longrope")
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
+MOST_UNROLLED = 8  # layers that layer_loop "auto" unrolls on a CPU; compiling takes too long for more
 LORA = "_lora"  # suffix of the name of what is trained beside frozen weights: "q_lora" adapts "q"
 
 
@@ -84,7 +85,7 @@ class ModelConfig:
   initializer_range: float = 0.02
   compute_dtype: str = "float32"  # float32 | bfloat16; parameters stay float32
   remat: str = "none"  # none | dots (save matrix products) | full (recompute each layer)
-  layer_loop: str = "auto"  # scan: small programs | unroll: faster on CPU | auto: by platform
+  layer_loop: str = "auto"  # scan: one layer is compiled | unroll: all are | auto: scan but for few layers on a CPU
   platform: str | None = None  # cpu | gpu | tpu: the compilation target; None: the default backend
   attention: str = "auto"  # kernel for whole rows: xla | cudnn | splash | auto: by platform; decoding always uses xla
   attention_block: int = 512  # with xla, queries of a row whose scores are in memory at once; longer rows run in blocks
@@ -150,5 +151,5 @@ class ModelConfig:
   @property
   def scan_layers(self) -> bool:
     if self.layer_loop == "auto":
-      return self.target != "cpu"
+      return self.target != "cpu" or self.num_hidden_layers > MOST_UNROLLED
     return self.layer_loop == "scan"

@@ -150,6 +150,22 @@ def test_compiled_programs_are_kept_in_the_workdir(tmp_path):
     compilation_cache.reset_cache()
 
 
+def test_sample_keeps_compiled_programs_in_the_users_cache(place, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+  before = [getattr(jax.config, name) for name in names]
+  try:
+    for name, value in zip(names, (None, 0.0)):
+      jax.config.update(name, value)
+    assert __main__.main(sample(place, "--prompt", QUESTION, "--max_trace_length", "3")) == 0
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "nrt_jax" / "compiled")
+    assert any(path.name.startswith("jit_generate") for path in (tmp_path / "nrt_jax" / "compiled").iterdir())
+  finally:
+    for name, value in zip(names, before):
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
 # ---- Mistakes ------------------------------------------------------------------------------------------------------
 
 

@@ -170,6 +170,10 @@ def test_the_target_platform_decides_the_layer_loop():
   assert toy_model().scan_layers == (jax.default_backend() != "cpu")
   assert [toy_model(platform=p).scan_layers for p in ("cpu", "gpu", "tpu")] == [False, True, True]
   assert not toy_model(platform="tpu", layer_loop="unroll").scan_layers
+  # Many layers would take minutes to compile on a CPU, and run no faster.
+  deep = [toy_model(platform="cpu", num_hidden_layers=count).scan_layers for count in (1, 8, 9, 30)]
+  assert deep == [False, False, True, True]
+  assert not toy_model(platform="cpu", num_hidden_layers=30, layer_loop="unroll").scan_layers
 
 
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
