@@ -29,7 +29,8 @@ New here? [first_run.md](first_run.md) lists the dozen keys that a first run set
 with its default.
 
 A config file is Python with a `get_config()`. `nrt_jax.commands.configs.base_config(NAME)` returns a locked config with
-all keys of one algorithm at these defaults. Override a key on the command line with
+all keys of one algorithm at these defaults; with `start="instruct"` a few are chosen for a pretrained instruct model
+([instruct.md](instruct.md)). Override a key on the command line with
 `--config.optimizer.learning_rate=1e-5`. An unknown key or an invalid value is an error that names it.
 
 A run may have a list of `stages`, each with its own `name`. A stage may set

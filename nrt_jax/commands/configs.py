@@ -11,17 +11,34 @@ from ml_collections import ConfigDict
 
 from nrt_jax import config as library
 from nrt_jax.commands.flags import CONFIG_PREFIX
-from nrt_jax.errors import UserError
+from nrt_jax.errors import UserError, require_choice
 
 MODULE = "nrt_jax_config_file"  # name under which a config file runs
 
 
-def base_config(algorithm: str = "nrt") -> ConfigDict:
+# What a run starts from -> keys that differ from the defaults then. docs/instruct.md says why.
+STARTS = {
+  "instruct": {
+    "prompt.template": "chat",  # refuses a model without chat template; the default would ask it plainly
+    "prompt.marker": "<|response_start|>The answer is ",
+    "sampling.max_trace_length": 256,
+  },
+}
+
+
+def base_config(algorithm: str = "nrt", start: str | None = None) -> ConfigDict:
   """All keys with their defaults, as the base of a config file; locked, so that a misspelled key is an error.
 
-  With `stages`, set `total_steps` too: it caps every stage.
+  `start`: a row of STARTS, whose values replace some defaults. With `stages`, set `total_steps` too: it caps every
+  stage.
   """
-  config = ConfigDict({**library.defaults(algorithm), "stages": []})
+  values = {**library.defaults(algorithm), "stages": []}
+  if start is not None:
+    require_choice("base_config: start", start, STARTS)
+    for key, value in STARTS[start].items():
+      group, name = key.split(".")
+      values[group][name] = value
+  config = ConfigDict(values)
   config.lock()
   config.data.task_options.unlock()  # options differ between tasks
   return config

@@ -8,10 +8,11 @@ import sys
 
 import jax
 import numpy as np
+import places
 import pytest
 from paths import EXPERIMENTS
 
-from experiments import gsm8k_tiny
+from experiments import gsm8k_tiny, smollm2_gsm8k
 from nrt_jax import config, training
 from nrt_jax.commands.configs import load_config
 from nrt_jax.data import prompts
@@ -132,6 +133,36 @@ def test_gsm8k_tiny_without_its_file_says_so(tmp_path, capsys, monkeypatch):
   error = capsys.readouterr().err
   assert stop.value.code == 2 and error.count("\n") == 1 and "nowhere.jsonl: no such file" in error
   assert not (tmp_path / "run").exists()
+
+
+# ---- smollm2_gsm8k -------------------------------------------------------------------------------------------------
+
+
+def test_smollm2_gsm8k_compares_both_methods_from_one_start(tmp_path, capsys):
+  model = places.make_chat_model(tmp_path / "model")
+  for name in ("train", "test"):
+    write_problems(tmp_path / f"{name}.jsonl")
+  small = {
+    "total_steps": "2", "prompts_per_step": "8", "samples_per_prompt": "2", "prompt.max_prompt_length": "48",
+    "sampling.max_trace_length": "6", "evaluation.batch_prompts": "8", "evaluation.data.limit": "8",
+    "logging.progress": "false",
+  }  # fmt: skip
+  results = smollm2_gsm8k.study(str(model), str(tmp_path), str(tmp_path / "runs"), [3], small)
+  assert [(one["method"], one["seed"], len(one["steps"])) for one in results] == [("nrt", 3, 2), ("sft", 3, 2)]
+  first, second = (one["before"] for one in results)
+  figures = [f"eval/test/{name}" for name in smollm2_gsm8k.SHOWN]
+  assert [first[name] for name in figures] == pytest.approx([second[name] for name in figures], abs=1e-5)
+  assert results[0]["after"]["eval/test/answer_logp"] != first["eval/test/answer_logp"]
+  table = capsys.readouterr().out.strip().splitlines()
+  assert table[0].split()[2:] == list(smollm2_gsm8k.SHOWN) and len(table) == 5
+  assert json.loads((tmp_path / "runs" / "results.json").read_text()) == results
+
+
+def test_smollm2_gsm8k_trains_on_equally_many_answers():
+  nrt, sft = (config.stages_of(smollm2_gsm8k.get_config(method))[0] for method in smollm2_gsm8k.METHODS)
+  assert nrt.prompts_per_step * nrt.samples_per_prompt == sft.prompts_per_step
+  for part in ("model", "prompt", "optimizer", "evaluation", "data"):
+    assert getattr(nrt, part) == getattr(sft, part)
 
 
 def test_quickstart_runs_to_its_table_and_its_answers(tmp_path):
