@@ -88,7 +88,10 @@ def page() -> str:
   factories = {field.name: field.default_factory for field in dataclasses.fields(RunConfig)}
   nested = {name: cls for name, cls in factories.items() if dataclasses.is_dataclass(cls)}
   for name, row in ALGORITHMS.items():
-    parts.append(section(f"algorithm, with `algorithm.name = \"{name}\"`", row.config, "algorithm."))
+    title = f"with `algorithm.name = \"{name}\"`"
+    parts.append(section(f"algorithm, {title}", row.config, "algorithm."))
+    for field in filter(lambda field: dataclasses.is_dataclass(field.default_factory), dataclasses.fields(row.config)):
+      parts.append(section(f"algorithm.{field.name}, {title}", field.default_factory, f"algorithm.{field.name}."))
   for name, cls in nested.items():
     parts.append(section(name, cls, f"{name}."))
   for name, cls in tasks.TASKS.items():

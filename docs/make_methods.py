@@ -13,7 +13,7 @@ PAGE = pathlib.Path(__file__).resolve().parent / "methods.md"
 if __name__ == "__main__":
   sys.path.insert(0, str(PAGE.parent.parent))
 
-from nrt_jax.algorithms import completions, dpo, nft, rationalization, rlvr, sft  # noqa: E402
+from nrt_jax.algorithms import completions, dpo, nft, raro, rationalization, rlvr, sft  # noqa: E402
 from nrt_jax.algorithms import verifier_free  # noqa: E402
 from nrt_jax.algorithms.table import ALGORITHMS  # noqa: E402
 
@@ -201,6 +201,10 @@ def cells(config) -> tuple:
   elif isinstance(config, sft.SftConfig):
     tokens = ["given trace"] + ["marker"] * config.train_marker + ["reference answer"]
     return "", "", "", "1", "none", ", ".join(tokens) + ", by cross-entropy"
+  elif isinstance(config, raro.RaroConfig):
+    reward = f"the critic names it 1, the expert's 0, neither {config.tau_policy:g}"
+    tokens = f"whole completion ({config.lambda_policy:.3g}), the critic's ({config.lambda_critic:.3g})"
+    return reward, baseline(config), advantage(config), "none", trust_region(config), tokens
   else:
     raise TypeError(f"docs/make_methods.py: describe {type(config).__name__}")
   return reward, baseline(config), advantage(config), weight, trust_region(config), tokens

@@ -29,7 +29,8 @@ class Prompts:
   trace_BR: jax.Array  # int32, a trace from the data, padded on the right (R may be 0)
   trace_length_B: jax.Array  # int32, 0 if the data has no trace
   example_B: jax.Array  # int32, position in the data stream; unique per draw, so each draw has its own keys
-  hint_BQ: jax.Array | None = None  # int32, padded on the left: the prompt that shows the answer; None if unused
+  # int32, padded on the left: a second prompt, which shows the answer, or the beginning of a critic's; None if unused
+  hint_BQ: jax.Array | None = None
   hint_length_B: jax.Array | None = None  # int32, at least 1
 
 
@@ -92,6 +93,7 @@ class TrainBatch:
   # float32, log-probability under the policy at the start of the step's updates, as they compute it; None: not needed
   start_logp_NL: jax.Array | None = None
   at_start_N: jax.Array | None = None  # bool, rows of the first minibatch, whose update is that policy's own
+  temperature_N: jax.Array | None = None  # float32, at which a row's tokens were drawn; None: sampling.temperature
   extra: dict = struct.field(default_factory=dict)  # name -> array [N, ...]: additional inputs of one method's loss
   packed: int = struct.field(pytree_node=False, default=0)  # columns packed after a shared prompt; 0: not packed
 

@@ -59,6 +59,25 @@ def splice(prompt_NP, prompt_length_N, trace_NR, trace_length_N, marker_ids, ans
   )
 
 
+def concatenate(pieces, width: int, pad_id: int):
+  """Joins the valid tokens of several pieces back to back, ending at column `width`, as one gather for each piece.
+
+  pieces: (token `[N, W]`, its length `[N]`, whether it is padded on the left). Returns token `[N, width]`, length
+  `[N]`. Together they must fit.
+  """
+  total_N = sum(length_N for _, length_N, _ in pieces)
+  place = jnp.arange(width)[None] - (width - total_N)[:, None]  # from 0 on where the row's first token stands
+  start_N, joined = jnp.zeros_like(total_N), jnp.full((len(total_N), width), pad_id, jnp.int32)
+  for token, length_N, left in pieces:
+    if token.shape[1]:
+      source = place - start_N[:, None]
+      inside = (source >= 0) & (source < length_N[:, None])
+      source = jnp.clip(source + (token.shape[1] - length_N[:, None] if left else 0), 0, token.shape[1] - 1)
+      joined = jnp.where(inside, jnp.take_along_axis(token, source, axis=1), joined)
+    start_N = start_N + length_N
+  return joined, total_N
+
+
 def align_trace(x_NR, trace_length_N, rows: Rows, marker_width: int, answer_width: int):
   """Moves per-trace-token values `[N, R]` to their columns in the spliced rows; 0 elsewhere."""
   moved = _shift_right(x_NR, x_NR.shape[1] - trace_length_N, 0)

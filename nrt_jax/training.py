@@ -20,7 +20,7 @@ from nrt_jax import processes, resuming, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.config import RunConfig
-from nrt_jax.data import batches, endings, overlong, packing
+from nrt_jax.data import batches, critic_prompts, endings, overlong, packing
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights
@@ -54,7 +54,8 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
 
     # ---- 1. Devices, tokenizer, model, data: all mistakes surface here.
     tokenizer, stages = open_stages(runs, workdir)
-    first, (_, model, form, mesh) = runs[0], stages[0].setup
+    first, setup = runs[0], stages[0].setup
+    model, form, mesh = setup.model, setup.form, setup.mesh
     total_steps = sum(run.total_steps for run in runs)
     inputs = resuming.describe_inputs(tokenizer, stages)
     processes.require_same({"config": config_values, **inputs})
@@ -95,8 +96,12 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
 
     # ---- 5. Export.
     setup = stages[-1].setup
-    params = programs.params_for(setup, single_copy(setup, states), "export")
+    last = single_copy(setup, states)
+    params = programs.params_for(setup, last, "export")
     workdirs.export(params, runs[-1], model, form, workdir, os.path.join(workdir, "export"))
+    if last.critic is not None:
+      critic = programs.with_frozen(setup, last.critic, last.policy).params
+      workdirs.export(critic, runs[-1], model, form, workdir, os.path.join(workdir, "export_critic"))
   return True
 
 
@@ -116,10 +121,11 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
   check_keep_best(runs)
   stages, first_step = [], 0
   for run in runs:
-    setup = programs.Setup(run, model, form, mesh)
+    critic = policy.open_critic(run, tokenizer, form)
+    setup = programs.Setup(run, model, form, mesh, critic)
     sizes.check(setup)
     host_grading.check(run)
-    stages.append(Stage(setup, *read_data(run, tokenizer, form), first_step))
+    stages.append(Stage(setup, *read_data(run, tokenizer, form, critic), first_step))
     first_step += run.total_steps
   return tokenizer, stages
 
@@ -146,9 +152,11 @@ def check_keep_best(runs: list[RunConfig]) -> None:
   require_choice("checkpoint.keep_best", metric, dict.fromkeys(names))
 
 
-def read_data(run: RunConfig, tokenizer, form):
-  """(training set, evaluation set or None) as token ids."""
+def read_data(run: RunConfig, tokenizer, form, critic=None):
+  """(training set, evaluation set or None) as token ids. critic: the CriticForm of the stage, if it has a critic."""
   hints = ALGORITHMS[run.algorithm_name].needs_hints
+  if critic is not None:
+    hints = critic_prompts.CriticHeads(tokenizer, form, run.prompt, run.algorithm.critic, critic.head_width)
   train_data = batches.load_dataset(run.data, run.prompt, tokenizer, form, hints)
   if run.data.packing:
     train_data = packing.pack_dataset(train_data, run.data.packing, form.marker_ids)
@@ -175,13 +183,16 @@ def resume(stages: list[Stage], checkpoints: Checkpoints, step: int, check) -> t
   return workdirs.restore(stage.setup, checkpoints, step), progress, changes
 
 
-def fresh_states(stage: Stage, params, key) -> States:
-  """The states at the start of a stage, on the devices. `params` are taken over: nobody may use them afterwards."""
+def fresh_states(stage: Stage, params, key, critic_params=None) -> States:
+  """The states at the start of a stage, on the devices. `params` are taken over: nobody may use them afterwards.
+
+  critic_params: see programs.init_states.
+  """
   setup = stage.setup
   shardings = programs.state_shardings(setup)
   make = functools.partial(programs.init_states, setup, step=stage.first_step)
   init = jax.jit(make, out_shardings=shardings, donate_argnums=0)  # or all parameters would be there twice
-  fresh = init(params, key)
+  fresh = init(params, key, critic_params=critic_params)
   return programs.replicate(fresh) if setup.axis_name else fresh
 
 
@@ -222,12 +233,11 @@ class Loop:
     """The states at the start of stage `number`, from those at the end of the one before (None: from scratch)."""
     stage = self._stages[number]
     setup = stage.setup
-    if states is not None:
-      last = single_copy(self._stages[number - 1].setup, states).policy
-      params, key = last.params, last.key
-    else:
-      params, key = first_params(setup), jax.random.key(setup.run.seed)
-    return fresh_states(stage, params, key)
+    if states is None:
+      return fresh_states(stage, first_params(setup), jax.random.key(setup.run.seed))
+    last = single_copy(self._stages[number - 1].setup, states)
+    critic = last.critic.params if last.critic is not None and programs.own_critic(setup) else None
+    return fresh_states(stage, last.policy.params, last.policy.key, critic)
 
   def run_stage(self, states: States, progress: Progress) -> tuple[States, Progress]:
     """Trains until the stage's last step, or until a signal asks to stop."""
@@ -303,6 +313,8 @@ class Loop:
     values, self._clock = throughput.rates(self._work, values, now - self._clock), now
     if self._writer.due(number):
       self._writer.write(number, values)
+    for alarm in stage.setup.algorithm.alarms(stage.setup.run.algorithm, values):
+      self._writer.note(f"step {number}: {alarm}")
     if self._writer.samples_due(number):
       self._writer.write_samples(number, held_out.readable_samples(self._tokenizer, jax.device_get(samples)))
     if values["optimizer/skipped"]:

@@ -161,6 +161,14 @@ def _restore_policy(workdir: str, config: ModelConfig, shardings, step: int | No
   return step, params
 
 
+def read_critic(workdir: str, config: ModelConfig, policy_params, mesh=None, step: int | None = None):
+  """The parameters of a critic with weights of its own; with adapters, the policy's frozen ones are given."""
+  trainable, frozen = lora.split(placed(policy.abstract_params(config), policy.param_shardings(config, mesh)), config)
+  checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), read_only=True)
+  tree, _ = checkpoints.restore(step, {"critic": {"params": trainable}}, partial=True)
+  return lora.join(tree["critic"]["params"], lora.split(policy_params, config)[1] if frozen else {})
+
+
 def read_run(workdir: str) -> list[RunConfig]:
   """The stages of the run in `workdir`, from its config.json."""
   return stages_of(hf_config.read_json(Path(workdir) / "config.json"))

@@ -433,6 +433,64 @@ def draw_groups(parts, count):
   return (varied + flat)[:count], draws, len(varied)
 
 
+def own_answer(completion, ended, marker, width):
+  """What the critic is shown of a policy's completion: what stands behind the first marker. None: there is no answer.
+
+  The completion ends with its end token unless it was cut at the limit; an answer-less one is never sent to the critic.
+  """
+  starts = [t for t in range(len(completion)) if completion[t : t + len(marker)] == marker]
+  answer = completion[starts[0] + len(marker) : -1] if starts else []
+  return answer[:width] if ended and answer else None
+
+
+def hidden(tokens, forbidden, sequences, neutral):
+  """An answer in which each forbidden token, and each token of a forbidden sequence, is the neutral one."""
+  bad = {t for t, token in enumerate(tokens) if token in forbidden}
+  for sequence in sequences:
+    for start in range(len(tokens) - len(sequence) + 1):
+      if tokens[start : start + len(sequence)] == list(sequence):
+        bad |= set(range(start, start + len(sequence)))
+  return [neutral if t in bad else token for t, token in enumerate(tokens)]
+
+
+def critic_prompts(single, head, expert, answer, middle, tail, expert_first):
+  """A critic's prompt for each of a pair's orders. With one answer at a time, "expert first" is "the expert's"."""
+  shown = []
+  for first in expert_first:
+    one, other = (expert, answer) if first else (answer, expert)
+    shown.append(head + one + tail if single else head + one + middle + other + tail)
+  return shown
+
+
+def verdict(completion, ended, marker, labels, reasoning):
+  """Which label a critic's completion ends with, strictly: all that stands behind its last marker; None: no label."""
+  said = completion[:-1]
+  if reasoning:
+    starts = [t for t in range(len(said)) if said[t : t + len(marker)] == marker]
+    said = said[starts[-1] + len(marker) :] if starts else None
+  return labels.index(said) if ended and said in labels else None
+
+
+def taught_verdict(completion, ended, marker, label, end, reasoning):
+  """(reasoning that is kept, marker, label and end token) of a verdict whose own label gives way to the right one."""
+  said = completion[:-1] if ended else completion
+  starts = [t for t in range(len(said)) if said[t : t + len(marker)] == marker]
+  return (said[: starts[0]] if starts else said) if reasoning else [], marker if reasoning else [], [*label, end]
+
+
+def replay_buffer(kind, size, offered, places):
+  """What a buffer holds after these pairs came one by one: a list of `size` places, None where nothing was written.
+
+  fifo: over the oldest. reservoir: Vitter's algorithm R; pair number t >= size goes to places[t], drawn from 0 to t.
+  """
+  held = [None] * size
+  for t, pair in enumerate(offered):
+    place = t % size if kind == "fifo" else t if t < size else places[t]
+    if place < size:
+      held[place] = pair
+  return held
+
+
 def eight_bits(x):
   """(integers, scale) of symmetric eight-bit quantisation with one scale for each vector along the last axis.
 
@@ -475,3 +533,22 @@ def digest(array) -> int:
     word = (word ^ word >> 15) * 0x846CA68B % 2**32
     total += word ^ word >> 16
   return total % 2**32
+
+
+# ------------------------------------------------------------------------------------------------ RARO (raro.md 1)
+
+
+def raro_rewards(verdict, expert_first, tau_policy, tau_critic):
+  """(critic's, policy's) by the table of raro.md 1.3; (0, None) of an unparsable verdict."""
+  if verdict is None:
+    return 0.0, None
+  if verdict == 2:
+    return tau_critic, tau_policy
+  names_expert = (verdict == 0) == expert_first
+  return (1.0, 0.0) if names_expert else (0.0, 1.0)
+
+
+def raro_advantages(rewards, counts):
+  """R - mean(R) of a group (no std), over those that count; 0 for the others."""
+  kept = [r for r, count in zip(rewards, counts) if count]
+  return [r - sum(kept) / len(kept) if count else 0.0 for r, count in zip(rewards, counts)]

@@ -89,6 +89,21 @@ def test_values_land_on_their_tokens():
     assert not aligned[n][~valid].any()
 
 
+@pytest.mark.parametrize("spare", [0, 3])
+def test_joining_pieces(spare):
+  """Ragged pieces, padded on either side, one without columns: back to back, at the right end of the row."""
+  heads, answers, others = random_rows(seed=2)
+  constant = [[5, 6]] * 12
+  pieces = [(*pad(heads, 4, True), True), (*pad(answers, 5, False), False), (*pad([[]] * 12, 0, False), False)]
+  pieces += [(*pad(constant, 2, False), False), (*pad(others, 3, True), True)]
+  joined, length = rows.concatenate(pieces, 14 + spare, PAD)
+  lists = [head + answer + [5, 6] + other for head, answer, other in zip(heads, answers, others)]
+  np.testing.assert_array_equal(length, [len(row) for row in lists])
+  assert joined.dtype == jnp.int32 and joined.shape == (12, 14 + spare)
+  for n, row in enumerate(lists):
+    np.testing.assert_array_equal(joined[n], [PAD] * (14 + spare - len(row)) + row)
+
+
 def test_cutting_rows():
   tree = {"a": jnp.arange(24).reshape(12, 2), "b": jnp.arange(12)}
   pieces = rows.cut_rows(tree, 3)

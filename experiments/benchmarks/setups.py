@@ -15,11 +15,13 @@ import workload
 from nrt_jax import config, sharding
 from nrt_jax.commands.configs import override
 from nrt_jax.data import batches
+from nrt_jax.data.critic_prompts import CriticForm
 from nrt_jax.data.prompts import PromptFormat
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import init_params
 from nrt_jax.step import programs
 
+TEMPLATE = 8  # tokens of a critic's prompt that are neither question nor answers
 MARKER, END = 0, 1  # ids that close a trace and an answer; all others are words
 
 
@@ -67,7 +69,15 @@ def make_setup(sizes: Sizes, overrides=(), algorithm: str = "nrt", devices=None)
   # Ids beyond the vocabulary can't be sampled, so such a trace runs to its limit.
   stop_ids = tuple(range(2, 2 + sizes.stops)) or (sizes.vocab,)
   form = PromptFormat("plain", (), (MARKER,), stop_ids, END, END, sizes.vocab, ())
-  return programs.Setup(run, model_config(sizes, run), form, mesh)
+  critic = critic_form(run, form, sizes) if hasattr(run.algorithm, "critic") else None
+  return programs.Setup(run, model_config(sizes, run), form, mesh, critic)
+
+
+def critic_form(run: config.RunConfig, form: PromptFormat, sizes: Sizes) -> CriticForm:
+  """A critic whose heads are as long as questions, with made-up ids."""
+  words, labels = tuple(range(2, 2 + TEMPLATE // 2)), tuple((word,) for word in range(10, 13))
+  ids = (words, words, labels, form.marker_ids, form.end_ids, True, 2, (), ())
+  return CriticForm(run.algorithm.critic.kind, *ids, sizes.prompt_length, sizes.answer_length)
 
 
 def make_prompts(setup: programs.Setup, sizes: Sizes, seed: int = 0):
@@ -78,6 +88,8 @@ def make_prompts(setup: programs.Setup, sizes: Sizes, seed: int = 0):
   answers[:, -1] = END
   widths = (sizes.prompt_length, sizes.answer_length, 0)
   rows = batches.pack(list(prompts), list(answers), [[]] * B, np.arange(B), widths, END)
+  if setup.critic is not None:
+    rows = rows.replace(hint_BQ=rows.prompt_BP, hint_length_B=rows.prompt_length_B)
   if setup.mesh is not None:
     return sharding.place_rows(setup.mesh, rows)
   ways = jax.device_count()

@@ -205,7 +205,7 @@ def rank_terms(log_perplexity_N, length_N, valid_N, group_size: int):
   return rank_BG.reshape(-1), (beaten_BG / jnp.maximum(count_B1 - 1, 1)).reshape(-1)
 
 
-def first_memory(config: RlprConfig) -> dict:
+def first_memory(config: RlprConfig, critic=None) -> dict:
   return {"std": jnp.float32(0), "steps": jnp.int32(0)} if config.std_filter else {}
 
 

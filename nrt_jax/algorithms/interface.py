@@ -17,6 +17,13 @@ class Attempt(NamedTuple):
   sums: dict  # metrics of the sampling, which count groups that are not trained on too: see Collected.sums
 
 
+class Role(NamedTuple):
+  """How a second role of the policy's model, a critic say, samples its completions."""
+
+  sampling: object  # rollout.sampler.SamplingConfig
+  samples: int  # per prompt
+
+
 def draw_once(prompts, attempt):
   """`Tools.draw` where no group is drawn again."""
   made = attempt(prompts)
@@ -29,6 +36,7 @@ class Tools(NamedTuple):
   samples_per_prompt: int  # G
   minibatches: int  # optimizer updates per rollout
   trace_limit: int  # sampling.max_trace_length, tokens
+  temperature: float  # sampling.temperature
   marker_ids: tuple
   pad_id: int
   # (params, prompts, key) -> (Rollouts [N], AnswerScores after the trace [N], AnswerScores after an empty trace [B])
@@ -51,6 +59,12 @@ class Tools(NamedTuple):
   draw: Callable = draw_once
   # the tokens that end a completion, any of which ends an answer as well as the one that the reference has
   end_ids: tuple = ()
+  # (params, prompts [M], key, role: Role) -> Rollouts [M * role.samples] of completions, which are scored by nobody
+  sample: Callable | None = None
+  critic: object = None  # data.critic_prompts.CriticForm, where the method has a critic
+  all_rows: Callable = lambda tree: tree  # the rows of all devices that share the batch, one after another
+  # ("policy" or "critic") -> the Tools for batches of this role's rows alone
+  for_role: Callable | None = None
   # how right the grader on the host finds each completion of `complete`, in [0, 1]: float32 [N] (step/host_grading.py)
   host_label_N: object = None
 
@@ -62,6 +76,7 @@ class Collected(NamedTuple):
   sums: dict  # metric name -> (numerator, denominator), or a plain number combined by max if it ends in "_max"
   samples: dict  # name -> array [N, ...]: what samples.jsonl shows of each row
   memory: dict | None = None  # the new `states.memory`; None: as it was
+  critic: object = None  # the TrainBatch of a critic with weights of its own; None: its rows are in `batch`, if any
 
 
 class Algorithm(NamedTuple):
@@ -73,5 +88,9 @@ class Algorithm(NamedTuple):
   samples_traces: bool  # False for supervised methods: one row per prompt, no sampling
   pairs: bool = False  # the batch holds, for each prompt, two adjacent rows that the loss compares: never cut apart
   needs_hints: bool = False  # it samples after prompts that show the answer: Prompts.hint_BQ
+  has_critic: bool = False  # a second role reads the answers: its prompts begin with Prompts.hint_BQ
   packs: bool = False  # `collect` also takes arrays.PackedPrompts
-  memory: Callable = lambda config: {}  # config -> name -> array []: what a method remembers from step to step
+  # (config, metrics of a step) -> lines of warning
+  alarms: Callable = lambda config, metrics: []
+  # (config, CriticForm or None) -> name -> array of any shape: what a method remembers from step to step
+  memory: Callable = lambda config, critic=None: {}

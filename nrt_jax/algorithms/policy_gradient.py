@@ -272,18 +272,33 @@ def sum_terms(
   known = tools.minibatches == 1 or batch.start_logp_NL is not None
   start_NL = start_logp(batch, logp_NL) if known else None
   metrics |= losses.sampler_stats(logp_NL, start_NL, batch.behaviour_logp_NL, mask_NL)
+  roles = role_masks(batch)
   if config.kl_coef and kl_in_loss:
     kl_NL = losses.KL_ESTIMATORS[config.kl_estimator](logp_NL, batch.reference_logp_NL)
-    terms["loss/kl"] = config.kl_coef * jnp.sum(jnp.where(mask_NL, kl_NL * batch.trace_weight_NL, 0))
-    metrics["policy/kl_reference"] = (jnp.sum(jnp.where(mask_NL, jax.lax.stop_gradient(kl_NL), 0)), jnp.sum(mask_NL))
+    weight_NL = batch.trace_weight_NL * batch.extra["kl_N"][:, None] if "kl_N" in batch.extra else batch.trace_weight_NL
+    terms["loss/kl"] = config.kl_coef * jnp.sum(jnp.where(mask_NL, kl_NL * weight_NL, 0))
+    metrics |= {f"{role}/kl_reference": _over(jax.lax.stop_gradient(kl_NL), own_NL) for role, own_NL in roles.items()}
   if config.entropy_coef:
     terms["loss/entropy"] = -config.entropy_coef * jnp.sum(entropy_NL * batch.trace_weight_NL)
   metrics |= {
     **terms,
     "loss/total": sum(terms.values()),
-    "policy/entropy": (jnp.sum(jnp.where(mask_NL, entropy_NL, 0)), jnp.sum(mask_NL)),
+    **{f"{role}/entropy": _over(entropy_NL, own_NL) for role, own_NL in roles.items()},
   }
   return LossSums(metrics["loss/total"], metrics)
+
+
+def role_masks(batch: TrainBatch) -> dict:
+  """Role -> bool `[N, L]`: its tokens of the trace loss. Rows of two roles say whose they are, by extra["critic_N"]."""
+  if "critic_N" not in batch.extra:
+    return {"policy": batch.trace_mask_NL}
+  critic_N1 = batch.extra["critic_N"][:, None]
+  return {"policy": batch.trace_mask_NL & ~critic_N1, "critic": batch.trace_mask_NL & critic_N1}
+
+
+def _over(x_NL, mask_NL):
+  """A metric's (numerator, denominator) for the mean of x over the mask."""
+  return jnp.sum(jnp.where(mask_NL, x_NL, 0)), jnp.sum(mask_NL)
 
 
 # ----------------------------------------------------------------------------------------------------------- metrics

@@ -1,6 +1,6 @@
 """The table of methods: `algorithm.name` in a config picks a row."""
 
-from nrt_jax.algorithms import completions, dpo, nft, rationalization, relatives, rlvr, sft, verifier_free
+from nrt_jax.algorithms import completions, dpo, nft, raro, rationalization, relatives, rlvr, sft, verifier_free
 
 ALGORITHMS = {
   "nrt": verifier_free.ALGORITHM,
@@ -22,4 +22,5 @@ ALGORITHMS = {
   "rft": nft.RFT,
   "dpo": dpo.ALGORITHM,
   "rationalization": rationalization.ALGORITHM,
+  "raro": raro.ALGORITHM,
 }

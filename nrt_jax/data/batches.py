@@ -13,6 +13,7 @@ import numpy as np
 
 from nrt_jax import arrays, errors
 from nrt_jax.data import columns, order, overlong, prompts, readers
+from nrt_jax.data.hints import AnswerHints
 from nrt_jax.tasks import multiple_choice
 from nrt_jax.tasks import table as tasks
 
@@ -182,7 +183,7 @@ class TokenDataset:
   pad_id: int
   counts: dict  # {prompts,answers,traces}_{dropped,cut} -> examples that the overlong policies touched
   weights: np.ndarray | None = None  # float64, how often each is drawn, where they differ
-  hints: list | None = None  # int32 arrays, 1 to Q tokens: prompts that show the answer, where they are asked for
+  hints: list | None = None  # int32 arrays, 1 to Q tokens: the second prompts, where they are asked for
   hint_width: int = 0  # Q
 
   def __len__(self):
@@ -201,28 +202,31 @@ class TokenDataset:
 def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form, hints=False) -> TokenDataset:
   """Tokenises `examples` once and applies the overlong policies, counting what they drop and cut.
 
-  hints: the prompts that show the answer, too. Raises UserError where a policy says so, a prompt has no tokens, or no
-  example is left.
+  hints: True for the prompts that show the answer, too, or another second prompt, as critic_prompts.CriticHeads. Raises
+  UserError where a policy says so, a prompt has no tokens, or no example is left.
   """
+  hints = AnswerHints(tokenizer, form, prompt) if hints is True else hints
   where = [example.where for example in examples]
-  asked = {"prompt": [example.question for example in examples]}
   limits = {
     "prompt": (prompt.max_prompt_length, prompt.overlong_prompt),
     "answer": (prompt.max_answer_length, prompt.overlong_answer),
     "trace": (data.max_trace_length, data.overlong_trace),
   }
-  if hints:
-    asked["hint"] = [prompts.hint_question(prompt, example.question, example.answer) for example in examples]
-    limits["hint"] = (hint_width(prompt, tokenizer, form), prompt.overlong_prompt)
   traces = [example.trace or "" if data.max_trace_length else "" for example in examples]
-  ids = {kind: prompts.encode_prompts(tokenizer, form, prompt, questions, where) for kind, questions in asked.items()}
+  questions = [example.question for example in examples]
+  ids = {"prompt": prompts.encode_prompts(tokenizer, form, prompt, questions, where)}
+  if hints:
+    limits[hints.kind], ids[hints.kind] = (hints.width, prompt.overlong_prompt), hints.encode(examples)
   ids["answer"] = prompts.encode_answers(tokenizer, form, [example.answer for example in examples])
   ids["trace"] = prompts.encode_traces(tokenizer, form, traces)
 
   def shorten(kind, i):
     limit = limits[kind][0]
-    cut = kind in asked  # a prompt's end asks for the answer, so it loses its start
-    return prompts.cut_prompt(tokenizer, form, prompt, asked[kind][i], limit) if cut else ids[kind][i][:limit]
+    if hints and kind == hints.kind:
+      return hints.cut(examples[i])
+    if kind == "prompt":  # its end asks for the answer, so it loses its start
+      return prompts.cut_prompt(tokenizer, form, prompt, questions[i], limit)
+    return ids[kind][i][:limit]
 
   kept, rows, counts = [], [], {f"{kind}s_{how}": 0 for kind in limits for how in ("dropped", "cut")}
   for i, example in enumerate(examples):
@@ -236,17 +240,11 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
     raise errors.UserError(f"data.source: none of the {len(examples)} examples of {data.source} is left: {why}")
   ids = {kind: [np.asarray(row[kind], np.int32) for row in rows] for kind in ids}
   widths = tuple(limits[kind][0] for kind in ("prompt", "answer", "trace"))
-  hinted = (ids["hint"], limits["hint"][0]) if hints else (None, 0)
+  hinted = (ids[hints.kind], limits[hints.kind][0]) if hints else (None, 0)
   weights = np.array([example.weight for example in kept]) if data.weight_column else None
   if weights is not None and not weights.any():
     raise errors.UserError(f"data.weight_column: all {len(kept)} examples of {data.source} that are left weigh 0")
   return TokenDataset(kept, ids["prompt"], ids["answer"], ids["trace"], widths, form.pad_id, counts, weights, *hinted)
-
-
-def hint_width(prompt: prompts.PromptConfig, tokenizer, form) -> int:
-  """Columns of the prompts that show the answer."""
-  template = prompts.encode_prompts(tokenizer, form, prompt, [prompts.hint_question(prompt, "", "")])[0]
-  return prompt.max_hint_length or prompt.max_prompt_length + prompt.max_answer_length + len(template)
 
 
 def load_dataset(data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form, hints=False) -> TokenDataset:

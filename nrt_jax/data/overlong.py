@@ -5,6 +5,7 @@ from nrt_jax import errors
 LIMITS = {
   "prompt": "prompt.max_prompt_length",
   "hint": "prompt.max_hint_length",
+  "head": "algorithm.critic.max_head_length",
   "answer": "prompt.max_answer_length",
   "trace": "data.max_trace_length",
 }  # what is counted -> the key that bounds it

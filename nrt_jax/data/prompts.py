@@ -179,15 +179,15 @@ def encode_prompts(tokenizer, form: PromptFormat, config: PromptConfig, question
 
   where: a name of each question. Raises UserError, beginning with it, where the chat template refuses one.
   """
-  turns, texts = [_turns(config, question) for question in questions], []
-  for i, messages in enumerate(turns):
+  asked, texts = [turns(config, question) for question in questions], []
+  for i, messages in enumerate(asked):
     with errors.at(where and where[i]):
-      texts.append(_render(tokenizer, form, config, messages))
+      texts.append(render(tokenizer, form, config, messages))
   control, rows = control_pattern(tokenizer), encode(tokenizer, texts)
-  for i, messages in enumerate(turns):
+  for i, messages in enumerate(asked):
     if any(control.search(m["content"]) for m in messages):
-      rows[i] = encode_origins(tokenizer, *_render(tokenizer, form, config, messages, origins=True))[0]
-  return [[*form.prefix_ids, *ids, *_trace_open(tokenizer, form, config, text)] for ids, text in zip(rows, texts)]
+      rows[i] = encode_origins(tokenizer, *render(tokenizer, form, config, messages, origins=True))[0]
+  return [[*form.prefix_ids, *ids, *trace_open(tokenizer, form, config, text)] for ids, text in zip(rows, texts)]
 
 
 def cut_prompt(tokenizer, form: PromptFormat, config: PromptConfig, question, limit: int) -> list | None:
@@ -195,9 +195,9 @@ def cut_prompt(tokenizer, form: PromptFormat, config: PromptConfig, question, li
 
   What the template writes stays, as do bos and system text; None where a single word of the turns has no room.
   """
-  text, origin = _render(tokenizer, form, config, _turns(config, question), origins=True)
+  text, origin = render(tokenizer, form, config, turns(config, question), origins=True)
   ids, origin = encode_origins(tokenizer, text, origin)
-  around = (form.prefix_ids, _trace_open(tokenizer, form, config, text))
+  around = (form.prefix_ids, trace_open(tokenizer, form, config, text))
   own = [t for t, whose in enumerate(origin) if whose == QUESTION]
   over = len(ids) + sum(map(len, around)) - limit
   if over >= len(own):
@@ -206,7 +206,7 @@ def cut_prompt(tokenizer, form: PromptFormat, config: PromptConfig, question, li
   return [*around[0], *(i for t, i in enumerate(ids) if t not in cut), *around[1]]
 
 
-def _turns(config, question) -> list:
+def turns(config, question) -> list:
   """The messages of a question, behind the configured system text if they have none of their own."""
   messages = as_messages(question)
   if config.system and messages[0]["role"] != "system":
@@ -214,12 +214,13 @@ def _turns(config, question) -> list:
   return messages
 
 
-def _render(tokenizer, form, config, messages, origins=False):
-  render = chat_templates.render_origins if origins else chat_templates.render
-  return render(tokenizer, form.template, dict(config.template_options), messages)
+def render(tokenizer, form, config, messages, origins=False):
+  """The text of a prompt; with `origins` (text, whose each character is), see chat_templates.render_origins."""
+  how = chat_templates.render_origins if origins else chat_templates.render
+  return how(tokenizer, form.template, dict(config.template_options), messages)
 
 
-def _trace_open(tokenizer, form, config, text) -> list:
+def trace_open(tokenizer, form, config, text) -> list:
   """The ids that open the trace behind a prompt; none where the chat template has opened it."""
   opened = form.template == "chat" and text.rstrip().endswith(config.trace_open.strip())
   return [] if opened else encode(tokenizer, [config.trace_open])[0]

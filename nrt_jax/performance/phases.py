@@ -17,9 +17,9 @@ from nrt_jax.algorithms.interface import draw_once
 from nrt_jax.model import costs
 from nrt_jax.rollout import sampler
 from nrt_jax.step import host_grading, programs, tools
+from nrt_jax.step.setup import DEVICES, Setup
 from nrt_jax.step.state import States
 from nrt_jax.step.throughput import count_tokens
-from nrt_jax.step.tools import DEVICES, Setup
 from nrt_jax.step.update import update
 
 ROLLOUT = ("rollout", "complete")  # the tools that sample; they are timed in parts
@@ -57,20 +57,41 @@ def measure(setup: Setup, states, prompts, present: tuple, repeats: int, grading
     seconds, labels = repeat(label, repeats)
     phases["host_grading"] = Phase(seconds)
     graded = ((rollouts, labels, None),)
-  batch, calls, counts = collector(setup, states, prompts, *graded)(states, prompts, *graded)
+  (batch, critic_batch), calls, counts = collector(setup, states, prompts, *graded)(states, prompts, *graded)
   tokens = {name.removeprefix("tokens/"): float(np.sum(value)) for name, value in counts.items()}
   sampled = [name for name in ROLLOUT if name in calls]
   if sampled:
     of_rollout, tokens["generated"] = sampling_phases(setup, states, calls[sampled[0]], sampled[0], present, repeats)
     phases = of_rollout | phases
+  if "sample" in calls:
+    phases["critic"] = critic_phase(setup, states, calls["sample"], tokens["critic_generated"], repeats)
   for name in ("score_batch", "score_start"):
     if name in present and name in calls:
       program = build(setup, functools.partial(score_rows, setup, name), states.policy.params, calls[name])
       seconds, _ = repeat(functools.partial(program, states.policy.params, calls[name]), repeats)
       phases[name] = Phase(seconds, tokens["trained"])
+  if critic_batch is not None:  # first, for it may read what the policy's update donates
+    own, state = setup._replace(role="critic"), programs.with_frozen(setup, states.critic, states.policy)
+    state = jax.tree.map(jnp.copy, state)
+    phases["update_critic"] = Phase(update_seconds(own, state, critic_batch, repeats)[0])
+    setup = setup._replace(role="policy")
   seconds, policy = update_seconds(setup, states.policy, batch, repeats)
   phases["update"] = Phase(seconds, tokens["trained"])
   return Measured(phases, tokens, states.replace(policy=policy))
+
+
+def critic_phase(setup: Setup, states, prompts, generated: float, repeats: int) -> Phase:
+  """Sampling the verdicts on these prompts of the critic, its own weights or the policy's."""
+  role = setup.run.algorithm.role()
+  state = states.policy if states.critic is None else programs.with_frozen(setup, states.critic, states.policy)
+  small = States(states.policy.replace(params=None, opt_state=None))  # all that a step's key depends on
+
+  def sample(params, small, prompts):
+    return tools.sample_role(setup, params, prompts, programs.step_key(small), role)
+
+  arguments = (state.params, small, prompts)
+  program = build(setup, sample, *arguments)
+  return Phase(repeat(functools.partial(program, *arguments), repeats)[0], generated)
 
 
 # ----------------------------------------------------------------------------------------------------------- programs
@@ -112,14 +133,19 @@ def collect(setup: Setup, states, prompts, graded=None):
 
   def recorded(name):
     def call(params, rows_, *rest):
-      calls[name] = first_wave(setup, rows_) if name in ROLLOUT else [*calls.get(name, ()), rows_]
+      if name in ROLLOUT:
+        calls[name] = first_wave(setup, rows_)
+      else:
+        calls[name] = rows_ if name == "sample" else [*calls.get(name, ()), rows_]
       return getattr(step_tools, name)(params, rows_, *rest)
 
     return call
 
-  recording = {name: recorded(name) for name in (*ROLLOUT, "score_batch", "score_start")}
-  batch = programs.collect(setup, step_tools._replace(**recording, draw=draw_once), states, prompts).batch
-  return batch, calls, count_tokens(setup, prompts, batch)
+  recording = {name: recorded(name) for name in (*ROLLOUT, "sample", "score_batch", "score_start")}
+  made = programs.collect(setup, step_tools._replace(**recording, draw=draw_once), states, prompts)
+  counts = count_tokens(setup, prompts, made.batch, made.critic)
+  counts |= {name: value for name, value in made.sums.items() if name.startswith("tokens/critic_")}
+  return (made.batch, made.critic), calls, counts
 
 
 def waves(setup: Setup) -> int:

@@ -1,7 +1,7 @@
 """Keeps parts of the training state in host memory until a step needs them (`parallel.offload`).
 
 Their shardings have the memory kind "pinned_host". A step takes them from there, copies them to the device to use them,
-and copies them back: `fetch` and `store` around each use. Values do not change. `setup` is a tools.Setup.
+and copies them back: `fetch` and `store` around each use. Values do not change. `setup` is a setup.Setup.
 """
 
 import jax

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 
 from nrt_jax.config import ModelSource
-from nrt_jax.data import prompts
+from nrt_jax.data import critic_prompts, prompts
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_config, hf_directory, hf_weights, kernels, lora
 from nrt_jax.model.architecture import ModelConfig
@@ -46,6 +46,12 @@ def description_ids(model: ModelSource, tokenizer) -> tuple:
   if not ids:
     raise UserError("model.new_rows_description: found '', allowed: a text of one token or more")
   return ids
+
+
+def open_critic(run, tokenizer, form: prompts.PromptFormat) -> critic_prompts.CriticForm | None:
+  """The token ids that a stage's critic needs; None where its algorithm has none."""
+  critic = getattr(run.algorithm, "critic", None)
+  return None if critic is None else critic_prompts.make_form(tokenizer, form, run.prompt, critic)
 
 
 def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_ways: int = 1, mesh=None) -> ModelConfig:

@@ -26,9 +26,10 @@ from nrt_jax.optimizers.update_rule import make_optimizer
 from nrt_jax.rollout import draws, sampler
 from nrt_jax.step import offload
 from nrt_jax.step.policy import abstract_params, param_shardings
+from nrt_jax.step.setup import DEVICES, Setup
 from nrt_jax.step.state import States, TrainState
 from nrt_jax.step.throughput import count_tokens
-from nrt_jax.step.tools import DEVICES, Setup, make_tools, rollout_weights, score_empty, score_wave
+from nrt_jax.step.tools import make_tools, rollout_weights, score_empty, score_wave
 from nrt_jax.step.update import choose, gather_sums, update
 
 # ------------------------------------------------------------------------------------------------------------- step
@@ -41,20 +42,42 @@ def train_step(setup: Setup, states: States, prompts: Prompts, graded=None):
   were drawn again the metric sums of all that was drawn (else None).
   """
   tools = step_tools(setup, graded)
-  batch, sums, samples, memory = collect(setup, tools, states, prompts)
+  batch, sums, samples, memory, critic_batch = collect(setup, tools, states, prompts)
+  critic = states.critic
   with jax.named_scope("update"):
-    policy, update_sums = update(setup, tools, states.policy, batch)
-  sums = {**sums, **count_tokens(setup, prompts, batch)}
+    if critic is None:
+      policy, update_sums = update(setup, tools, states.policy, batch)
+    else:
+      policy, update_sums = update_role("policy", setup, tools, states.policy, batch)
+      critic, critic_sums = update_role("critic", setup, tools, with_frozen(setup, critic, states.policy), critic_batch)
+      critic = critic.replace(params=lora.split(critic.params, setup.model)[0])
+      update_sums |= {name if name.startswith("critic/") else f"critic/{name}": v for name, v in critic_sums.items()}
+  sums = {**sums, **count_tokens(setup, prompts, batch, critic_batch)}
   metrics = _divide({**gather_sums(setup, sums), **update_sums})
   keep = setup.run.logging.samples_per_step * setup.samples_per_prompt
   samples = jax.tree.map(lambda a: a[: keep : setup.samples_per_prompt], samples)
   trainable, _ = lora.split(policy.params, setup.model)
   moved = policy.updates != states.policy.updates  # else every update was skipped, and nothing follows
   reference, average = follow(setup, states.reference, trainable, moved), states.average
+  critic_reference = states.critic_reference
+  if critic_reference is not None:
+    critic_moved = critic.updates != states.critic.updates
+    critic_reference = follow(setup, critic_reference, critic.params, critic_moved)
   if average is not None:
     average = blended(setup, "average", setup.run.optimizer.ema_decay, average, trainable, moved)
   memory = states.memory if memory is None else choose(moved, memory, states.memory)
-  return States(policy, reference, memory, average), metrics, samples
+  return States(policy, reference, memory, critic, critic_reference, average), metrics, samples
+
+
+def update_role(role: str, setup: Setup, tools: Tools, state: TrainState, batch):
+  """`update` on the rows of one role alone."""
+  own = tools.for_role(role)
+  return update(setup._replace(role=role), own, state, batch)
+
+
+def with_frozen(setup: Setup, critic: TrainState, policy: TrainState) -> TrainState:
+  """The critic's state with all of its parameters: with adapters, it shares the policy's frozen ones."""
+  return critic.replace(params=lora.join(critic.params, lora.split(policy.params, setup.model)[1]))
 
 
 def step_tools(setup: Setup, graded=None) -> Tools:
@@ -78,6 +101,11 @@ def collect(setup: Setup, tools: Tools, states: States, prompts: Prompts) -> Col
   if states.reference is not None:
     reference = offload.fetch(setup, "reference", states.reference)
     whole = states.replace(reference=lora.join(reference, frozen))
+  if states.critic is not None:
+    whole = whole.replace(critic=with_frozen(setup, states.critic, states.policy))
+  if states.critic_reference is not None:
+    reference = offload.fetch(setup, "reference", states.critic_reference)
+    whole = whole.replace(critic_reference=lora.join(reference, frozen))
   with jax.named_scope("collect"):
     return setup.algorithm.collect(tools, setup.run.algorithm, whole, prompts, step_key(states))
 
@@ -141,14 +169,29 @@ def _divide(sums: dict) -> dict:
 # ------------------------------------------------------------------------------------------------------------ states
 
 
-def init_states(setup: Setup, params, key, step=0) -> States:
-  """The states at the start of a stage: a fresh optimizer; parameters, key and step number go on from the last one."""
+def init_states(setup: Setup, params, key, step=0, critic_params=None) -> States:
+  """The states at the start of a stage: a fresh optimizer; parameters, key and step number go on from the last one.
+
+  critic_params: the trainable parameters that a critic of its own starts from; None: the policy's.
+  """
   optimizer = make_optimizer(setup.run.optimizer, setup.run.total_steps)
   trainable, _ = lora.split(params, setup.model)
   policy = TrainState(jnp.int32(step), jnp.int32(0), params, optimizer.init(trainable), key)
   reference = None if reference_kind(setup) == "none" else jax.tree.map(jnp.copy, trainable)
   average = jax.tree.map(jnp.copy, trainable) if setup.run.optimizer.ema_decay else None
-  return States(policy, reference, setup.algorithm.memory(setup.run.algorithm), average)
+  critic = critic_reference = None
+  if own_critic(setup):
+    own = jax.tree.map(jnp.copy, trainable if critic_params is None else critic_params)
+    own_key = jax.random.fold_in(key, 1)  # never read: the policy's is the run's; no two leaves are one buffer
+    critic = TrainState(jnp.int32(step), jnp.int32(0), own, optimizer.init(own), own_key)
+    critic_reference = None if reference is None else jax.tree.map(jnp.copy, own)
+  memory = setup.algorithm.memory(setup.run.algorithm, setup.critic)
+  return States(policy, reference, memory, critic, critic_reference, average)
+
+
+def own_critic(setup: Setup) -> bool:
+  """Whether the critic is a model of its own."""
+  return setup.algorithm.has_critic and setup.run.algorithm.critic.own_weights
 
 
 def abstract_states(setup: Setup) -> States:
@@ -176,11 +219,15 @@ def state_shardings(setup: Setup):
   memory = jax.tree.map(lambda _: everywhere, states.memory)
   placed = functools.partial(offload.shardings, setup)
   policy = policy.replace(opt_state=placed("optimizer", states.policy.opt_state, opt_state))
-  reference, average = (
-    None if tree is None else placed(part, tree, trainable)
-    for part, tree in (("reference", states.reference), ("average", states.average))
+  parts = {"reference": states.reference, "critic_reference": states.critic_reference, "average": states.average}
+  reference, critic_reference, average = (
+    None if tree is None else placed(part.removeprefix("critic_"), tree, trainable) for part, tree in parts.items()
   )
-  return States(policy, reference, memory, average)
+  critic = None
+  if states.critic is not None:
+    own = placed("optimizer", states.critic.opt_state, opt_state)
+    critic = TrainState(everywhere, everywhere, trainable, own, everywhere)
+  return States(policy, reference, memory, critic, critic_reference, average)
 
 
 # ---------------------------------------------------------------------------------------------------------- programs

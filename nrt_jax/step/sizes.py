@@ -5,7 +5,7 @@ import jax
 from nrt_jax import sharding
 from nrt_jax.errors import UserError
 from nrt_jax.step import offload, programs
-from nrt_jax.step.tools import Setup
+from nrt_jax.step.setup import Setup
 
 
 def check(setup: Setup) -> None:
@@ -28,6 +28,8 @@ def check(setup: Setup) -> None:
       f"parallel.micro_batches: found {setup.micro_batches}, allowed: a divisor of {rows}, "
       f"the {together} that one device has in a minibatch"
     )
+  if setup.critic is not None:
+    check_pairs(setup)
   check_longest_row(setup)
   wave = run.sampling.wave_prompts
   if wave and setup.algorithm.samples_traces and (run.prompts_per_step % wave or wave % ways):
@@ -46,6 +48,15 @@ def check(setup: Setup) -> None:
       f"evaluation.batch_prompts: found {run.evaluation.batch_prompts}, allowed: a multiple of {ways}, "
       "the data-parallel devices"
     )
+
+
+def check_pairs(setup: Setup) -> None:
+  """Raises UserError where a critic is to learn from more fresh pairs than a question has completions."""
+  config, G = setup.run.algorithm, setup.samples_per_prompt
+  counts = config.pairs(G)
+  if counts.fresh_learnt > G or not counts.learnt:
+    found = f"{config.critic.pairs} with samples_per_prompt {G}, of which {counts.fresh_learnt} would be fresh"
+    raise UserError(f"algorithm.critic.pairs: found {found}, allowed: 1 to {G} fresh ones")
 
 
 def check_longest_row(setup: Setup) -> None:

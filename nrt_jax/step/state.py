@@ -22,4 +22,6 @@ class States:
   policy: TrainState
   reference: dict | None = None  # trainable parameters to compare with: the stage's start, or a moving average
   memory: dict = struct.field(default_factory=dict)  # values that a method carries from step to step
+  critic: TrainState | None = None  # a critic with weights of its own; with adapters, params are theirs alone
+  critic_reference: dict | None = None  # as `reference`, of that critic
   average: dict | None = None  # trainable parameters averaged over the stage's steps, if `optimizer.ema_decay` is on

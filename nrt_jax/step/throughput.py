@@ -10,14 +10,17 @@ import jax.numpy as jnp
 
 from nrt_jax.model import costs
 from nrt_jax.step import hardware
-from nrt_jax.step.tools import Setup, shares_prompts
+from nrt_jax.step.setup import Setup
+from nrt_jax.step.tools import shares_prompts
 
 # The parts of a step that cost model FLOPs. Each is a named scope of the compiled program, if the method needs it.
-PHASES = ("prefill", "decode", "score_answer", "score_empty_trace", "score_batch", "score_start", "update")
+PHASES = ("prefill", "decode", "critic", "score_answer", "score_empty_trace", "score_batch", "score_start", "update")
 
 
-def count_tokens(setup: Setup, prompts, batch) -> dict:
+def count_tokens(setup: Setup, prompts, batch, critic_batch=None) -> dict:
   """Token counts of a step, which `rates` later removes from its metrics. Called inside the program."""
+  if setup.algorithm.has_critic:
+    return _count_roles(setup, prompts, batch, critic_batch)
   trained, sequences = jnp.sum(batch.position_NL >= 0), jnp.sum(batch.position_NL == 0)  # packed rows hold several
   N = batch.token_NL.shape[0]
   if batch.first == 1:  # prompts are trained on too, or rows are packed
@@ -33,6 +36,21 @@ def count_tokens(setup: Setup, prompts, batch) -> dict:
   if shares_prompts(setup, batch):
     counts["tokens/shared"] = jnp.sum(batch.prompt_length_N) - jnp.sum(batch.prompt_length_N[:: setup.shared_rows])
   return counts
+
+
+def _count_roles(setup: Setup, prompts, batch, critic_batch) -> dict:
+  """The counts where a critic's rows are trained on too, in the same batch or in one of their own."""
+  B, roles = len(prompts.prompt_length_B), [(setup, batch)]
+  if critic_batch is not None:
+    roles = [(setup._replace(role=role), rows) for role, rows in (("policy", batch), ("critic", critic_batch))]
+  counts = {"trained": 0, "sequences": 0, "predicted": 0, "shared": 0}
+  for own, rows in roles:
+    trained, given = jnp.sum(rows.position_NL >= 0), jnp.sum(rows.prompt_length_N)
+    shared = given - jnp.sum(rows.prompt_length_N[:: own.shared_rows])
+    found = (trained, len(rows.position_NL), trained - given, shared if shares_prompts(own, rows) else 0)
+    counts = {name: count + more for (name, count), more in zip(counts.items(), found, strict=True)}
+  counts |= {"prompt": B * jnp.mean(prompts.prompt_length_B), "answer": B * jnp.mean(prompts.answer_length_B)}
+  return {f"tokens/{name}": value for name, value in counts.items()}
 
 
 class Work(NamedTuple):
@@ -77,6 +95,8 @@ def model_flops(work: Work, tokens: dict) -> dict:
       answer=tokens["answer"] / B,
     )
     flops = costs.step_flops(model, lengths)
+    if work.setup.algorithm.has_critic:
+      flops["critic"] = _critic_flops(work.setup, tokens)
   count = max(tokens["sequences"], 1)
   row = (tokens["trained"] / count, tokens["predicted"] / count)
   flops["score_batch"] = count * costs.forward_flops(model, 0, *row)
@@ -85,6 +105,16 @@ def model_flops(work: Work, tokens: dict) -> dict:
   if tokens.get("shared"):
     flops["update"] -= tokens["shared"] / lengths.prompt * costs.train_flops(model, lengths.prompt, 0)
   return {name: flops[name] for name in PHASES if name in work.phases}
+
+
+def _critic_flops(setup: Setup, tokens: dict) -> float:
+  """Model FLOPs of sampling the critic's verdicts."""
+  config, samples = setup.run.algorithm, setup.run.algorithm.role().samples
+  count = setup.run.prompts_per_step * config.pairs(setup.samples_per_prompt).judged * config.critic.orders
+  trace = tokens["critic_generated"] / (count * samples)
+  lengths = costs.Lengths(count, samples, tokens["critic_prompt"] / count, trace, marker=0, answer=0)
+  flops = costs.step_flops(setup.model, lengths)
+  return flops["prefill"] + flops["decode"]
 
 
 def take_tokens(values: dict) -> dict:
@@ -97,7 +127,7 @@ def rates(work: Work, values: dict, seconds: float) -> dict:
   """The metrics of a step that took `seconds`, with rates in place of token counts, and the peak memory."""
   tokens = take_tokens(values)
   values["time/step"] = seconds
-  for name in ("generated", "trained"):
+  for name in ("generated", "critic_generated", "trained"):
     if name in tokens:
       values[f"throughput/{name}_tokens_per_s"] = tokens[name] / seconds
   if work.peak_flops:

@@ -5,119 +5,18 @@ Each function here fills one field of `algorithms.interface.Tools`; `make_tools`
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from nrt_jax import rows, sharding
-from nrt_jax.algorithms.interface import Tools
-from nrt_jax.algorithms.table import ALGORITHMS
+from nrt_jax.algorithms.interface import Role, Tools
 from nrt_jax.arrays import Prompts, repeat_rows
-from nrt_jax.config import RunConfig
-from nrt_jax.data.prompts import PromptFormat, completion_stops
-from nrt_jax.model import kernels, lora
-from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.data.prompts import completion_stops
+from nrt_jax.model import lora
 from nrt_jax.model.decoder import decoding_params
 from nrt_jax.rollout import continuous, draws, sampler, scoring
-
-DEVICES = "devices"  # the axis of pmap
-CACHED = 2**21  # activations of the MLP that one micro-batch has on a CPU: faster by a quarter than all rows at once
-
-
-class Setup(NamedTuple):
-  """All that is fixed when a program is built."""
-
-  run: RunConfig
-  model: ModelConfig
-  form: PromptFormat
-  mesh: jax.sharding.Mesh | None  # None: one device, or pmap
-
-  @property
-  def algorithm(self):
-    return ALGORITHMS[self.run.algorithm_name]
-
-  @property
-  def decoder(self) -> ModelConfig:
-    """The architecture of `rollout_weights`: adapters are merged into their matrices.
-
-    On a GPU its layers are unrolled unless the config says otherwise: a scan copies each layer's weights out of their
-    stack for every token (docs/results/gpu.md).
-    """
-    decoder = lora.without(self.model)
-    unroll = decoder.layer_loop == "auto" and decoder.target == "gpu"
-    return dataclasses.replace(decoder, layer_loop="unroll") if unroll else decoder
-
-  @property
-  def axis_name(self) -> str | None:
-    return DEVICES if self.run.parallel.kind == "pmap" else None
-
-  @property
-  def grades_on_host(self) -> bool:
-    """Whether a step is two programs, with a Python grader between them."""
-    return getattr(self.run.algorithm, "grades_on_host", False)
-
-  @property
-  def max_draws(self) -> int:
-    """How many draws of prompts_per_step prompts a step may make: it is given so many times as many prompts."""
-    return getattr(self.run.algorithm, "max_draws", 1)
-
-  @property
-  def samples_per_prompt(self) -> int:
-    return self.run.samples_per_prompt if self.algorithm.samples_traces else 1
-
-  @property
-  def rows_per_prompt(self) -> int:
-    """Rows of a TrainBatch that belong to one prompt."""
-    return 2 if self.algorithm.pairs else self.samples_per_prompt
-
-  @property
-  def rows_together(self) -> int:
-    """Adjacent rows that no micro-batch may part: the loss reads them together, or they share their prompt."""
-    return max(2 if self.algorithm.pairs else 1, self.shared_rows)
-
-  @property
-  def ways(self) -> int:
-    """Data-parallel devices."""
-    if self.mesh is None:
-      return jax.device_count() if self.axis_name else 1
-    return sharding.data_parallel_ways(self.mesh)
-
-  @property
-  def _row_columns(self) -> int:
-    """Columns of a TrainBatch's rows, as the config has them."""
-    run = self.run
-    R = run.sampling.max_trace_length if self.algorithm.samples_traces else run.data.max_trace_length
-    unpacked = run.prompt.max_prompt_length + R + len(self.form.marker_ids) + run.prompt.max_answer_length
-    return run.data.packing or unpacked
-
-  @property
-  def _prompts_per_update(self) -> int:
-    """Prompts of a minibatch on one device."""
-    return self.run.prompts_per_step // (self.ways * self.run.optimizer.minibatches)
-
-  @property
-  def micro_batches(self) -> int:
-    """Pieces of a minibatch. By default one, and on CPUs as many as keep the MLP's activations in its caches."""
-    if self.run.parallel.micro_batches or self.model.target != "cpu":
-      return self.run.parallel.micro_batches or 1
-    prompts = max(1, self._prompts_per_update)
-    size = prompts * self.rows_per_prompt * self._row_columns * self.model.intermediate_size
-    return next(p for p in range(1, prompts + 1) if p == prompts or (prompts % p == 0 and size <= p * CACHED))
-
-  @property
-  def shared_rows(self) -> int:
-    """Adjacent rows of a TrainBatch whose prompt the update runs once; 1: each row runs its own.
-
-    By default where that leaves out an eighth of the slots or more, unless micro-batches would part such rows, or an
-    attention kernel runs them: kernels take rows that see nothing but themselves.
-    """
-    shared, choice = self.rows_per_prompt, self.run.parallel.share_prompts
-    if choice == "auto":
-      pays = 8 * self.run.prompt.max_prompt_length * (shared - 1) >= self._row_columns * shared
-      kernel = kernels.choose(self.model, (self.ways, self._row_columns)) in ("cudnn", "splash")  # whole mesh or none
-      return shared if pays and not kernel and self._prompts_per_update % self.micro_batches == 0 else 1
-    return 1 if choice == "off" else shared
+from nrt_jax.step.setup import Setup
 
 
 def rollout(setup: Setup, params, prompts: Prompts, key):
@@ -170,6 +69,27 @@ def _in_slots(setup: Setup, whole: bool, slots: int, weights_key, prompts: Promp
   found = continuous.sample(weights, setup.decoder, *how, prompts, key, setup.samples_per_prompt, score)
   rollouts, scores, prompt_hidden_BD, prompt_cache = found
   return rollouts, scores, score_empty(setup, weights, prompts, prompt_hidden_BD, prompt_cache)
+
+
+def sample_role(setup: Setup, params, prompts: Prompts, key, role: Role):
+  """Completions of a second role, `[M * samples]`, in as many waves as the policy's. Answers are not scored."""
+  run, weights = setup.run, rollout_weights(setup, params)
+  B = run.prompts_per_step // (jax.device_count() if setup.axis_name else 1)
+  waves = run.prompts_per_step // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
+  sampling = dataclasses.replace(
+    role.sampling, cache_dtype=run.sampling.cache_dtype, cache_stages=run.sampling.cache_stages
+  )
+  how = (setup.decoder, sampling, completion_stops(setup.form), setup.form.pad_id)
+
+  def one_wave(prompts):
+    return sampler.sample(weights, *how, prompts, key, role.samples)[0]
+
+  with jax.named_scope("critic"):
+    if waves == 1:
+      return one_wave(prompts)
+    of_prompt = len(prompts.prompt_length_B) // B
+    made = jax.lax.map(one_wave, rows.cut_groups(prompts, waves, of_prompt))
+    return rows.join_groups(made, of_prompt * role.samples)
 
 
 def sample_wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
@@ -246,6 +166,8 @@ def log_probs(setup: Setup, params, batch, entropy_gradient: bool = False):
   """
   temperature = setup.run.sampling.temperature
   scale_NL = None if temperature == 1 else jnp.where(batch.sampled_mask_NL, 1 / temperature, 1.0)
+  if batch.temperature_N is not None:
+    scale_NL = jnp.where(batch.sampled_mask_NL, 1 / batch.temperature_N[:, None], 1.0)
   if shares_prompts(setup, batch):
     found = scoring.shared_log_probs(params, setup.model, batch, setup.shared_rows, scale_NL, entropy_gradient)
   else:
@@ -322,6 +244,7 @@ def make_tools(setup: Setup) -> Tools:
     samples_per_prompt=setup.samples_per_prompt,
     minibatches=setup.run.optimizer.minibatches,
     trace_limit=setup.run.sampling.max_trace_length,
+    temperature=setup.run.sampling.temperature,
     marker_ids=setup.form.marker_ids,
     end_ids=completion_stops(setup.form),
     pad_id=setup.form.pad_id,
@@ -333,4 +256,8 @@ def make_tools(setup: Setup) -> Tools:
     score_start=functools.partial(score_start, setup),
     draw=functools.partial(draws.draw, setup.max_draws, setup.samples_per_prompt, axis),
     all_sum=(lambda x: jax.lax.psum(x, axis)) if axis else lambda x: x,
+    sample=functools.partial(sample_role, setup),
+    critic=setup.critic,
+    all_rows=functools.partial(draws.all_rows, axis=axis),
+    for_role=lambda role: make_tools(setup._replace(role=role)),
   )

@@ -20,8 +20,9 @@ from nrt_jax.model import lora
 from nrt_jax.optimizers.update_rule import learning_rate, make_optimizer
 from nrt_jax.sharding import batch_ways
 from nrt_jax.step import offload
+from nrt_jax.step.setup import Setup
 from nrt_jax.step.state import TrainState
-from nrt_jax.step.tools import Setup, needed_columns, packs, shares_prompts, slots_run
+from nrt_jax.step.tools import needed_columns, packs, shares_prompts, slots_run
 
 PACKED_RATIO = 0.8  # of one static width of packed rows to the next: sums of lengths lie far below the widest
 

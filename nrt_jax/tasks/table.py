@@ -8,6 +8,7 @@ from nrt_jax.tasks import countdown, grading, math_answers, multiple_choice
 from nrt_jax.tasks.long_answer import LongAnswer
 from nrt_jax.tasks.running_sum import RunningSum
 from nrt_jax.tasks.verse import Verse
+from nrt_jax.tasks.zigzag import Zigzag
 
 
 class Task(Protocol):
@@ -36,6 +37,7 @@ TASKS = {
   "countdown_small": countdown.SmallCountdown,
   "long_answer": LongAnswer,
   "verse": Verse,
+  "zigzag": Zigzag,
 }
 
 # name -> (answer text of a completion, reference answer) -> bool, for data without a grader of its own. All are fast

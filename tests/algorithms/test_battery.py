@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import functools
 
+import critics
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,13 +113,20 @@ class Case:
     self.G, self.rows_together = setup.samples_per_prompt, setup.rows_together
     self.tools = programs.make_tools(setup)._replace(score_batch=score_batch, score_empty_trace=score_empty_trace)
     policy = TrainState(jnp.int32(0), jnp.int32(0), toy.params(MODEL), (), KEY)
-    self.states = States(policy, toy.params(MODEL, seed=7), setup.algorithm.memory(self.config))
+    self.states = States(policy, toy.params(MODEL, seed=7), setup.algorithm.memory(self.config, setup.critic))
+    if setup.critic is not None:  # in the case's tools, so that `collect` may be given another
+      self.tools = self.tools._replace(sample=critics.scripted(setup.critic, critics.by_content()))
 
   def collect(self, prompts=None, sampled=None, **over):
     prompts, sampled = (given or own for given, own in zip((prompts, sampled), material()))
     given = {name: lambda *_, value=value: value for name, value in sampled.items()}
     tools, prompts = self.tools._replace(**{**given, **over}), jax.tree.map(jnp.asarray, prompts)
     return self.algorithm.collect(tools, self.config, self.states, prompts, KEY)
+
+  def of_one_mind(self) -> dict:
+    """The tools of a critic, if there is one, whose verdicts earn it the same whatever it is shown."""
+    form = self.tools.critic
+    return {} if form is None else {"sample": critics.scripted(form, lambda prompts, sample: critics.TIE)}
 
   def gradient(self, batch):
     """By the parameters of off_policy_params, and the metrics of the loss."""
@@ -196,7 +204,8 @@ def test_zero_advantage_gives_zero_trace_gradient(case):
     return
   if case.algorithm is ALGORITHMS["rft"]:  # a right completion is a demonstration, whatever the others are
     prompts = prompts.replace(answer_BA=np.full_like(prompts.answer_BA, toy.PAD))
-  flat = case.collect(prompts, {name: (*alike((r, scores)), empty) for name, (r, scores, empty) in sampled.items()})
+  same = {name: (*alike((r, scores)), empty) for name, (r, scores, empty) in sampled.items()}
+  flat = case.collect(prompts, same, **case.of_one_mind())
   assert toy.largest(case.gradient(no_supervision(flat.batch))[0]) == 0
   assert toy.largest(case.gradient(no_supervision(case.collect().batch))[0]) > SOME
 
@@ -272,8 +281,8 @@ def test_micro_batches(case):
 
 def test_groups_are_drawn_again(case):
   """The step that draws half of the prompts, and the others if need be, is the step on the groups that it keeps."""
-  if not hasattr(case.config, "max_draws"):
-    return  # supervised methods and pairs
+  if not hasattr(case.config, "max_draws") or case.algorithm.has_critic:
+    return  # supervised methods, pairs, and critics, whose verdicts no draw looks at
   prompts, sampled = material()
   half, varies_N = B // 2, []
 
@@ -311,4 +320,6 @@ def test_every_key_is_read(name):
     inside = {node for check in checks for node in ast.walk(check)}
     read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and node not in inside}
     read |= {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and path.name == "programs.py"}
-  assert {field.name for field in dataclasses.fields(ALGORITHMS[name].config)} <= read
+  fields = dataclasses.fields(ALGORITHMS[name].config)
+  nested = [field.type for field in fields if dataclasses.is_dataclass(field.type)]
+  assert {field.name for kind in (ALGORITHMS[name].config, *nested) for field in dataclasses.fields(kind)} <= read

@@ -94,7 +94,18 @@ DAPO = {
   "algorithm.filter_flat_groups": True, "algorithm.mask_unended": False, "algorithm.wrong_reward": -1.0,
   "algorithm.max_draws": 10 * 1536 // 512,
 }  # fmt: skip
+RARO = {  # raro.md 2
+  "samples_per_prompt": 16, "sampling.max_trace_length": 2048, "optimizer.learning_rate": 1e-6,
+  "algorithm.kl_coef": 1e-3, "algorithm.tau_policy": 0.6, "algorithm.tau_critic": 0.55,
+  "algorithm.lambda_policy": 1 / 9, "algorithm.lambda_critic": 8 / 9, "algorithm.replay_share": 0.5,
+  "algorithm.replay_size": 10_000, "algorithm.scale": "none", "algorithm.normalisation": "constant",
+  "algorithm.mask_unended": True, "optimizer.minibatches": 1, "algorithm.critic.kind": "pairwise_tie",
+  "algorithm.critic.reasoning": True,
+}  # fmt: skip
 FULL_SIZE = {
+  "raro_qwen25_countdown": ("Qwen2.5-7B", 64, RARO),
+  "raro_qwen25_deepmath": ("Qwen2.5-7B", 64, {**RARO, "data.answer_column": "final_answer"}),
+  "raro_qwen25_poetry": ("Qwen2.5-7B", 64, RARO),
   "nrt_llama31_8b_tulu3": (
     "Llama-3.1-8B", 64, {**NRT, "algorithm.baseline": "none", "algorithm.answer_weight": "one"},
   ),
@@ -190,15 +201,18 @@ def directories(tmp_path_factory) -> dict:
 def read_setup(name: str, directories: dict, make_mesh, overrides=()) -> programs.Setup:
   overrides = [f"--config.model.path={directories[FULL_SIZE[name][0]]}", *overrides]
   (run,) = config.stages_of(load_config(str(FILES / f"{name}.py"), overrides))
-  _, form = policy.open_tokenizer(run.model, run.prompt)
+  tokenizer, form = policy.open_tokenizer(run.model, run.prompt)
   model = policy.read_architecture(run.model, form, run.parallel.tensor)
-  return programs.Setup(run, model, form, make_mesh(run.parallel))
+  return programs.Setup(run, model, form, make_mesh(run.parallel), policy.open_critic(run, tokenizer, form))
 
 
 def abstract_prompts(setup: programs.Setup):
   prompt = setup.run.prompt
   widths = (prompt.max_prompt_length, prompt.max_answer_length, setup.run.data.max_trace_length)
   one = batches.pack([[0]], [[0]], [[]], [0], widths, setup.form.pad_id)
+  if setup.critic is not None:
+    head = np.zeros((1, setup.critic.head_width), np.int32)
+    one = one.replace(hint_BQ=head, hint_length_B=head[:, 0])
   count = setup.run.prompts_per_step * setup.max_draws
   return jax.tree.map(lambda a: jax.ShapeDtypeStruct((count, *a.shape[1:]), a.dtype), one)
 
@@ -222,7 +236,8 @@ def test_program_lowers(name, directories):
   assert len(before) == setup.grades_on_host  # the completions that a grader on the host is given
   new_states, metrics, samples = lowered.out_info
   assert shapes_of(new_states) == shapes_of(states)
-  assert ("completion/accuracy" if setup.grades_on_host else "answer/logp_gain") in metrics
+  likelihood = "critic/accuracy" if setup.critic is not None else "answer/logp_gain"
+  assert ("completion/accuracy" if setup.grades_on_host else likelihood) in metrics
   assert samples["trace"].shape[1] == setup.run.sampling.max_trace_length
   text = lowered.as_text()
   assert text.count("stablehlo.while") < 80  # the layers are scanned, not written out one by one; RLPR has the most, 60

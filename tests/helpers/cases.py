@@ -27,4 +27,15 @@ CASES = {
   ),
   "sft_prompt": ("sft", {"train_prompt": True, "train_marker": False, "normalisation": "sequence"}),
   **{name: (name, {}) for name in ALGORITHMS if name != "nrt"},
+  "raro": ("raro", {"critic": {"max_length": 9}}),
+  "raro_labels": (
+    "raro",
+    {
+      "label_coef": 1.0, "replay_share": 0.0, "corrupt_share": 1 / 3,
+      "critic": {"max_length": 7, "pairs": 6},
+    },
+  ),
+  "raro_single": (
+    "raro", {"replay_share": 0.0, "unparsed": "masked", "critic": {"max_length": 9, "kind": "single", "kl_coef": 0.1}}
+  ),
 }  # fmt: skip

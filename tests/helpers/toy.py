@@ -7,6 +7,7 @@ import numpy as np
 
 from nrt_jax import config, sharding
 from nrt_jax.arrays import Prompts
+from nrt_jax.data.critic_prompts import CriticForm
 from nrt_jax.data.prompts import PromptFormat
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import init_params
@@ -30,6 +31,27 @@ MODEL = ModelConfig(
 def form(marker_ids=(MARKER,), stop_ids=None, pad_id=PAD) -> PromptFormat:
   stop_ids = (marker_ids[0], EOS) if stop_ids is None else stop_ids
   return PromptFormat("plain", (), marker_ids, stop_ids, EOS, pad_id, VOCAB, ())
+
+
+def critic_form(critic, prompt_format=None, head_width=7, answer_width=4) -> CriticForm:
+  """The critic's prompts are [head | answer | 16 | answer | 17 18]; 10, 11 and 12 13 are its labels."""
+  prompt_format, single = prompt_format or form(), critic.kind == "single"
+  tail = (17, 18) if critic.reasoning else (17, 18, *prompt_format.marker_ids)
+  labels = ((10,), (11,), (12, 13))[: len(critic.words)]
+  return CriticForm(
+    kind=critic.kind,
+    middle_ids=() if single else (16,),
+    tail_ids=tail,
+    label_ids=labels,
+    marker_ids=prompt_format.marker_ids,
+    end_ids=(EOS,),
+    reasoning=critic.reasoning,
+    neutral_id=0,
+    forbidden_ids=(MARKER, SECOND_MARKER, EOS, PAD),
+    forbidden=((16, 17),),
+    head_width=head_width,
+    answer_width=answer_width,
+  )
 
 
 def prompts(count, seed=0, prompt_width=5, answer_width=4, trace_width=0, hint_width=7) -> Prompts:
@@ -80,7 +102,9 @@ def setup(algorithm="nrt", model=MODEL, prompt_format=None, **over) -> programs.
   run = run_config(algorithm, **over)
   needs_mesh = any(key in ("parallel__data", "parallel__fsdp", "parallel__tensor") for key in over)
   mesh = sharding.make_mesh(run.parallel) if needs_mesh else None
-  return programs.Setup(run, model, prompt_format or form(), mesh)
+  prompt_format = prompt_format or form()
+  critic = critic_form(run.algorithm.critic, prompt_format) if run.algorithm_name == "raro" else None
+  return programs.Setup(run, model, prompt_format, mesh, critic)
 
 
 def largest_difference(left, right) -> float:

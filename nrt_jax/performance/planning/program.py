@@ -13,6 +13,7 @@ import numpy as np
 from nrt_jax import sharding
 from nrt_jax.config import RunConfig
 from nrt_jax.data import batches, packing, prompts
+from nrt_jax.data.critic_prompts import CriticForm
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_config
 from nrt_jax.step import host_grading, policy, programs, sizes, tools
@@ -68,9 +69,9 @@ def open_setup(run: RunConfig, devices: list) -> tuple[programs.Setup, bool]:
   mesh = sharding.make_mesh(run.parallel, devices)
   place = run.prompt.tokenizer or run.model.path
   known = place is not None and has_tokenizer(place)
-  form = policy.open_tokenizer(run.model, run.prompt)[1] if known else placeholder_format(run)
+  tokenizer, form = policy.open_tokenizer(run.model, run.prompt) if known else (None, placeholder_format(run))
   model = policy.read_architecture(run.model, form, run.parallel.tensor, mesh)
-  setup = programs.Setup(run, model, form, mesh)
+  setup = programs.Setup(run, model, form, mesh, critic_form(run, form, tokenizer if known else None))
   sizes.check(setup)
   return setup, not known
 
@@ -90,6 +91,20 @@ def placeholder_format(run: RunConfig) -> prompts.PromptFormat:
   return prompts.PromptFormat("plain", (), marker_ids, (size, size - 1), size - 1, size - 1, size + 1, (size,))
 
 
+def critic_form(run: RunConfig, form: prompts.PromptFormat, tokenizer):
+  """The form of the run's critic, if it has one; without a tokenizer, its template has a token for four letters."""
+  critic = getattr(run.algorithm, "critic", None)
+  if critic is None or tokenizer is not None:
+    return policy.open_critic(run, tokenizer, form)
+  parts = [math.ceil(len(part) / 4) for part in re.split("|".join(map(re.escape, critic.slots)), critic.shown)]
+  *middle, tail = (tuple(range(count)) for count in parts[1:])
+  labels = tuple((i,) for i in range(len(critic.words)))
+  head = critic.max_head_length or run.prompt.max_prompt_length + parts[0]
+  answer = critic.max_answer_length or run.prompt.max_answer_length
+  ends = ((*tail, *form.marker_ids) if not critic.reasoning else tail, labels, form.marker_ids, form.end_ids)
+  return CriticForm(critic.kind, *(middle or [()]), *ends, critic.reasoning, 0, (), (), head, answer)
+
+
 def abstract_batch(setup: programs.Setup, draws: int = 1):
   """Shapes of the batch that training would read for `draws` draws, from one made-up example."""
   run, one = setup.run, np.zeros(1, np.int32)
@@ -98,6 +113,8 @@ def abstract_batch(setup: programs.Setup, draws: int = 1):
     template = math.ceil(len(run.prompt.hint_template) / 4)
     hint_width = run.prompt.max_hint_length or run.prompt.max_prompt_length + run.prompt.max_answer_length + template
     hints = [one]
+  if setup.critic is not None:
+    hints, hint_width = [one], setup.critic.head_width
   widths = (run.prompt.max_prompt_length, run.prompt.max_answer_length, run.data.max_trace_length)
   ids = ([one], [one], [one[:0]])
   rows = batches.TokenDataset([None], *ids, widths, setup.form.pad_id, {}, hints=hints, hint_width=hint_width)
