@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from nrt_jax import config, training, workdir
+from nrt_jax import __main__, config, training, workdir
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
@@ -66,23 +66,22 @@ def lines(directory):
   return [{k: v for k, v in row.items() if not k.startswith(UNREPEATABLE)} for row in rows]
 
 
-def stored(directory):
-  """All arrays of the newest checkpoint, by path."""
+def stored(values, directory):
+  """All arrays of the newest checkpoint, which is one of the last stage, by path; typed keys as their data."""
+  setup = training.open_stages(config.stages_of(values), str(directory))[1][-1].setup
   checkpoints = Checkpoints(str(directory / "checkpoints"), read_only=True)
-  step = checkpoints.latest_step()
-  tree = checkpoints._manager.item_metadata(step)["state"]
-  abstract = {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in dict(tree.items()).items()}
-  found, _ = checkpoints.restore(step, abstract)
+  states = workdir.restore(setup, checkpoints, checkpoints.latest_step())
+  flat = jax.tree_util.tree_flatten_with_path(states)[0]
   plain = lambda value: jax.random.key_data(value) if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key) else value
-  return {key: np.asarray(plain(value)) for key, value in found.items()}
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(plain(leaf)) for path, leaf in flat}
 
 
-def test_the_game_is_played(whole):
+def test_the_game_is_played(values, whole):
   """What resuming is tested on: answers, verdicts, and a buffer that is neither empty nor full."""
   last = [row for row in lines(whole) if "loss/total" in row][-1]
   assert last["policy/answered"] > 0.5 and last["critic/parsed"] > 0.5
   assert 32 < last["replay/filled"] < 200
-  held = stored(whole)
+  held = stored(values, whole)
   assert held["memory/replay/seen"] > 32 and held["memory/steps"] == 4
   assert any(key.startswith("critic/opt_state") for key in held)
 
@@ -100,21 +99,21 @@ def test_a_run_resumes_bit_for_bit(values, whole, tmp_path, monkeypatch, stop_at
   with monkeypatch.context() as patch:
     patch.setattr(MetricsWriter, "write", write_then_stop)
     train(values, tmp_path)
-  half = stored(tmp_path)
-  assert 0 < half["memory/replay/seen"] < stored(whole)["memory/replay/seen"]
+  half = stored(values, tmp_path)
+  assert 0 < half["memory/replay/seen"] < stored(values, whole)["memory/replay/seen"]
   train(values, tmp_path)
-  left, right = stored(tmp_path), stored(whole)
+  left, right = stored(values, tmp_path), stored(values, whole)
   assert left.keys() == right.keys() and [key for key in left if not np.array_equal(left[key], right[key])] == []
   assert lines(tmp_path) == lines(whole)
 
 
-def test_the_critic_goes_on_through_stages_and_is_exported(whole):
+def test_the_critic_goes_on_through_stages_and_is_exported(values, whole):
   """The critic of the last stage started from the one that learnt labels, not from the policy."""
   names = {path.name for path in whole.iterdir()}
   assert {"export", "export_critic"} <= names
   model = hf_weights.read_model_config(whole / "export_critic")
   critic, policy = (hf_weights.load_params(whole / name, model) for name in ("export_critic", "export"))
-  kept = {key.removeprefix("critic/params/"): value for key, value in stored(whole).items() if "critic/params" in key}
+  kept = {key.removeprefix("critic/params/"): value for key, value in stored(values, whole).items() if "critic/params" in key}
   flat = {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree_util.tree_flatten_with_path(critic)[0]
@@ -125,3 +124,44 @@ def test_the_critic_goes_on_through_stages_and_is_exported(whole):
   apart = jax.tree.map(lambda a, b: float(np.abs(np.asarray(a) - np.asarray(b)).max()), critic, policy)
   assert max(jax.tree.leaves(apart)) > 0.05  # a stage of labels at 3e-2 moves further than four steps at 1e-3
   assert workdir.read_policy(str(whole), model) is not None
+
+
+# ---- evaluate --tournament -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config_file(values, tmp_path_factory):
+  """The run's config as a file."""
+  path = tmp_path_factory.mktemp("config") / "config.py"
+  path.write_text(f"def get_config():\n  return {json.loads(json.dumps(values))!r}\n")
+  return str(path)
+
+
+def test_the_critic_chooses_among_samples(whole, config_file, tmp_path, capsys):
+  """The run's own critic judges: accuracies of every way to choose, for 1, 2 and 4 samples."""
+  report = tmp_path / "report.json"
+  argv = ["evaluate", "--config", config_file, "--checkpoint", str(whole), "--tournament", "4", "--output", str(report)]
+  assert __main__.main(argv) == 0
+  found = json.loads(report.read_text())["metrics"]
+  names = ("tournament", "majority", "likeliest", "sample", "any")
+  chosen = {key.removeprefix("eval/heldout/"): value for key, value in found.items() if "@" in key}
+  assert set(chosen) == {f"{name}@{n}" for name in names for n in (1, 2, 4)}
+  assert len({chosen[f"{name}@1"] for name in names}) == 1  # nothing to choose
+  for n in (2, 4):
+    assert all(chosen[f"{name}@{n}"] <= chosen[f"any@{n}"] for name in names)
+  assert "tournament@4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "flags,message",
+  [
+    (["--tournament", "3"], "--tournament: found 3, allowed: a power of two, 2 to 64"),
+    (["--tournament", "4", "--votes", "3"], "--votes: found 3, allowed: an even number"),
+    (["--tournament", "4", "--stage", "demonstrations"], "--tournament: found algorithm.name 'sft', allowed: one with a"),
+  ],
+)
+def test_no_such_tournament(whole, config_file, flags, message, capsys):
+  capsys.readouterr()
+  assert __main__.main(["evaluate", "--config", config_file, "--checkpoint", str(whole), *flags]) == 2
+  out, err = capsys.readouterr()
+  assert out == "" and message in err and err.count("\n") == 1

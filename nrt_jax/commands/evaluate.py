@@ -8,7 +8,7 @@ import jax
 
 from nrt_jax import config, sharding
 from nrt_jax import workdir as workdirs
-from nrt_jax.commands import configs, export, output
+from nrt_jax.commands import configs, export, output, tournament
 from nrt_jax.data import endings, overlong
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
@@ -22,6 +22,8 @@ def run(args) -> None:
     raise UserError("evaluation.data: found null, allowed: a data set, say --config.evaluation.data.source=FILE")
   output.check_file(args.output, "--output")
   output.check_file(args.completions, "--completions")
+  if args.tournament:
+    tournament.check(stage, args.tournament, args.votes)
   if args.model is not None and args.step is not None:
     raise UserError(f"--step: found {args.step!r} with --model, which holds no checkpoints, allowed: --checkpoint")
   workdir, step = (None, None) if args.model is not None else find_checkpoint(args)
@@ -32,6 +34,9 @@ def run(args) -> None:
     output.note(endings.describe(tokenizer, setup.form))
     arguments = (build_generate(setup), params, dataset, stage.evaluation, tokenizer, setup.form)
     metrics, completions = held_out.evaluate(*arguments, jax.random.key(stage.seed), reporter(stage, len(dataset)))
+    if args.tournament:
+      output.note(f"tournaments of {args.tournament} samples")
+      metrics |= tournament.run(setup, tokenizer, params, (workdir, step), args.tournament, args.votes)
   source = {"model": args.model} if args.model else {"checkpoint": args.checkpoint, "step": step}
   report = {**source, "examples": len(completions), "overlong": dataset.counts, "metrics": metrics}
   write(args, report, completions)

@@ -155,6 +155,8 @@ def _evaluate(parser: Parser) -> None:
   parser.add_argument("--stage", metavar="NAME", help="whose evaluation, in a config of several stages (the last)")
   parser.add_argument("--output", metavar="FILE", help="writes the metrics as JSON, too")
   parser.add_argument("--completions", metavar="FILE", help="writes every completion and its grade as JSON Lines")
+  parser.add_argument("--tournament", type=int, default=0, metavar="N", help="lets the critic choose among N samples")
+  parser.add_argument("--votes", type=int, default=4, metavar="V", help="verdicts of a match of the tournament (4)")
 
 
 def _report(parser: Parser) -> None:

@@ -44,10 +44,10 @@ class EvaluationConfig:
     return SamplingConfig(max_trace_length=length, temperature=self.temperature)
 
 
-def load_dataset(config: EvaluationConfig, prompt, tokenizer, form):
-  """The TokenDataset to evaluate on. UserErrors of its config name their keys below `evaluation`."""
+def load_dataset(config: EvaluationConfig, prompt, tokenizer, form, hints=False):
+  """The TokenDataset to evaluate on; hints: see batches.tokenize. UserErrors of its config name their keys below `evaluation`."""
   try:
-    return batches.load_dataset(config.data, prompt, tokenizer, form)
+    return batches.load_dataset(config.data, prompt, tokenizer, form, hints)
   except UserError as error:
     raise UserError(f"evaluation.{error}" if str(error).startswith("data.") else str(error)) from error
 
