@@ -17,6 +17,7 @@ sys.path.append(str(EXPERIMENTS / "miniature"))
 import methods
 import methods_recipe as recipe
 import methods_report as reports
+import raro
 
 METRICS = {"accuracy": 0.5, "logp": -1.0, "gain": 0.1, "trace": 4.0, "entropy": 0.2}
 
@@ -32,7 +33,9 @@ def line(method="sft", seed=0, last=(), **more) -> dict:
 
 
 def test_every_row_of_the_table_is_studied():
-  assert {method.algorithm for method in recipe.METHODS.values()} == set(ALGORITHMS)
+  """But for methods with a critic, which have a study of their own: raro.py."""
+  assert {method.algorithm for method in recipe.METHODS.values()} | {"raro"} == set(ALGORITHMS)
+  assert "raro" in raro.METHODS
 
 
 def test_configs_differ_in_the_method_alone():
@@ -153,3 +156,37 @@ def test_study_runs_shares_programs_and_resumes(tmp_path, monkeypatch, capsys):
   page.write_text("<!-- table running_sum -->\n<!-- end -->\n")
   methods.main([*fixed, "--report_only", "--page", str(page)])
   assert "| `sft` | 0." in page.read_text() and (tmp_path / "methods_running_sum.svg").exists()
+
+
+# ---- RARO's own study ------------------------------------------------------------------------------------------------
+
+
+def test_raros_study_runs_and_resumes(tmp_path, capsys):
+  """A few steps of the start and of two methods; the same command again runs nothing."""
+  argv = ["--methods", "raro", "sft", "--seeds", "0", "--start_steps", "2", "--steps", "4", "--workdir", str(tmp_path)]
+  raro.main(argv)
+  lines = [json.loads(text) for text in (tmp_path / "results.jsonl").read_text().splitlines()]
+  assert [(line["method"], line["seed"], line["steps"]) for line in lines] == [("raro", 0, 4), ("sft", 0, 4)]
+  assert [point["step"] for point in lines[0]["curve"]] == [0, 1, 2, 3, 4] and "critic/win_rate" in lines[0]["curve"][1]
+  assert lines[0]["sampled"] > 0 == lines[1]["sampled"] and lines[1]["trained"] > 0
+  table = capsys.readouterr().out
+  assert "| raro | 1 |" in table and "| sft | 1 |" in table
+  raro.main(argv)
+  assert capsys.readouterr().out == table and len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
+
+
+def test_raros_start_has_demonstrations_pairs_and_ties(tmp_path):
+  """The share of each, and that every pair's label is right."""
+  path = tmp_path / "start.jsonl"
+  raro.write_start_data(str(path), 2000, 0)
+  rows = [json.loads(text) for text in path.read_text().splitlines()]
+  pairs = [row for row in rows if "|" in row["question"]]
+  ties = [row for row in pairs if row["answer"] == "tie"]
+  assert len(pairs) / len(rows) == pytest.approx(raro.PAIRS, abs=0.02)
+  assert len(ties) / len(pairs) == pytest.approx(raro.TIES, abs=0.03)
+  task = raro.tasks.make_task("zigzag", "train", {})
+  for row in pairs:
+    question, first, second = row["question"].removesuffix(" #").split(" | ")
+    numbers = question.removeprefix("zigzag ")
+    right = [sorted(a.split()) == sorted(numbers.split()) and task.grade(a, a) for a in (first, second)]
+    assert right == {"tie": [True, True], "first": [True, False], "second": [False, True]}[row["answer"]]

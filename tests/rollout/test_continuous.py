@@ -52,6 +52,16 @@ def test_rows_are_those_of_plain_sampling(slots, stages):
   check_alike(run(slots, stages=stages), plain)
 
 
+def test_one_sample_for_each_prompt():
+  """Every row has a prompt of its own, the last one too."""
+  made = []
+  for slots in (2, 0):
+    setup = toy.setup(samples_per_prompt=1, algorithm__center="none", algorithm__scale="none", sampling__slots=slots)
+    rollout = jax.jit(programs.make_tools(setup).rollout)
+    made.append(jax.device_get(rollout(toy.params(), toy.prompts(3), jax.random.key(0))))
+  check_alike(*made)
+
+
 def test_whole_completions_are_scored_behind_their_marker():
   check_alike(run(8, whole=True), run(0, whole=True))
 

@@ -13,6 +13,7 @@ import toy
 from nrt_jax.algorithms import policy_gradient
 from nrt_jax.errors import UserError
 from nrt_jax.step import programs, sizes
+from nrt_jax.step import setup as steps_setup
 from nrt_jax.step.tools import needed_columns, slots_run
 from nrt_jax.step.update import bucket_widths
 
@@ -173,3 +174,12 @@ def test_shared_prompts_give_the_same_log_probabilities(name, packed):
     x_NL, expected_NL = np.asarray(x_NL), np.asarray(expected_NL)
     np.testing.assert_allclose(x_NL[follows_NL], expected_NL[follows_NL], rtol=1e-4, atol=2e-5)
     assert np.abs(expected_NL[follows_NL]).max() > 1 and not x_NL[~follows_NL].any()
+
+
+@pytest.mark.parametrize("pieces,chosen", [(1, 1), (2, 2), (3, 3), (4, 6), (5, 6), (7, 6)])
+def test_the_automatic_micro_batches_divide_the_prompts(monkeypatch, pieces, chosen):
+  """As many as the caches need, or the next number that cuts six prompts evenly; one prompt at least."""
+  made = setup(prompts_per_step=6)
+  size = 6 * made.rows_per_prompt * made._row_columns * made.model.intermediate_size
+  monkeypatch.setattr(steps_setup, "CACHED", -(-size // pieces))
+  assert made.micro_batches == chosen

@@ -1,0 +1,283 @@
+"""RARO in miniature: a policy against its critic on zigzags, from few demonstrations, beside its baselines.
+
+    python experiments/miniature/raro.py                          # three seeds, under runs/raro; it resumes
+    python experiments/miniature/raro.py --seeds 0 --methods raro sft
+    python experiments/miniature/raro.py --report_only
+
+An answer puts six digits into an order that rises and falls in turn: many are right, the expert shows one at random.
+The start has learnt 512 demonstrations a little, and, from the same 512, which of two answers is the expert's: against
+one with two digits exchanged or one repeated; and to say tie to equal ones. Every method then has 100 steps from there
+(sft 400), on the same questions. Evaluated on 256 other questions, greedy and sampled. The grader measures, and rewards
+rlvr alone.
+
+Cost and results: docs/results/raro.md.
+"""
+
+import argparse
+import json
+import os
+import random
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nrt_jax import training, workdir
+from nrt_jax.commands.configs import base_config, plain
+from nrt_jax.config import RunConfig, stages_of
+from nrt_jax.data import batches, critic_prompts
+from nrt_jax.data.prompts import word_tokenizer
+from nrt_jax.errors import UserError, require_choice
+from nrt_jax.evaluation import held_out
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.step import host_grading, policy, programs
+from nrt_jax.tasks import table as tasks
+
+DEMONSTRATIONS, EVALUATED, START_STEPS = 512, 256, 7000
+PAIRS, TIES = 0.95, 0.15  # shares of the start's rows that are pairs, and of those that are equal
+WORDS = ("|", "#", "first", "second", "tie", "?")
+TEMPLATE = "{question} | {answer_1} | {answer_2} #"
+SHOWN = ("critic/accuracy_policy_wrong", "critic/tie_rate_policy_wrong", "critic/tie_rate_policy_right",
+         "critic/win_rate", "reward/mean", "completion/accuracy")  # fmt: skip
+
+
+def raro(**over) -> dict:
+  """Keys of a RARO run; `over` holds keys of the algorithm, or of its critic as `critic__key`."""
+  critic = {"template": TEMPLATE, "labels": ("first", "second", "tie"), "reasoning": False}
+  critic |= {"samples": 8, "max_length": 3}
+  algorithm = {"lambda_policy": 0.5, "lambda_critic": 0.5, "kl_coef": 0.05, "verifier": "host"}  # which only measures
+  for key, value in over.items():
+    (critic if key.startswith("critic__") else algorithm)[key.removeprefix("critic__")] = value
+  return {"algorithm": {"name": "raro", **algorithm, "critic": critic}, "samples_per_prompt": 4}
+
+
+VERIFIED = {"name": "dr_grpo", "verifier": "host", "reference": "frozen", "kl_coef": 0.05}
+METHODS = {
+  "raro": raro(),
+  "sft": {"algorithm": {"name": "sft"}, "total_steps": 400, "prompts_per_step": 64},
+  "rl_logit": {"algorithm": {"name": "rl_logit"}, "samples_per_prompt": 8},
+  "rlvr": {"algorithm": VERIFIED, "samples_per_prompt": 8},
+  "raro_no_replay": raro(replay_share=0.0),
+  "raro_random_order": raro(critic__order="random"),
+  "raro_frozen_critic": raro(lambda_critic=0.0),
+  "raro_own_weights": raro(critic__own_weights=True),
+}
+BASE = ("raro", "sft", "rl_logit", "rlvr")
+
+
+def base(algorithm: str, model: str, seed: int):
+  config = base_config(algorithm)
+  config.seed = seed
+  config.model.path, config.model.weights = model, "random"
+  config.prompt.max_prompt_length, config.prompt.max_answer_length = 8, 8
+  config.sampling.max_trace_length = 12
+  config.data.source, config.data.examples = "task:zigzag", DEMONSTRATIONS
+  config.evaluation.data = {"source": "task:zigzag", "split": "test", "examples": EVALUATED}
+  config.evaluation.batch_prompts, config.evaluation.every_steps = EVALUATED, 0
+  config.optimizer.eps, config.optimizer.learning_rate = 1e-8, 2e-4
+  config.checkpoint.every_steps = 0
+  config.logging.tensorboard = False
+  return plain(config, "")
+
+
+def method_run(name: str, model: str, seed: int, steps: int = 0) -> RunConfig:
+  """The config of a method; steps: 0 for its own number."""
+  method = METHODS[name]
+  values = base(method["algorithm"]["name"], model, seed)
+  values.update({"total_steps": 100, "prompts_per_step": 32, **{k: v for k, v in method.items() if k != "algorithm"}})
+  values["total_steps"] = steps or values["total_steps"]
+  values["algorithm"].update({key: value for key, value in method["algorithm"].items() if key != "critic"})
+  if "critic" in method["algorithm"]:
+    values["algorithm"]["critic"].update(method["algorithm"]["critic"])
+  return stages_of(values)[0]
+
+
+# ---------------------------------------------------------------------------------------------------------- the start
+
+
+def write_start_data(path: str, rows: int, seed: int) -> None:
+  """Demonstrations, and pairs of the expert's answer and a wrong one, as questions and answers."""
+  task, rng = tasks.make_task("zigzag", "train", {}), random.Random(seed)
+  examples = [task.example(i)[:2] for i in range(DEMONSTRATIONS)]
+
+  def one() -> dict:
+    question, answer = examples[rng.randrange(DEMONSTRATIONS)]
+    if rng.random() >= PAIRS:
+      return {"question": question, "answer": answer}
+    other, first = wrong(answer, task, rng), rng.random() < 0.5
+    if rng.random() < TIES:
+      other, label = answer, "tie"
+    else:
+      label = "first" if first else "second"
+    pair = (answer, other) if first else (other, answer)
+    shown = TEMPLATE.replace("{question}", question).replace("{answer_1}", pair[0]).replace("{answer_2}", pair[1])
+    return {"question": shown, "answer": label}
+
+  with open(path, "w", encoding="utf-8") as file:
+    file.writelines(json.dumps(one()) + "\n" for _ in range(rows))
+
+
+def wrong(answer: str, task, rng) -> str:
+  """The answer with two numbers exchanged, or one in another's place, so that it is no zigzag."""
+  while True:
+    words = answer.split()
+    i, j = rng.sample(range(len(words)), 2)
+    words[i], words[j] = words[j], words[i] if rng.random() < 0.5 else words[j]
+    if not task.grade(" ".join(words), answer):
+      return " ".join(words)
+
+
+def start_params(root: str, model: str, steps: int, seed: int, architecture):
+  """The parameters that every method of a seed starts from."""
+  directory = os.path.join(root, f"start_{steps}_{seed}")
+  data = os.path.join(root, f"start_{steps}_{seed}.jsonl")
+  if not os.path.exists(data):
+    write_start_data(data, steps * 64, seed)
+  values = base("sft", model, seed)
+  values.update(total_steps=steps, prompts_per_step=64)
+  values["prompt"].update(max_prompt_length=22, max_answer_length=7)
+  values["data"].update(source=data)
+  values["evaluation"].update(data=None)
+  values["optimizer"].update(learning_rate=1e-3, warmup_steps=min(100, steps))
+  values["logging"].update(every_steps=100)
+  training.train(stages_of(values), directory, values)
+  return workdir.read_policy(directory, architecture)
+
+
+# --------------------------------------------------------------------------------------------------------------- runs
+
+
+class Bench:
+  """What all runs share: the tokenizer, the evaluation, and compiled steps."""
+
+  def __init__(self, root: str, start_steps: int, steps: int = 0):
+    self.root, self.start_steps, self.steps, self.model = root, start_steps, steps, os.path.join(root, "model")
+    words = tasks.make_task("zigzag", "train", {}).words
+    tokenizer = word_tokenizer((*words, *WORDS), self.model)
+    sizes = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
+    architecture = ModelConfig(len(tokenizer), **sizes, num_key_value_heads=4, head_dim=16, max_position_embeddings=128)
+    hf_weights.write_config(architecture, self.model)
+    run = method_run("sft", self.model, 0)
+    self.tokenizer, self.form = policy.open_tokenizer(run.model, run.prompt)
+    self.architecture = policy.read_architecture(run.model, self.form)
+    self._evaluation = run.evaluation
+    self._held_out = held_out.load_dataset(run.evaluation, run.prompt, self.tokenizer, self.form)
+    setup, sampling = programs.Setup(run, self.architecture, self.form, None), run.evaluation.sampling(12, 0, 0)
+    at = {"greedy": 0.0, "sampled": 1.0}
+    self._generate = {
+      name: programs.build_generate(setup, sampling.__class__(**{**vars(sampling), "temperature": heat}))
+      for name, heat in at.items()
+    }
+    self._programs = {}
+
+  def evaluate(self, params) -> dict:
+    found = {}
+    for name, generate in self._generate.items():
+      arguments = (self._held_out, self._evaluation, self.tokenizer, self.form, jax.random.key(0))
+      found[name] = held_out.evaluate(generate, params, *arguments)[0]["eval/heldout/accuracy"]
+    return found
+
+  def run(self, name: str, seed: int) -> dict:
+    """Trains a method from the seed's start; returns its line of results.jsonl."""
+    params = start_params(self.root, self.model, self.start_steps, seed, self.architecture)
+    run, clock = method_run(name, self.model, seed, self.steps), time.monotonic()
+    critic = policy.open_critic(run, self.tokenizer, self.form)
+    setup = programs.Setup(run, self.architecture, self.form, None, critic)
+    hints = False
+    if critic is not None:
+      hints = critic_prompts.CriticHeads(
+        self.tokenizer, self.form, run.prompt, run.algorithm.critic, critic.head_width
+      )
+    data = batches.load_dataset(run.data, run.prompt, self.tokenizer, self.form, hints)
+    states = programs.init_states(setup, jax.tree.map(jnp.copy, params), jax.random.key(seed))
+    position, curve, history = batches.Position(), [{"step": 0, **self.evaluate(params)}], []
+    for step in range(1, run.total_steps + 1):
+      batch, position = batches.batch(data, position, run.prompts_per_step, seed)
+      batch = jax.device_put(batch)
+      if name not in self._programs:
+        self._programs[name] = host_grading.compile_train_step(setup, states, batch, self.tokenizer)
+      states, metrics, _ = self._programs[name](states, batch)
+      history.append({key: float(value) for key, value in jax.device_get(metrics).items()})
+      if step % (run.total_steps // 4) == 0:
+        last = history[-(run.total_steps // 4) :]
+        means = {key: float(np.mean([line[key] for line in last])) for key in SHOWN if key in last[0]}
+        curve.append({"step": step, **self.evaluate(states.policy.params), **means})
+    tokens = {
+      "sampled": sum(line.get("tokens/generated", 0) + line.get("tokens/critic_generated", 0) for line in history),
+      "trained": sum(line["tokens/trained"] for line in history),
+    }
+    return {
+      "method": name, "seed": seed, "start_steps": self.start_steps, "steps": run.total_steps, **tokens,
+      "seconds": round(time.monotonic() - clock, 1), "curve": curve,
+    }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+def finished(path: str, steps: int) -> dict:
+  """{(method, seed): its line} of the runs from starts of so many steps."""
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding="utf-8") as file:
+    lines = [json.loads(text) for text in file if text.strip()]
+  return {(line["method"], line["seed"]): line for line in lines if line["start_steps"] == steps}
+
+
+def report(lines: dict) -> None:
+  """Markdown: accuracies at the start and the end of each seed, and their means."""
+  print("| method | seeds | greedy, start | greedy, end | sampled, start | sampled, end | tokens sampled | trained |")
+  print("|---|---|---|---|---|---|---|---|")
+  for name in METHODS:
+    own = [line for (method, _), line in sorted(lines.items(), key=lambda item: item[0][1]) if method == name]
+    if not own:
+      continue
+    cells = []
+    for how in ("greedy", "sampled"):
+      for place in (0, -1):
+        values = [line["curve"][place][how] for line in own]
+        cells.append(f"{np.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})")
+    tokens = (f"{np.mean([line[key] for line in own]) / 1000:,.0f}k" for key in ("sampled", "trained"))
+    print("| " + " | ".join([name, str(len(own)), *cells, *tokens]) + " |")
+  print("\n| method, seed | step | greedy | sampled | " + " | ".join(SHOWN) + " |\n|" + "---|" * (4 + len(SHOWN)))
+  for (name, seed), line in sorted(lines.items()):
+    for point in line["curve"] if name.startswith("raro") else []:
+      cells = [f"{point[key]:.3f}" if key in point else "" for key in ("greedy", "sampled", *SHOWN)]
+      print(f"| {name}, {seed} | {point['step']} | " + " | ".join(cells) + " |")
+
+
+def main(argv=None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--methods", nargs="+", default=list(BASE), metavar="METHOD", help=f"of {', '.join(METHODS)}")
+  parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
+  parser.add_argument("--workdir", default="runs/raro", help="results, starts, programs (%(default)s)")
+  parser.add_argument("--start_steps", type=int, default=START_STEPS, help="of the supervised start (%(default)s)")
+  parser.add_argument("--steps", type=int, default=0, help="of each method, to try it; 0 = its own (default)")
+  parser.add_argument("--report_only", action="store_true", help="run nothing, report what is finished")
+  args = parser.parse_args(argv)
+  for name in args.methods:
+    require_choice("--methods", name, METHODS)
+  path = os.path.join(args.workdir, "results.jsonl")
+  if not args.report_only:
+    os.makedirs(args.workdir, exist_ok=True)
+    workdir.keep_compiled(args.workdir)
+    bench, done = Bench(args.workdir, args.start_steps, args.steps), finished(path, args.start_steps)
+    for seed in args.seeds:
+      for name in (name for name in args.methods if (name, seed) not in done):
+        line = bench.run(name, seed)
+        with open(path, "a", encoding="utf-8") as file:
+          file.write(json.dumps(line) + "\n")
+        first, last = line["curve"][0], line["curve"][-1]
+        found = f"sampled {first['sampled']:.3f} to {last['sampled']:.3f}, {line['seconds']:.0f} s"
+        print(f"seed {seed} {name}: {found}", file=sys.stderr, flush=True)
+  report(finished(path, args.start_steps))
+
+
+if __name__ == "__main__":
+  try:
+    main()
+  except UserError as error:
+    sys.exit(f"raro.py: {error}")
