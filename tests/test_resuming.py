@@ -54,7 +54,7 @@ MATTER = [
   ("samples_per_prompt", 4, "samples_per_prompt: 8 in the workdir, 4 now"),
   ("from_checkpoint", "other", 'from_checkpoint: null in the workdir, "other" now'),
   ("optimizer__learning_rate", 1e-3, "optimizer.learning_rate: 2e-06 in the workdir, 0.001 now"),
-  ("prompt__template", "chat", 'prompt.template: "plain" in the workdir, "chat" now'),
+  ("prompt__template", "chat", 'prompt.template: "auto" in the workdir, "chat" now'),
   ("sampling__temperature", 0.5, "sampling.temperature: 1.0 in the workdir, 0.5 now"),
   ("model__compute_dtype", "bfloat16", 'model.compute_dtype: "float32" in the workdir, "bfloat16" now'),
   ("algorithm__name", "verifree", 'algorithm.name: "nrt" in the workdir, "verifree" now'),

@@ -158,7 +158,8 @@ class Bench:
     words = tasks.make_task("zigzag", "train", {}).words
     tokenizer = word_tokenizer((*words, *WORDS), self.model)
     sizes = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
-    architecture = ModelConfig(len(tokenizer), **sizes, num_key_value_heads=4, head_dim=16, max_position_embeddings=128)
+    sizes |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=128)
+    architecture = ModelConfig(vocab_size=len(tokenizer), **sizes)
     hf_weights.write_config(architecture, self.model)
     run = method_run("sft", self.model, 0)
     self.tokenizer, self.form = policy.open_tokenizer(run.model, run.prompt)

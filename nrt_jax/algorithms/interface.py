@@ -36,7 +36,6 @@ class Tools(NamedTuple):
   samples_per_prompt: int  # G
   minibatches: int  # optimizer updates per rollout
   trace_limit: int  # sampling.max_trace_length, tokens
-  temperature: float  # sampling.temperature
   marker_ids: tuple
   pad_id: int
   # (params, prompts, key) -> (Rollouts [N], AnswerScores after the trace [N], AnswerScores after an empty trace [B])
@@ -57,6 +56,7 @@ class Tools(NamedTuple):
   # (prompts, attempt: prompts -> Attempt) -> (prompts [B], Attempt.sampled [N, ...], Attempt.sums): calls `attempt` on
   # one part of the prompts after another, until enough groups vary, and keeps as many prompts as the step trains on
   draw: Callable = draw_once
+  temperature: float = 1.0  # sampling.temperature
   # the tokens that end a completion, any of which ends an answer as well as the one that the reference has
   end_ids: tuple = ()
   # (params, prompts [M], key, role: Role) -> Rollouts [M * role.samples] of completions, which are scored by nobody

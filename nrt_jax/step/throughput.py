@@ -104,7 +104,7 @@ def model_flops(work: Work, tokens: dict) -> dict:
   flops["update"] = count * costs.train_flops(model, *row)
   if tokens.get("shared"):
     flops["update"] -= tokens["shared"] / lengths.prompt * costs.train_flops(model, lengths.prompt, 0)
-  return {name: flops[name] for name in PHASES if name in work.phases}
+  return {name: flops[name] for name in PHASES if name in work.phases and name in flops}
 
 
 def _critic_flops(setup: Setup, tokens: dict) -> float:

@@ -232,6 +232,7 @@ def test_the_end_of_a_turn_ends_a_completion(family):
 
 def test_a_tokenizer_with_a_chat_template_chats_unless_told_otherwise():
   tokenizer, question = chats.tokenizer("qwen3"), CONVERSATIONS["one"]
+  prompts.make_format(tokenizer, CHAT)  # adds the marker
   form = prompts.make_format(tokenizer, PromptConfig())
   assert form == prompts.make_format(tokenizer, CHAT)
   assert encode(tokenizer, question, PromptConfig()) == theirs(tokenizer, question)[1]

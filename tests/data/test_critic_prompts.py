@@ -17,7 +17,7 @@ from nrt_jax.data.critic_prompts import CriticConfig, CriticHeads
 from nrt_jax.data.prompts import PromptConfig
 
 CHAT = PromptConfig(template="chat", max_prompt_length=200, max_answer_length=12)
-PLAIN = PromptConfig(max_prompt_length=200, max_answer_length=12)
+PLAIN = PromptConfig(template="plain", max_prompt_length=200, max_answer_length=12)
 KINDS = tuple(critic_prompts.LABELS)
 ANSWERS = ("72", "48 + 24")
 WORDS = [*map(str, range(10)), "sum", "one", "other", "which", "tie", "expert", "model", "so", "?"]
@@ -200,10 +200,11 @@ def test_no_answer_may_write_what_would_speak_to_the_critic():
 def test_words_before_an_answer_on_the_questions_line_are_forbidden_too():
   tokenizer = words()
   made = Critic(tokenizer, PLAIN, CriticConfig(template=SHORT)).made
-  one, other, which, so = (tokenizer.convert_tokens_to_ids(word) for word in ("one", "other", "which", "so"))
+  one, other, which = (tokenizer.convert_tokens_to_ids(word) for word in ("one", "other", "which"))
   assert {one, other} <= set(made.forbidden_ids) and which not in made.forbidden_ids and made.forbidden == ()
   # A marker of several words is found as a whole, and its first word, which ends a trace, nowhere.
-  made = Critic(tokenizer, dataclasses.replace(PLAIN, marker="so which"), CriticConfig(template=SHORT)).made
+  made = Critic(tokenizer, dataclasses.replace(PLAIN, marker="<so> which"), CriticConfig(template=SHORT)).made
+  so = tokenizer.convert_tokens_to_ids("<so>")
   assert so in made.forbidden_ids and which not in made.forbidden_ids and made.forbidden == ((so, which),)
 
 

@@ -99,13 +99,13 @@ def test_what_each_method_asks_of_the_tools(name):
   """The phases are timed on what the algorithm itself samples and scores, whichever it is."""
   setup = toy.setup(name)
   states = jax.eval_shape(lambda p: programs.init_states(setup, p, jax.random.key(0)), toy.params())
-  batch, calls, counts = jax.eval_shape(lambda s, p: phases.collect(setup, s, p), states, toy.prompts(8))
+  (batch, _), calls, counts = jax.eval_shape(lambda s, p: phases.collect(setup, s, p), states, toy.prompts(8))
   assert len({"rollout", "complete"} & set(calls)) == setup.algorithm.samples_traces
   assert {"tokens/trained", "tokens/sequences", "tokens/predicted"} <= set(counts)
   assert batch.token_NL.shape[0] == 8 * setup.rows_per_prompt
   reference = getattr(setup.run.algorithm, "kl_coef", 0) > 0
   assert ("score_batch" in calls) or not reference
-  assert ("score_start" in calls) == (name in ("nrt", "verifree", "dro", "rlpr", "nover", "nft", "dpo") or "gr" in name
+  assert ("score_start" in calls) == (name in ("nrt", "verifree", "dro", "rlpr", "nover", "nft", "dpo", "raro") or "gr" in name
                                       or name in ("dapo", "gspo"))  # fmt: skip
 
 
