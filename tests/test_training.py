@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from interrupted import stopping_at
 from paths import ROOT
 
 from nrt_jax import config, training, workdir
@@ -18,7 +18,6 @@ from nrt_jax.errors import UserError
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.records.checkpoint import Checkpoints
-from nrt_jax.records.metrics import MetricsWriter
 from nrt_jax.step import policy
 from nrt_jax.tasks.running_sum import RunningSum
 
@@ -143,15 +142,7 @@ def test_the_same_command_again_changes_nothing(uninterrupted, values):
 # Noticed one step later: in step 3, which is due an evaluation; at a stage's end; in a stage's first step; at the end.
 @pytest.mark.parametrize("stop_at", [2, 3, 4, 7])
 def test_sigterm_saves_and_the_same_command_resumes(values, uninterrupted, tmp_path, monkeypatch, stop_at):
-  write = MetricsWriter.write
-
-  def write_then_stop(self, step, metrics):
-    write(self, step, metrics)
-    if step == stop_at and "loss/total" in metrics:
-      signal.raise_signal(signal.SIGTERM)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(MetricsWriter, "write", write_then_stop)
+  with stopping_at(monkeypatch, stop_at):
     train(values, tmp_path)
   done = Checkpoints(str(tmp_path / "checkpoints"), read_only=True).latest_step()
   assert stop_at <= done <= stop_at + 1  # metrics are written one step late

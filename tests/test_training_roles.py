@@ -1,18 +1,17 @@
 """Whole runs with a critic: resuming with a half-full buffer, stages, and the critic's own export."""
 
 import json
-import signal
 
 import jax
 import numpy as np
 import pytest
+from interrupted import stopping_at
 
 from nrt_jax import __main__, config, training, workdir
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.records.checkpoint import Checkpoints
-from nrt_jax.records.metrics import MetricsWriter
 from nrt_jax.tasks.running_sum import RunningSum
 
 CRITIC = {
@@ -89,15 +88,7 @@ def test_the_game_is_played(values, whole):
 @pytest.mark.parametrize("stop_at", [31])
 def test_a_run_resumes_bit_for_bit(values, whole, tmp_path, monkeypatch, stop_at):
   """Stopped inside of the last stage, with the buffer half full."""
-  write = MetricsWriter.write
-
-  def write_then_stop(self, step, metrics):
-    write(self, step, metrics)
-    if step == stop_at and "loss/total" in metrics:
-      signal.raise_signal(signal.SIGTERM)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(MetricsWriter, "write", write_then_stop)
+  with stopping_at(monkeypatch, stop_at):
     train(values, tmp_path)
   half = stored(values, tmp_path)
   assert 0 < half["memory/replay/seen"] < stored(values, whole)["memory/replay/seen"]
@@ -113,7 +104,8 @@ def test_the_critic_goes_on_through_stages_and_is_exported(values, whole):
   assert {"export", "export_critic"} <= names
   model = hf_weights.read_model_config(whole / "export_critic")
   critic, policy = (hf_weights.load_params(whole / name, model) for name in ("export_critic", "export"))
-  kept = {key.removeprefix("critic/params/"): value for key, value in stored(values, whole).items() if "critic/params" in key}
+  held = stored(values, whole)
+  kept = {key.removeprefix("critic/params/"): value for key, value in held.items() if "critic/params" in key}
   flat = {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf
     for path, leaf in jax.tree_util.tree_flatten_with_path(critic)[0]
@@ -157,7 +149,7 @@ def test_the_critic_chooses_among_samples(whole, config_file, tmp_path, capsys):
   [
     (["--tournament", "3"], "--tournament: found 3, allowed: a power of two, 2 to 64"),
     (["--tournament", "4", "--votes", "3"], "--votes: found 3, allowed: an even number"),
-    (["--tournament", "4", "--stage", "demonstrations"], "--tournament: found algorithm.name 'sft', allowed: one with a"),
+    (["--tournament", "4", "--stage", "demonstrations"], "--tournament: found algorithm.name 'sft', allowed: one with"),
   ],
 )
 def test_no_such_tournament(whole, config_file, flags, message, capsys):

@@ -3,8 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from nrt_jax import rows
-from nrt_jax.algorithms.interface import Tools
 from nrt_jax.arrays import TrainBatch
 
 
@@ -45,33 +43,3 @@ def mix(left: TrainBatch, right: TrainBatch, left_rows: int, right_rows: int, pa
     return both.reshape(B * (left_rows + right_rows), *both.shape[2:])
 
   return jax.tree.map(join, widen(left), widen(right))
-
-
-def spliced_batch(tools: Tools, prompts_N, rollouts, trace_length_N, marker_ids, answer_NA, answer_length_N):
-  """Rows `[prompt | sampled trace | marker | given answer]` of which the trace was sampled, and the rest is given.
-
-  All coefficients are 0; format_mask_NL are the marker's columns.
-  """
-  spliced = rows.splice(
-    prompts_N.prompt_BP, prompts_N.prompt_length_B, rollouts.token_NR, trace_length_N, marker_ids,
-    answer_NA, answer_length_N, tools.pad_id,
-  )  # fmt: skip
-  widths = (len(marker_ids), answer_NA.shape[1])
-  zeros_NL = jnp.zeros(spliced.token_NL.shape)
-  return TrainBatch(
-    token_NL=spliced.token_NL,
-    position_NL=spliced.position_NL,
-    trace_coef_NL=zeros_NL,
-    trace_weight_NL=zeros_NL,
-    behaviour_logp_NL=rows.align_trace(rollouts.logp_NR, trace_length_N, spliced, *widths),
-    reference_logp_NL=zeros_NL,
-    answer_coef_NL=zeros_NL,
-    format_coef_NL=zeros_NL,
-    trace_mask_NL=spliced.trace_mask_NL,
-    sampled_mask_NL=spliced.trace_mask_NL,
-    answer_mask_NL=spliced.answer_mask_NL,
-    format_mask_NL=spliced.marker_mask_NL,
-    first=spliced.first,
-    prompt_NP=prompts_N.prompt_BP,
-    prompt_length_N=prompts_N.prompt_length_B,
-  )

@@ -117,29 +117,33 @@ def completion_batch(tools: Tools, config: PolicyGradientConfig, prompts_N, roll
   """
   N = rollouts.length_N.size
   nothing = (jnp.zeros((N, 0), jnp.int32), jnp.zeros(N, jnp.int32))
+  return spliced_batch(tools, prompts_N, rollouts, rollouts.length_N, (), *nothing)
+
+
+def spliced_batch(tools: Tools, prompts_N, rollouts, trace_length_N, marker_ids, answer_NA, answer_length_N):
+  """Rows `[prompt | sampled trace | marker | given answer]` of which the trace was sampled, and the rest is given.
+
+  All coefficients are 0; format_mask_NL are the marker's columns.
+  """
   spliced = rows.splice(
-    prompts_N.prompt_BP,
-    prompts_N.prompt_length_B,
-    rollouts.token_NR,
-    rollouts.length_N,
-    (),
-    *nothing,
-    tools.pad_id,
-  )
-  zeros_NL, nowhere_NL = jnp.zeros(spliced.token_NL.shape), jnp.zeros(spliced.token_NL.shape, bool)
+    prompts_N.prompt_BP, prompts_N.prompt_length_B, rollouts.token_NR, trace_length_N, marker_ids,
+    answer_NA, answer_length_N, tools.pad_id,
+  )  # fmt: skip
+  widths = (len(marker_ids), answer_NA.shape[1])
+  zeros_NL = jnp.zeros(spliced.token_NL.shape)
   return TrainBatch(
     token_NL=spliced.token_NL,
     position_NL=spliced.position_NL,
     trace_coef_NL=zeros_NL,
     trace_weight_NL=zeros_NL,
-    behaviour_logp_NL=rows.align_trace(rollouts.logp_NR, rollouts.length_N, spliced, 0, 0),
+    behaviour_logp_NL=rows.align_trace(rollouts.logp_NR, trace_length_N, spliced, *widths),
     reference_logp_NL=zeros_NL,
     answer_coef_NL=zeros_NL,
     format_coef_NL=zeros_NL,
     trace_mask_NL=spliced.trace_mask_NL,
     sampled_mask_NL=spliced.trace_mask_NL,
-    answer_mask_NL=nowhere_NL,
-    format_mask_NL=nowhere_NL,
+    answer_mask_NL=spliced.answer_mask_NL,
+    format_mask_NL=spliced.marker_mask_NL,
     first=spliced.first,
     prompt_NP=prompts_N.prompt_BP,
     prompt_length_N=prompts_N.prompt_length_B,

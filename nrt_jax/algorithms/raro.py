@@ -36,11 +36,12 @@ def collect(tools: Tools, config: RaroConfig, states, prompts, key) -> Collected
   rollouts = tools.complete(states.policy.params, prompts, key)[0]
   prompts_N = repeat_rows(prompts, G)
   *answers, answered_N = critics.own_answers(tools, rollouts)
-  fresh = _pairs(prompts_N, critics.expert_answers(tools, prompts_N), answers, answered_N)
+  expert_B = critics.expert_answers(tools, prompts)  # token [B, A], length [B]
+  fresh = _pairs(prompts_N, repeat_rows(expert_B, G), answers, answered_N)
 
   critic_key = jax.random.fold_in(key, 1)  # the completions are drawn with `key` itself
   key_B = jax.vmap(lambda example: jax.random.fold_in(critic_key, example))(prompts.example_B)
-  pairs = _all_pairs(tools, config, states.memory, prompts, fresh, key_B)
+  pairs = _all_pairs(tools, config, states.memory, prompts, expert_B, fresh, key_B)
   verdict_BKV, expert_first_BKV, verdicts, shown = judge(tools, config, states, prompts, pairs, key_B, critic_key)
   valid_BK1 = pairs.valid_X.reshape(*verdict_BKV.shape[:2], 1)
   scored = score(config, form.kind, jnp.where(valid_BK1, verdict_BKV, UNPARSED), expert_first_BKV)
@@ -97,7 +98,7 @@ def _flat(tree):
   return jax.tree.map(lambda a: a.reshape(a.shape[0] * a.shape[1], *a.shape[2:]), tree)
 
 
-def _all_pairs(tools: Tools, config: RaroConfig, memory, prompts, fresh: Pairs, key_B) -> Pairs:
+def _all_pairs(tools: Tools, config: RaroConfig, memory, prompts, expert_B, fresh: Pairs, key_B) -> Pairs:
   """Each prompt's pairs `[B * K]`: those of its completions, then replayed, then corrupted ones.
 
   While the buffer is empty, fresh pairs take the place of replayed ones: those that the critic would not learn from.
@@ -112,7 +113,7 @@ def _all_pairs(tools: Tools, config: RaroConfig, memory, prompts, fresh: Pairs, 
     pick = lambda new, instead: jnp.where(old.valid_X.reshape(-1, *(1,) * (new.ndim - 1)), new, instead)
     parts.append(_by_prompt(jax.tree.map(pick, old, others), B))
   if counts.corrupted:
-    expert_BA, length_B = critics.expert_answers(tools, prompts)
+    expert_BA, length_B = expert_B
     wrong_BCA = critics.corrupt(fold(1), expert_BA, length_B, counts.corrupted)
     every = repeat_rows((prompts.hint_BQ, prompts.hint_length_B, expert_BA, length_B), counts.corrupted)
     wrong = (wrong_BCA.reshape(-1, wrong_BCA.shape[2]), every[3], every[3] > 0)
@@ -216,7 +217,7 @@ def _labelled(tools: Tools, config: RaroConfig, pairs: Pairs, scored: Scored, ve
   else:
     taught_n &= ~equal_n
   length_n, marker_ids, answer_nA, answer_length_n = critics.forced(tools.critic, verdicts, label_n)
-  batch = mixing.spliced_batch(tools, shown_n, verdicts, length_n, marker_ids, answer_nA, answer_length_n)
+  batch = pg.spliced_batch(tools, shown_n, verdicts, length_n, marker_ids, answer_nA, answer_length_n)
   taught_nL = (batch.answer_mask_NL | batch.format_mask_NL) & taught_n[:, None]
   group = shape[1] * shape[2]
   weight_n1 = losses.normaliser(taught_nL, "sequence", tools.minibatches, group, all_sum=tools.all_sum)

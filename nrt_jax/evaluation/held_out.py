@@ -45,7 +45,10 @@ class EvaluationConfig:
 
 
 def load_dataset(config: EvaluationConfig, prompt, tokenizer, form, hints=False):
-  """The TokenDataset to evaluate on; hints: see batches.tokenize. UserErrors of its config name their keys below `evaluation`."""
+  """The TokenDataset to evaluate on; hints: see batches.tokenize.
+
+  UserErrors of its config name their keys below `evaluation`.
+  """
   try:
     return batches.load_dataset(config.data, prompt, tokenizer, form, hints)
   except UserError as error:

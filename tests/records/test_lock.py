@@ -80,3 +80,4 @@ def test_a_lock_of_no_content_is_refused_all_the_same(tmp_path, holder):
 def test_a_workdir_that_vanishes_is_not_missed(tmp_path):
   with lock.held(str(tmp_path)):
     os.remove(tmp_path / lock.NAME)
+  assert not list(tmp_path.iterdir())
