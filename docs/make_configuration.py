@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from nrt_jax.algorithms.table import ALGORITHMS  # noqa: E402  (the path comes first)
 from nrt_jax.config import STAGE_KEYS, RunConfig  # noqa: E402
+from nrt_jax.environments.table import ENVIRONMENTS  # noqa: E402
 from nrt_jax.tasks import table as tasks  # noqa: E402
 
 HEAD = """\
@@ -38,7 +39,8 @@ A run may have a list of `stages`, each with its own `name`. A stage may set
 and inherits everything else from the top level. The top-level `total_steps` caps every stage. Each stage starts with a
 fresh optimizer and at the beginning of its data; parameters, random key and step count carry over.
 
-`algorithm.name` (default `"nrt"`) determines which keys `algorithm` has. `evaluation.data` is null or has the keys of
+`algorithm.name` (default `"nrt"`) determines which keys `algorithm` has. `environment` is null, or a mapping whose
+`name` determines its other keys ([environments.md](environments.md)). `evaluation.data` is null or has the keys of
 `data`. Training requires `sampling.temperature` above 0. In the tables, "/" separates choices.
 """
 
@@ -84,7 +86,7 @@ def section(title: str, cls, prefix: str, skip=()) -> str:
 def page() -> str:
   """The whole text of docs/configuration.md."""
   parts = [HEAD.format(stage_keys=", ".join(f"`{key}`" for key in STAGE_KEYS))]
-  parts.append(f"## The run\n\n{table(RunConfig, '', skip=('stage',))}\n")
+  parts.append(f"## The run\n\n{table(RunConfig, '', skip=('stage', 'environment_name'))}\n")
   factories = {field.name: field.default_factory for field in dataclasses.fields(RunConfig)}
   nested = {name: cls for name, cls in factories.items() if dataclasses.is_dataclass(cls)}
   for name, row in ALGORITHMS.items():
@@ -92,6 +94,8 @@ def page() -> str:
     parts.append(section(f"algorithm, {title}", row.config, "algorithm."))
     for field in filter(lambda field: dataclasses.is_dataclass(field.default_factory), dataclasses.fields(row.config)):
       parts.append(section(f"algorithm.{field.name}, {title}", field.default_factory, f"algorithm.{field.name}."))
+  for name, row in ENVIRONMENTS.items():
+    parts.append(section(f"environment, with `environment.name = \"{name}\"`", row.config, "environment."))
   for name, cls in nested.items():
     parts.append(section(name, cls, f"{name}."))
   for name, cls in tasks.TASKS.items():

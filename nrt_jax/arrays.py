@@ -5,7 +5,7 @@ A tensor's name ends in the letters of its axes (`logp_NL`). The letters:
   B  prompts (examples) in a step        G  samples per prompt            N  B * G rows; row n = b * G + g
   P  prompt columns                      R  trace columns                 M  marker tokens between trace and answer
   A  answer columns                      L  P + R + M + A columns         T  the queries of one forward call
-  V  vocabulary                          D  model width                   F  mlp width
+  V  vocabulary                          D  model width                   F  mlp width; tokens that a turn forces
   H  query heads                         K  key/value heads               h  width of one head
   S  slots of a key/value cache          Q  hint columns
 
@@ -29,7 +29,8 @@ class Prompts:
   trace_BR: jax.Array  # int32, a trace from the data, padded on the right (R may be 0)
   trace_length_B: jax.Array  # int32, 0 if the data has no trace
   example_B: jax.Array  # int32, position in the data stream; unique per draw, so each draw has its own keys
-  # int32, padded on the left: a second prompt, which shows the answer, or the beginning of a critic's; None if unused
+  # int32, padded on the left: a second prompt, which shows the answer, or the beginning of a critic's, or the world of
+  # an environment; None if unused
   hint_BQ: jax.Array | None = None
   hint_length_B: jax.Array | None = None  # int32, at least 1
 
@@ -54,6 +55,10 @@ class Rollouts:
   logp_NR: jax.Array  # float32, log-probability under the sampling policy; 0 beyond length
   ended_N: jax.Array  # bool, whether a stop token was sampled within the limit
   marker_N: jax.Array  # bool, whether that stop token was the first marker token
+  # Of an environment (environments/interface.py); None where there is none. It ends a row as a stop token does.
+  forced_NR: jax.Array | None = None  # bool, tokens that it wrote: never trained
+  earned_N: jax.Array | None = None  # float32, the sum of its rewards
+  verdict_N: jax.Array | None = None  # float32 in [0, 1], how right it finds the row, if it judges
 
 
 @struct.dataclass

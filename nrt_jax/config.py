@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.data.batches import DataConfig
 from nrt_jax.data.prompts import PromptConfig
+from nrt_jax.environments.table import ENVIRONMENTS
 from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation.held_out import EvaluationConfig
 from nrt_jax.model.architecture import ADAPTABLE
@@ -22,10 +23,12 @@ from nrt_jax.sharding import ParallelConfig
 
 # The keys that a stage may set. All others (model, devices, files) apply to the whole run.
 STAGE_KEYS = (
-  "total_steps", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm", "optimizer", "evaluation",
+  "total_steps", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm", "environment", "optimizer",
+  "evaluation",
 )  # fmt: skip
 
 NEW_ROWS = ("mean", "description", "end_token")
+NOT_KEYS = ("algorithm_name", "environment_name", "stage")  # fields of RunConfig that are no keys of a config
 
 
 # Steps are counted in int32; the rows of one step are laid out one by one.
@@ -62,6 +65,8 @@ class RunConfig:
 
   algorithm_name: str  # a row of ALGORITHMS
   algorithm: object  # that row's config
+  environment_name: str | None = None  # a row of ENVIRONMENTS; None: the policy writes alone
+  environment: object | None = None  # that row's config, or null: what writes into the policy's rows, and rewards them
   stage: str = "main"
   seed: int = 0  # seeds random weights, data order and traces; 0 to 2**32 - 1
   total_steps: int = 100  # steps of this stage; the top-level value caps every stage
@@ -86,6 +91,7 @@ class RunConfig:
       raise UserError(f"seed: found {self.seed}, allowed: 0 to {2**32 - 1}")
     if ALGORITHMS[self.algorithm_name].samples_traces:
       self._check_sampling()
+    self._check_environment()
     if self.data.packing and not ALGORITHMS[self.algorithm_name].packs:
       packs = ", ".join(name for name, row in ALGORITHMS.items() if row.packs)
       raise UserError(f"data.packing: found {self.data.packing}, allowed: 0, or algorithm.name {packs}")
@@ -93,6 +99,20 @@ class RunConfig:
       found = getattr(self.evaluation.data, key)
       if found:
         raise UserError(f"evaluation.data.{key}: found {found!r}, allowed: {0 if key == 'packing' else 'null'}")
+
+  def _check_environment(self):
+    lives = [name for name, row in ALGORITHMS.items() if row.lives_in_worlds]
+    if self.environment_name is not None and self.algorithm_name not in lives:
+      raise UserError(
+        f"environment.name: found {self.environment_name!r} with algorithm.name {self.algorithm_name!r}, "
+        f"allowed: null, or algorithm.name {', '.join(lives)}"
+      )
+    judges = [name for name, row in ENVIRONMENTS.items() if row.environment.judges]
+    if getattr(self.algorithm, "verifier", None) == "environment" and self.environment_name not in judges:
+      raise UserError(
+        f"algorithm.verifier: found 'environment' with environment.name {self.environment_name!r}, "
+        f"allowed: another verifier, or environment.name {', '.join(judges)}"
+      )
 
   def _check_sampling(self):
     compares = getattr(self.algorithm, "compares_samples", None)
@@ -117,7 +137,7 @@ def defaults(algorithm: str = "nrt") -> dict:
   """Every key with its default as a nested dict, for a config file to start from."""
   require_choice("algorithm.name", algorithm, ALGORITHMS)
   run = RunConfig(algorithm, ALGORITHMS[algorithm].config())
-  values = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name not in ("algorithm_name", "stage")}
+  values = {f.name: getattr(run, f.name) for f in dataclasses.fields(run) if f.name not in NOT_KEYS}
   values = {k: dataclasses.asdict(v) if dataclasses.is_dataclass(v) else v for k, v in values.items()}
   values["algorithm"] = {"name": algorithm, **values["algorithm"]}
   values["data"]["task_options"] = {}
@@ -151,13 +171,14 @@ def stages_of(values: dict) -> list[RunConfig]:
 
 
 def _merge(base: dict, over: dict) -> dict:
-  """Merges `over` into `base`, key by key. A different algorithm starts from its own defaults."""
+  """Merges `over` into `base`, key by key. A different algorithm or environment starts from its own defaults."""
   merged = dict(base)
   for key, value in over.items():
     old = base.get(key)
     mappings = isinstance(old, dict) and isinstance(value, dict)
-    other_algorithm = key == "algorithm" and mappings and value.get("name") not in (None, old.get("name"))
-    merged[key] = _merge(old, value) if mappings and not other_algorithm else value
+    named = key in ("algorithm", "environment")
+    other = named and mappings and value.get("name") not in (None, old.get("name"))
+    merged[key] = _merge(old, value) if mappings and not other else value
   return merged
 
 
@@ -166,13 +187,25 @@ def _run_config(values: dict, stage: str, where: str) -> RunConfig:
   algorithm = _mapping(values.pop("algorithm", {}), f"{where}algorithm")
   name = _convert(str, algorithm.pop("name", "nrt"), f"{where}algorithm.name")
   require_choice(f"{where}algorithm.name", name, ALGORITHMS)
-  allowed = [f.name for f in dataclasses.fields(RunConfig) if f.name not in ("algorithm_name", "stage")]
+  allowed = [f.name for f in dataclasses.fields(RunConfig) if f.name not in NOT_KEYS]
   for key in values:
     if key not in allowed:
       raise UserError(f"config: unknown key: {choices(key, [*allowed, 'stages'])}")
   settings = build(ALGORITHMS[name].config, algorithm, f"{where}algorithm")
-  fixed = {"algorithm_name": name, "algorithm": settings, "stage": stage}
+  fixed = {"algorithm_name": name, "algorithm": settings, "stage": stage, **_environment(values, where)}
   return build(RunConfig, values, where.rstrip("."), fixed)
+
+
+def _environment(values: dict, where: str) -> dict:
+  """The fields of RunConfig that say which environment there is; takes its mapping out of `values`."""
+  found = values.pop("environment", None)
+  if found is None:
+    return {}
+  options = _mapping(found, f"{where}environment")
+  name = _convert(str, options.pop("name", ""), f"{where}environment.name")
+  require_choice(f"{where}environment.name", name, ENVIRONMENTS)
+  config = build(ENVIRONMENTS[name].config, options, f"{where}environment")
+  return {"environment_name": name, "environment": config}
 
 
 def build(cls, values, where: str, fixed: dict | None = None):

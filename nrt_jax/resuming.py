@@ -59,7 +59,9 @@ def data_fingerprint(examples: list) -> str:
   """The number of examples and twelve hexadecimal digits that depend on their texts, weights and order."""
   found = hashlib.sha256()
   for example in examples:
-    found.update(repr((example.question, example.answer, example.trace, example.weight)).encode(errors="surrogatepass"))
+    parts = (example.question, example.answer, example.trace, example.weight)
+    parts += () if example.world is None else (example.world,)  # as in workdirs from before there were worlds
+    found.update(repr(parts).encode(errors="surrogatepass"))
   return f"{len(examples)} examples {found.hexdigest()[:12]}"
 
 
@@ -152,6 +154,9 @@ def _flat(run: RunConfig) -> dict:
 
   values = dataclasses.asdict(run)
   values["algorithm"]["name"] = values.pop("algorithm_name")
+  environment = values.pop("environment_name")
+  if environment is not None:
+    values["environment"]["name"] = environment
   del values["stage"]
   return dict(walk(values, ""))
 

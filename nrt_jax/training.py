@@ -18,9 +18,8 @@ import jax
 
 from nrt_jax import processes, resuming, sharding
 from nrt_jax import workdir as workdirs
-from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.config import RunConfig
-from nrt_jax.data import batches, critic_prompts, endings, overlong, packing
+from nrt_jax.data import batches, endings, overlong, packing
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights
@@ -28,7 +27,7 @@ from nrt_jax.records import lock, stopping
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.records.metrics import MetricsWriter
 from nrt_jax.rollout import draws
-from nrt_jax.step import host_grading, policy, programs, sizes, throughput
+from nrt_jax.step import host_grading, opening, policy, programs, sizes, throughput
 from nrt_jax.step.state import States
 from nrt_jax.workdir import Progress
 
@@ -121,11 +120,10 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
   check_keep_best(runs)
   stages, first_step = [], 0
   for run in runs:
-    critic = policy.open_critic(run, tokenizer, form)
-    setup = programs.Setup(run, model, form, mesh, critic)
+    setup = opening.open_setup(run, model, tokenizer, form, mesh)
     sizes.check(setup)
     host_grading.check(run)
-    stages.append(Stage(setup, *read_data(run, tokenizer, form, critic), first_step))
+    stages.append(Stage(setup, *read_data(setup, tokenizer), first_step))
     first_step += run.total_steps
   return tokenizer, stages
 
@@ -152,17 +150,16 @@ def check_keep_best(runs: list[RunConfig]) -> None:
   require_choice("checkpoint.keep_best", metric, dict.fromkeys(names))
 
 
-def read_data(run: RunConfig, tokenizer, form, critic=None):
-  """(training set, evaluation set or None) as token ids. critic: the CriticForm of the stage, if it has a critic."""
-  hints = ALGORITHMS[run.algorithm_name].needs_hints
-  if critic is not None:
-    hints = critic_prompts.CriticHeads(tokenizer, form, run.prompt, run.algorithm.critic, critic.head_width)
-  train_data = batches.load_dataset(run.data, run.prompt, tokenizer, form, hints)
+def read_data(setup: programs.Setup, tokenizer):
+  """(training set, evaluation set or None) of a stage as token ids."""
+  run, form = setup.run, setup.form
+  train_data = batches.load_dataset(run.data, run.prompt, tokenizer, form, opening.second_texts(setup, tokenizer))
   if run.data.packing:
     train_data = packing.pack_dataset(train_data, run.data.packing, form.marker_ids)
   if run.evaluation.data is None:
     return train_data, None
-  return train_data, held_out.load_dataset(run.evaluation, run.prompt, tokenizer, form)
+  worlds = opening.worlds(setup, tokenizer)
+  return train_data, held_out.load_dataset(run.evaluation, run.prompt, tokenizer, form, worlds)
 
 
 def describe_data(stage: Stage) -> str:

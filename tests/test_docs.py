@@ -18,6 +18,7 @@ from paths import EXPERIMENTS, ROOT
 
 from nrt_jax import config
 from nrt_jax.algorithms.table import ALGORITHMS
+from nrt_jax.environments.table import ENVIRONMENTS
 from nrt_jax.objectives import rewards
 
 DOCS = ROOT / "docs"
@@ -49,8 +50,8 @@ def require_alike(printed: str, shown: str) -> None:
 
 @pytest.fixture
 def tables():
-  """The tables that add_a_method.md adds rows to, as they were afterwards."""
-  saved = [(table, dict(table)) for table in (ALGORITHMS, rewards.AGGREGATIONS)]
+  """The tables that pages add rows to, as they were afterwards."""
+  saved = [(table, dict(table)) for table in (ALGORITHMS, ENVIRONMENTS, rewards.AGGREGATIONS)]
   yield
   for table, rows in saved:
     table.clear()
@@ -135,6 +136,11 @@ def test_every_metric_of_a_step_is_explained(one_step):
 def test_add_a_method_runs(tables):
   run_blocks((DOCS / "add_a_method.md").read_text(), "docs_add_a_method")
   assert "best_trace" in ALGORITHMS
+
+
+def test_environments_run(tables):
+  run_blocks((DOCS / "environments.md").read_text(), "docs_environments")
+  assert "adder" in ENVIRONMENTS
 
 
 def test_config_listings_of_the_equations_are_valid():

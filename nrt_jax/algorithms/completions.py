@@ -98,7 +98,7 @@ def collect(judge, tools: Tools, config, states, prompts, key) -> Collected:
       )
       reward_N -= config.repetition_penalty * repeats_N
       sums["completion/repetitive_fraction"] = pg.mean_of(repeats_N)
-    shaped_N = pg.shape_by_length(config, reward_N, rollouts, rollouts.token_NR.shape[1])
+    shaped_N = pg.shape(config, reward_N, rollouts, rollouts.token_NR.shape[1])
     rows_of = functools.partial(pg.completion_batch, tools, config, repeat_rows(prompts, G), rollouts)
     shaped_N -= pg.reward_kl(tools, config, states.reference, rollouts, rows_of)
     varies_N = pg.teaches(pg.group_advantages(tools, config, shaped_N, rollouts, magnitude_N)[0], G)
@@ -214,6 +214,7 @@ RLPR = Algorithm(
   collect=functools.partial(collect, judge_rlpr),
   loss=pg.loss,
   samples_traces=True,
+  lives_in_worlds=True,
   memory=first_memory,
 )
 NOVER = Algorithm(
@@ -221,4 +222,5 @@ NOVER = Algorithm(
   collect=functools.partial(collect, judge_nover),
   loss=pg.loss,
   samples_traces=True,
+  lives_in_worlds=True,
 )

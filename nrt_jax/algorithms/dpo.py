@@ -64,7 +64,7 @@ class DpoConfig:
 
   @property
   def grades_on_host(self) -> bool:
-    return self.verifier not in ("token_match", "likelihood", "none")
+    return self.verifier in rlvr.HOST_VERIFIERS
 
 
 def collect(tools: Tools, config: DpoConfig, states, prompts, key) -> Collected:

@@ -90,6 +90,7 @@ class Algorithm(NamedTuple):
   needs_hints: bool = False  # it samples after prompts that show the answer: Prompts.hint_BQ
   has_critic: bool = False  # a second role reads the answers: its prompts begin with Prompts.hint_BQ
   packs: bool = False  # `collect` also takes arrays.PackedPrompts
+  lives_in_worlds: bool = False  # an environment may write into what it samples, and reward it
   # (config, metrics of a step) -> lines of warning
   alarms: Callable = lambda config, metrics: []
   # (config, CriticForm or None) -> name -> array of any shape: what a method remembers from step to step

@@ -77,7 +77,7 @@ class NftConfig(pg.UpdateConfig):
 
   @property
   def grades_on_host(self) -> bool:
-    return self.verifier not in ("token_match", "likelihood")
+    return self.verifier in rlvr.HOST_VERIFIERS
 
   @property
   def compares_samples(self) -> str | None:

@@ -130,6 +130,7 @@ def spliced_batch(tools: Tools, prompts_N, rollouts, trace_length_N, marker_ids,
     answer_NA, answer_length_N, tools.pad_id,
   )  # fmt: skip
   widths = (len(marker_ids), answer_NA.shape[1])
+  own_NL = spliced.trace_mask_NL & ~forced_columns(rollouts, trace_length_N, spliced, *widths)
   zeros_NL = jnp.zeros(spliced.token_NL.shape)
   return TrainBatch(
     token_NL=spliced.token_NL,
@@ -140,8 +141,8 @@ def spliced_batch(tools: Tools, prompts_N, rollouts, trace_length_N, marker_ids,
     reference_logp_NL=zeros_NL,
     answer_coef_NL=zeros_NL,
     format_coef_NL=zeros_NL,
-    trace_mask_NL=spliced.trace_mask_NL,
-    sampled_mask_NL=spliced.trace_mask_NL,
+    trace_mask_NL=own_NL,
+    sampled_mask_NL=own_NL,
     answer_mask_NL=spliced.answer_mask_NL,
     format_mask_NL=spliced.marker_mask_NL,
     first=spliced.first,
@@ -150,9 +151,20 @@ def spliced_batch(tools: Tools, prompts_N, rollouts, trace_length_N, marker_ids,
   )
 
 
-def shape_by_length(config: PolicyGradientConfig, reward_N, rollouts, limit: int):
-  """Rewards less the penalties on long traces (DAPO, 2503.14476, eq. 13) and on short ones (2602.03979)."""
+def forced_columns(rollouts, trace_length_N, spliced, marker_width: int, answer_width: int):
+  """Where the rows hold what an environment wrote, and nobody sampled: bool `[N, L]`, or False without one."""
+  if rollouts.forced_NR is None:
+    return jnp.bool_(False)
+  return rows.align_trace(rollouts.forced_NR, trace_length_N, spliced, marker_width, answer_width).astype(bool)
+
+
+def shape(config: PolicyGradientConfig, reward_N, rollouts, limit: int):
+  """Rewards with what the environment paid, less the penalties on long traces (DAPO, 2503.14476, eq. 13) and on short
+  ones (2602.03979).
+  """
   length_N = rollouts.length_N
+  if rollouts.earned_N is not None:
+    reward_N = reward_N + rollouts.earned_N
   if config.long_penalty and config.long_buffer:
     over_N = jnp.clip((length_N - (limit - config.long_buffer)) / config.long_buffer, 0, 1)
     reward_N = reward_N - config.long_penalty * over_N
@@ -324,9 +336,17 @@ def reward_metrics(reward_N, advantage_N, group_size: int) -> dict:
 
 
 def trace_metrics(rollouts) -> dict:
-  """Length without the stop token, how traces ended, and how many tokens were generated in all."""
-  length_N = rollouts.length_N - rollouts.ended_N
+  """Length without the stop token, how traces ended, and how many tokens were generated in all.
+
+  Of an environment: what its rows earned, how right they are, and how many tokens of a row it wrote.
+  """
+  length_N, world = rollouts.length_N - rollouts.ended_N, {}
+  if rollouts.forced_NR is not None:
+    forced_N = jnp.sum(rollouts.forced_NR, axis=1)
+    world = {"environment/earned": mean_of(rollouts.earned_N), "environment/forced_tokens": mean_of(forced_N)}
+    world |= {} if rollouts.verdict_N is None else {"environment/verdict": mean_of(rollouts.verdict_N)}
   return {
+    **world,
     "tokens/generated": jnp.sum(rollouts.length_N),
     "trace/length_mean": mean_of(length_N),
     "trace/length_max": jnp.max(length_N).astype(jnp.float32),

@@ -50,7 +50,7 @@ def collect(tools: Tools, config: RaroConfig, states, prompts, key) -> Collected
   reward_N = mean_verdict(scored.policy_BKV, scored.counts_BKV)[:, :G].reshape(-1)
   judged_N = scored.counts_BKV[:, :G].any(axis=2).reshape(-1)
   reward_N += config.verifier_weight * (0 if label_N is None else label_N)
-  shaped_N = pg.shape_by_length(config, reward_N, rollouts, rollouts.token_NR.shape[1])
+  shaped_N = pg.shape(config, reward_N, rollouts, rollouts.token_NR.shape[1])
   valid_N = judged_N | ~answered_N  # no answer earns 0; an answer that no verdict speaks of has no reward
   advantage_N, counts_N = pg.group_advantages(tools, config, shaped_N, rollouts, valid_N=valid_N)
 

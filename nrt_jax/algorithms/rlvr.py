@@ -2,7 +2,8 @@
 
  1. sample G completions per prompt, each until an end token; `sampling.max_trace_length` limits the whole of it;
  2. verify: does the own answer, what stands behind the first marker, agree with the reference answer? By its tokens
-    inside the program, or by a Python grader on the host between two programs (see step/host_grading.py);
+    inside the program, by an environment there, or by a Python grader on the host between two programs (see
+    step/host_grading.py);
  3. advantage within the group; every token of the completion carries it, the end token too.
 
 The rows of the table share this `collect`: they differ in the defaults of their configs, their papers' values.
@@ -20,15 +21,16 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.objectives import advantages
 from nrt_jax.tasks import table as tasks
 
-# In the program: token_match. On the host, between two programs: the task's own grader ("host"), or one of GRADERS.
-VERIFIERS = ("token_match", "host", *(name for name in tasks.GRADERS if name != "none"))
+# On the host, between two programs: the task's own grader ("host"), or one of GRADERS. In the program: the others.
+HOST_VERIFIERS = ("host", *(name for name in tasks.GRADERS if name != "none"))
+VERIFIERS = ("token_match", "environment", *HOST_VERIFIERS)
 
 
 @dataclass(frozen=True)
 class GrpoConfig(pg.PolicyGradientConfig):
   """GRPO as published: DeepSeekMath, arXiv 2402.03300, eq. 3 and 4, and section 4.2."""
 
-  verifier: str = "token_match"  # in the program | host: the data's grader | a row of tasks.GRADERS, on the host
+  verifier: str = "token_match"  # in the program, as environment is | host: the data's | a row of tasks.GRADERS, too
   wrong_reward: float = 0.0  # of a wrong answer; a right one has 1
   format_reward: float = 0.0  # added where the completion has the marker and ended; DeepSeek-R1 (2501.12948) has one
   scale: str = "std"  # section 4.1.2
@@ -48,7 +50,7 @@ class GrpoConfig(pg.PolicyGradientConfig):
 
   @property
   def grades_on_host(self) -> bool:
-    return self.verifier != "token_match"
+    return self.verifier in HOST_VERIFIERS
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def collect(tools: Tools, config: GrpoConfig, states, prompts, key) -> Collected
   batch = pg.completion_batch(tools, config, prompts_N, rollouts)
   formatted_N = rollouts.marker_N & rollouts.ended_N
   reward_N = config.wrong_reward + (1 - config.wrong_reward) * label_N + config.format_reward * formatted_N
-  shaped_N = pg.shape_by_length(config, reward_N, rollouts, rollouts.token_NR.shape[1])
+  shaped_N = pg.shape(config, reward_N, rollouts, rollouts.token_NR.shape[1])
   shaped_N -= pg.reward_kl(tools, config, states.reference, rollouts, lambda: batch)
   advantage_N, counts_N = pg.group_advantages(tools, config, shaped_N, rollouts)
   counts_N = pg.without_flat(config, advantage_N, counts_N, G)
@@ -139,6 +141,8 @@ def verify(tools: Tools, config, prompts_N, rollouts):
   """How right each completion is, in [0, 1]: float32 `[N]`."""
   if config.grades_on_host:
     return tools.host_label_N
+  if config.verifier == "environment":
+    return rollouts.verdict_N
   return token_match(tools.marker_ids, prompts_N, rollouts, tools.end_ids).astype(jnp.float32)
 
 
@@ -194,7 +198,7 @@ def shown(prompts_N, rollouts, reward_N, advantage_N) -> dict:
 
 
 def _row(config) -> Algorithm:
-  return Algorithm(config=config, collect=collect, loss=pg.loss, samples_traces=True)
+  return Algorithm(config=config, collect=collect, loss=pg.loss, samples_traces=True, lives_in_worlds=True)
 
 
 GRPO, DR_GRPO, DAPO = _row(GrpoConfig), _row(DrGrpoConfig), _row(DapoConfig)

@@ -169,7 +169,7 @@ def judge(tools: Tools, config: VerifierFreeConfig, rollouts, scored: Scored, kl
   """Rewards less all that is taken off them, advantages with all that is added to them, and which rows count."""
   G = tools.samples_per_prompt
   reward_N, gain_N, derived_NA, magnitude_N = likelihood_rewards(config, scored, G)
-  gain_N = pg.shape_by_length(config, gain_N, rollouts, rollouts.token_NR.shape[1]) - kl_N
+  gain_N = pg.shape(config, gain_N, rollouts, rollouts.token_NR.shape[1]) - kl_N
   gain_N, valid_N, answered_N = judge_unmarked(tools, config, gain_N, rollouts.marker_N)
   advantage_N, counts_N = pg.group_advantages(tools, config, gain_N, rollouts, magnitude_N, valid_N)
   advantage_N += format_advantages(tools, config, rollouts.marker_N)
@@ -268,7 +268,10 @@ def build_rows(tools: Tools, config: VerifierFreeConfig, prompts_N, rollouts, sc
   last_N1 = jnp.maximum(rollouts.length_N - 1, 0)[:, None]
   stop_N1, stop_logp_N1 = (jnp.take_along_axis(x, last_N1, 1) for x in (rollouts.token_NR, rollouts.logp_NR))
   stopped_NL, emitted_NL = stop_NL & stopped_N[:, None], stop_NL & rollouts.marker_N[:, None]
-  sampled_NL = spliced.trace_mask_NL | stopped_NL
+  forced_NL = pg.forced_columns(rollouts, trace_length_N, spliced, M, A)
+  if rollouts.forced_NR is not None:  # the environment may have ended the trace
+    forced_NL |= stop_NL & jnp.take_along_axis(rollouts.forced_NR, last_N1, 1)
+  sampled_NL = (spliced.trace_mask_NL | stopped_NL) & ~forced_NL
   stop_logp_N1 = jnp.where(stopped_N[:, None], stop_logp_N1, scores.marker_logp_NM[:, :1])
   behaviour_NL = rows.align_trace(rollouts.logp_NR, trace_length_N, spliced, M, A)
   zeros_NL = jnp.zeros(spliced.token_NL.shape)
@@ -281,7 +284,7 @@ def build_rows(tools: Tools, config: VerifierFreeConfig, prompts_N, rollouts, sc
     reference_logp_NL=zeros_NL,
     answer_coef_NL=zeros_NL,
     format_coef_NL=zeros_NL,
-    trace_mask_NL=sampled_NL | stop_NL if config.train_forced_marker else sampled_NL,
+    trace_mask_NL=sampled_NL | stop_NL & ~forced_NL if config.train_forced_marker else sampled_NL,
     sampled_mask_NL=sampled_NL,
     answer_mask_NL=spliced.answer_mask_NL,
     format_mask_NL=spliced.marker_mask_NL & ~emitted_NL,
@@ -310,7 +313,7 @@ def fill_coefficients(tools: Tools, config, batch: TrainBatch, advantage_N, weig
 
 def row(config) -> Algorithm:
   """A method that differs from NRT in the defaults of its config."""
-  return Algorithm(config=config, collect=collect, loss=loss, samples_traces=True)
+  return Algorithm(config=config, collect=collect, loss=loss, samples_traces=True, lives_in_worlds=True)
 
 
 ALGORITHM = row(VerifierFreeConfig)

@@ -13,7 +13,7 @@ from nrt_jax.data import endings, overlong
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.files import json_lines, write_json, write_text
-from nrt_jax.step import policy, programs
+from nrt_jax.step import opening, policy, programs
 
 
 def run(args) -> None:
@@ -82,8 +82,9 @@ def prepare(stage: config.RunConfig):
     )
   tokenizer, form = policy.open_tokenizer(stage.model, stage.prompt)
   model = policy.read_architecture(stage.model, form, stage.parallel.tensor, mesh)
-  dataset = held_out.load_dataset(stage.evaluation, stage.prompt, tokenizer, form)
-  return programs.Setup(stage, model, form, mesh), tokenizer, dataset
+  setup = programs.Setup(stage, model, form, mesh, environment=policy.open_environment(stage, tokenizer, form))
+  worlds = opening.worlds(setup, tokenizer)
+  return setup, tokenizer, held_out.load_dataset(stage.evaluation, stage.prompt, tokenizer, form, worlds)
 
 
 def read_params(setup: programs.Setup, workdir: str | None, step: int | None):

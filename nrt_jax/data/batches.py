@@ -34,6 +34,7 @@ class DataConfig:
   trace_column: str | None = None  # a given trace; an example without one (absent, null or "") has none
   choices_column: str | None = None  # list of choices, shown as "(A) ..." below the question; the answer is its letter
   messages_column: str | None = None  # replaces question and answer: the last assistant turn is the answer (tulu 3)
+  world_column: str | None = None  # what an environment knows of an example: see docs/environments.md
   weight_column: str | None = None  # how often an example is drawn: in proportion to this number; None = all alike
   shuffle_seed: int | None = None  # shuffles the source before offset and limit; None = its own order
   offset: int = 0  # examples skipped at the start
@@ -70,6 +71,7 @@ class Example:
   trace: str | None
   where: str  # "file:line", for messages
   weight: float = 1.0  # how often it is drawn, compared with others
+  world: str | None = None  # what an environment knows of it
 
 
 class Source(NamedTuple):
@@ -126,7 +128,8 @@ def _read_file(config):
 def _open_task(config) -> Source:
   task = tasks.make_task(config.source.removeprefix(TASK), config.split, dict(config.task_options))
   length = config.examples if task.length is None else min(config.examples, task.length)
-  return Source(length, lambda i: Example(*task.example(i), where=f"{config.source}[{config.split}]:{i}"))
+  world = getattr(task, "world", lambda i: None)
+  return Source(length, lambda i: Example(*task.example(i), f"{config.source}[{config.split}]:{i}", world=world(i)))
 
 
 def _open_hub(config) -> Source:
@@ -155,7 +158,8 @@ def _to_example(config, row, where) -> Example:
   if config.answer_after:
     answer = columns.behind(answer, config.answer_after, where)
   weight = columns.weight(row, config.weight_column, where) if config.weight_column else 1.0
-  return Example(question, answer, trace, where, weight)
+  world = columns.text(row, config.world_column, where) if config.world_column else None
+  return Example(question, answer, trace, where, weight, world)
 
 
 def _letter_choices(config, row, where):
@@ -202,8 +206,8 @@ class TokenDataset:
 def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer, form, hints=False) -> TokenDataset:
   """Tokenises `examples` once and applies the overlong policies, counting what they drop and cut.
 
-  hints: True for the prompts that show the answer, too, or another second prompt, as critic_prompts.CriticHeads. Raises
-  UserError where a policy says so, a prompt has no tokens, or no example is left.
+  hints: True for the prompts that show the answer, too, or another second text, as critic_prompts.CriticHeads or
+  worlds.Worlds. Raises UserError where a policy says so, a prompt has no tokens, or no example is left.
   """
   hints = AnswerHints(tokenizer, form, prompt) if hints is True else hints
   where = [example.where for example in examples]

@@ -6,6 +6,7 @@ LIMITS = {
   "prompt": "prompt.max_prompt_length",
   "hint": "prompt.max_hint_length",
   "head": "algorithm.critic.max_head_length",
+  "world": "environment.max_world_length",
   "answer": "prompt.max_answer_length",
   "trace": "data.max_trace_length",
 }  # what is counted -> the key that bounds it

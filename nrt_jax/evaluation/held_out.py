@@ -68,6 +68,8 @@ class Completion:
   reference_tokens: int = 0  # of the reference answer, its end token included; 0 where it was not scored
   reference_logp: float = 0.0  # log-probability of these tokens behind the model's own trace, in all
   reference_logp_empty_trace: float = 0.0  # the same without a trace
+  earned: float | None = None  # what the environment paid; None without one
+  verdict: float | None = None  # how right the environment finds it, in [0, 1]; None where it does not judge
 
 
 def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
@@ -122,6 +124,9 @@ def evaluate(
         if scores:
           scored = (int(batch.answer_length_B[row]), *(float(logp[row]) for logp in logps))
           completion = dataclasses.replace(completion, **dict(zip(SCORED, scored)))
+        if rollouts.earned_N is not None:
+          verdict = None if rollouts.verdict_N is None else float(rollouts.verdict_N[row])
+          completion = dataclasses.replace(completion, earned=float(rollouts.earned_N[row]), verdict=verdict)
         completions.append(completion)
     timeouts += spent.timeouts
     if progress is not None:
@@ -134,12 +139,15 @@ def evaluate(
 
 SCORED = ("reference_tokens", "reference_logp", "reference_logp_empty_trace")
 MEANS = ("accuracy", "marker_fraction", "trace_length")
+WORLD = ("earned", "verdict")  # of an environment
 LIKELIHOODS = ("answer_logp", "answer_logp_empty_trace", "answer_logp_gain")
 
 
 def metric_names(config: EvaluationConfig) -> list[str]:
-  """What an evaluation may measure; no accuracy where nobody can grade, no likelihoods where nothing was scored."""
-  return [] if config.data is None else [f"eval/{config.name}/{key}" for key in (*MEANS, *LIKELIHOODS)]
+  """What an evaluation may measure; no accuracy where nobody can grade, no likelihoods where nothing was scored, and
+  nothing of an environment where there is none.
+  """
+  return [] if config.data is None else [f"eval/{config.name}/{key}" for key in (*MEANS, *LIKELIHOODS, *WORLD)]
 
 
 def summarise(name: str, completions: list[Completion]) -> dict:
@@ -151,6 +159,9 @@ def summarise(name: str, completions: list[Completion]) -> dict:
   correct = [c.correct for c in completions if c.correct is not None]
   means = (correct, [c.answer is not None for c in completions], [c.trace_length for c in completions])
   metrics = {key: sum(values) / len(values) for key, values in zip(MEANS, means, strict=True) if values}
+  for key in WORLD:
+    values = [getattr(c, key) for c in completions if getattr(c, key) is not None]
+    metrics |= {key: sum(values) / len(values)} if values else {}
   tokens = sum(c.reference_tokens for c in completions)
   if tokens:
     logp = sum(c.reference_logp for c in completions) / tokens

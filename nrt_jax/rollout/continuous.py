@@ -21,10 +21,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from nrt_jax.arrays import AnswerScores, Prompts, Rollouts
+from nrt_jax.environments.interface import Environment
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.attention import KVCache, empty_cache, put_slots
 from nrt_jax.model.decoder import forward, logits
-from nrt_jax.rollout import sampler
+from nrt_jax.rollout import episodes, sampler
+from nrt_jax.rollout.episodes import Episodes
 from nrt_jax.rollout.sampler import Context, SamplingConfig
 from nrt_jax.sharding import lockstep_axes
 
@@ -47,6 +49,7 @@ class Job(NamedTuple):
   slots: int  # S
   columns: int  # W
   score: Callable  # see `sample`
+  environment: Environment | None
 
   @property
   def rows(self) -> int:
@@ -68,6 +71,7 @@ class Slots:
   ended_S: jax.Array  # bool, by a stop token or the limit; true where the slot serves none
   stopped_S: jax.Array  # bool, by a stop token
   hidden_SD: jax.Array  # predicts the next token
+  episodes: Episodes | None  # of an environment
 
 
 @struct.dataclass
@@ -76,6 +80,7 @@ class Ring:
 
   token_SW: jax.Array
   logp_SW: jax.Array
+  forced_SW: jax.Array | None  # bool, tokens that an environment wrote
   cache: KVCache
 
 
@@ -135,7 +140,11 @@ def _start(job: Job, row_K, step) -> tuple[Slots, KVCache]:
     ended_S=none,
     stopped_S=jnp.zeros(row.shape, bool),
     hidden_SD=job.prompt_hidden_BD[prompt],
+    episodes=None,
   )
+  if job.environment is not None:
+    of_rows = jax.tree.map(lambda x: x[prompt], job.prompts)
+    slots = slots.replace(episodes=episodes.begin(job.environment, of_rows))
   return slots, take_slots(job.prompt_cache, prompt)
 
 
@@ -166,8 +175,13 @@ def _one_token(job: Job, keys_S, prompt_length_S, prompt_cache, step, slots: Slo
   with jax.named_scope("sample_token"):
     scores = logits(job.params, job.config, slots.hidden_SD)
     token, logp = sampler.choose(scores, sampler.uniforms(keys_S, slots.length_S), job.sampling)
-  alive = ~slots.ended_S
+  alive, forced = ~slots.ended_S, None
+  if job.environment is not None:
+    token, logp, forced = episodes.write(slots.episodes, token, logp)
   stop = alive & (token[:, None] == jnp.asarray(job.stop_ids, jnp.int32)[None]).any(-1)
+  if job.environment is not None:
+    after, done = episodes.follow(job.environment, slots.episodes, token, forced, alive)
+    slots, stop = slots.replace(episodes=after), stop | done
   grows, column = alive & ~stop, step % job.columns
   position = jnp.where(grows, prompt_length_S + slots.length_S, -1)
   with jax.named_scope("decode"):
@@ -179,8 +193,9 @@ def _one_token(job: Job, keys_S, prompt_length_S, prompt_cache, step, slots: Slo
     stopped_S=slots.stopped_S | stop,
     hidden_SD=jnp.where(grows[:, None], hidden[:, 0], slots.hidden_SD),
   )
-  token_SW = put_slots(ring.token_SW, token[:, None], column, 1)
-  return step + 1, slots, Ring(token_SW, put_slots(ring.logp_SW, logp[:, None], column, 1), cache)
+  put = lambda old, new: None if old is None else put_slots(old, new[:, None], column, 1)
+  written = (put(ring.token_SW, token), put(ring.logp_SW, logp), put(ring.forced_SW, forced))
+  return step + 1, slots, Ring(*written, cache)
 
 
 def _token_loop(job: Job, rows: int, columns: int, fewer: int):
@@ -242,6 +257,9 @@ def _scored(job: Job, slots: Slots, prompt_cache: KVCache, ring: Ring):
     ended_N=slots.stopped_S,
     marker_N=slots.stopped_S & (last == job.stop_ids[0]),
   )
+  if job.environment is not None:
+    forced = valid & jnp.take_along_axis(ring.forced_SW, place, 1)
+    rollouts = episodes.finish(job.environment, slots.episodes, rollouts, forced)
   context = Context(prompt_cache, ring.cache, job.prompt_hidden_BD[prompt], slots.hidden_SD)
   return job.score(jax.tree.map(lambda x: x[prompt], job.prompts), rollouts, context)
 
@@ -277,7 +295,8 @@ def _first_state(job: Job) -> State:
   slots, prompt_cache = _start(job, jnp.arange(job.slots), 0)
   S, W = job.slots, job.columns
   cache = sampler.constrain_cache(empty_cache(job.config, S, W, sampler.cache_dtype(job.config, job.sampling)))
-  ring = Ring(jnp.zeros((S, W), jnp.int32), jnp.zeros((S, W)), cache)
+  forced = None if job.environment is None else jnp.zeros((S, W), bool)
+  ring = Ring(jnp.zeros((S, W), jnp.int32), jnp.zeros((S, W)), forced, cache)
   one_row = jax.eval_shape(lambda *slots: _scored(job, *slots), slots, prompt_cache, ring)
   written = jax.tree.map(lambda x: jnp.zeros((job.rows, *x.shape[1:]), x.dtype), one_row)
   return State(jnp.int32(0), jnp.int32(S), slots, prompt_cache, ring, written)
@@ -294,6 +313,7 @@ def sample(
   key,
   samples: int,
   score: Callable,
+  environment: Environment | None = None,
 ):
   """Samples as sampler.sample does, `slots` rows at a time, and scores each row's answer when it has ended.
 
@@ -307,8 +327,8 @@ def sample(
   S = min(slots, keys_N.shape[0])
   # With a queue the ring is longer than a trace, so that a row at the limit may wait for others to end.
   W = R if S == keys_N.shape[0] else R + max(1, R // 8)
-  ends = (tuple(stop_ids), pad_id)
-  job = Job(params, config, sampling, *ends, prompts, samples, prompt_hidden_BD, prompt_cache, keys_N, S, W, score)
+  made = (prompts, samples, prompt_hidden_BD, prompt_cache, keys_N)
+  job = Job(params, config, sampling, tuple(stop_ids), pad_id, *made, S, W, score, environment)
 
   def turn(state: State) -> State:
     state = _tokens(job, state)

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from nrt_jax.arrays import Prompts, Rollouts, repeat_rows
+from nrt_jax.environments.interface import Environment
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.attention import KVCache, empty_cache, grow_cache, store_cache
 from nrt_jax.model.decoder import forward, logits
+from nrt_jax.rollout import episodes
+from nrt_jax.rollout.episodes import Episodes
 from nrt_jax.sharding import constrain
 
 MIN_TEMPERATURE = 1e-6
@@ -75,6 +78,8 @@ class LoopState:
   ended_N: jax.Array  # bool, a stop token was sampled
   hidden_ND: jax.Array  # predicts the next token
   cache: KVCache
+  forced_NR: jax.Array | None = None  # bool, tokens that an environment wrote
+  episodes: Episodes | None = None
 
 
 def row_keys(key, example_B, samples_per_prompt: int):
@@ -177,10 +182,21 @@ def prefill(params, config: ModelConfig, prompts: Prompts, dtype=None):
   return hidden_BPD[:, -1], cache if dtype is None else store_cache(cache, dtype)
 
 
-def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_id, prompts: Prompts, key, samples):
+def sample(
+  params,
+  config: ModelConfig,
+  sampling: SamplingConfig,
+  stop_ids,
+  pad_id,
+  prompts: Prompts,
+  key,
+  samples: int,
+  environment: Environment | None = None,
+):
   """Samples `samples` traces for each prompt until a stop token or the length limit.
 
-  Args: stop_ids: tuple of token ids that end a trace; pad_id: fills token_NR after them; key: the step's key.
+  Args: stop_ids: tuple of token ids that end a trace; pad_id: fills token_NR after them; key: the step's key;
+  environment: an Environment whose worlds the rows live in, or None.
   Returns: Rollouts (marker_N: the stop token was stop_ids[0]) and the Context for scoring on the same caches.
   """
   R = sampling.max_trace_length
@@ -199,15 +215,20 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
   def one_token(state: LoopState) -> LoopState:
     with jax.named_scope("sample_token"):
       token, logp = choose(logits(params, config, state.hidden_ND), uniform_RN[state.step], sampling)
-    alive = ~state.ended_N
+    alive, forced = ~state.ended_N, None
+    if environment is not None:
+      token, logp, forced = episodes.write(state.episodes, token, logp)
     stop = alive & (token[:, None] == stops[None]).any(-1)
+    if environment is not None:
+      state, done = _follow(environment, state, token, forced, alive)
+      stop |= done
     grows = alive & ~stop
     position = jnp.where(grows, prompt_length_N + state.step, -1)
     with jax.named_scope("decode"):
       caches = (prompt_cache, state.cache)
       hidden, cache = forward(params, config, token[:, None], position[:, None], caches, slot=state.step)
     put = jax.lax.dynamic_update_slice_in_dim
-    return LoopState(
+    return state.replace(
       step=state.step + 1,
       token_NR=put(state.token_NR, jnp.where(alive, token, pad_id)[:, None], state.step, 1),
       logp_NR=put(state.logp_NR, jnp.where(alive, logp, 0.0)[:, None], state.step, 1),
@@ -226,6 +247,9 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
     hidden_ND=repeat_rows(prompt_hidden_BD, samples),
     cache=constrain_cache(empty_cache(config, N, 0, dtype)),
   )
+  if environment is not None:
+    started = repeat_rows(episodes.begin(environment, prompts), samples)
+    state = state.replace(forced_NR=jnp.zeros((N, R), bool), episodes=started)
   for slots in cache_sizes(R, sampling.cache_stages):
     state = state.replace(cache=grow_cache(state.cache, slots))
     state = jax.lax.while_loop(keep_going(slots), one_token, state)
@@ -237,4 +261,14 @@ def sample(params, config: ModelConfig, sampling: SamplingConfig, stop_ids, pad_
     ended_N=state.ended_N,
     marker_N=state.ended_N & (last == stop_ids[0]),
   )
+  if environment is not None:
+    rollouts = episodes.finish(environment, state.episodes, rollouts, state.forced_NR)
   return rollouts, Context(prompt_cache, state.cache, prompt_hidden_BD, state.hidden_ND)
+
+
+def _follow(environment, state: LoopState, token_N, forced_N, alive_N):
+  """(The state with the worlds after these tokens, the next column's: bool `[N]`: the row is done)."""
+  after, done_N = episodes.follow(environment, state.episodes, token_N, forced_N, alive_N)
+  column_N1 = (forced_N & alive_N)[:, None]
+  forced_NR = jax.lax.dynamic_update_slice_in_dim(state.forced_NR, column_N1, state.step, 1)
+  return state.replace(episodes=after, forced_NR=forced_NR), done_N

@@ -8,6 +8,8 @@ import jax
 
 from nrt_jax.config import ModelSource
 from nrt_jax.data import critic_prompts, prompts
+from nrt_jax.environments.interface import Environment
+from nrt_jax.environments.table import ENVIRONMENTS
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_config, hf_directory, hf_weights, kernels, lora
 from nrt_jax.model.architecture import ModelConfig
@@ -52,6 +54,13 @@ def open_critic(run, tokenizer, form: prompts.PromptFormat) -> critic_prompts.Cr
   """The token ids that a stage's critic needs; None where its algorithm has none."""
   critic = getattr(run.algorithm, "critic", None)
   return None if critic is None else critic_prompts.make_form(tokenizer, form, run.prompt, critic)
+
+
+def open_environment(run, tokenizer, form: prompts.PromptFormat) -> Environment | None:
+  """The environment that a stage's policy lives in; None without one."""
+  if run.environment is None:
+    return None
+  return ENVIRONMENTS[run.environment_name].environment.open(run.environment, tokenizer, form)
 
 
 def read_architecture(model: ModelSource, form: prompts.PromptFormat, tensor_ways: int = 1, mesh=None) -> ModelConfig:

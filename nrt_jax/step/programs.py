@@ -322,7 +322,7 @@ def build_evaluate(setup: Setup, sampling: sampler.SamplingConfig):
 def sample_completions(setup: Setup, weights, sampling: sampler.SamplingConfig, prompts: Prompts, key, samples: int):
   """Whole completions as `sampling` has them, not as the training does: (Rollouts, Context)."""
   how = (sampling, completion_stops(setup.form), setup.form.pad_id)
-  return sampler.sample(weights, setup.decoder, *how, prompts, key, samples)
+  return sampler.sample(weights, setup.decoder, *how, prompts, key, samples, setup.environment)
 
 
 def _for_evaluation(setup: Setup, program):

@@ -11,6 +11,7 @@ from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.config import RunConfig
 from nrt_jax.data.critic_prompts import CriticForm
 from nrt_jax.data.prompts import PromptFormat
+from nrt_jax.environments.interface import Environment
 from nrt_jax.model import kernels, lora
 from nrt_jax.model.architecture import ModelConfig
 
@@ -27,6 +28,7 @@ class Setup(NamedTuple):
   mesh: jax.sharding.Mesh | None  # None: one device, or pmap
   critic: CriticForm | None = None  # where the algorithm has a critic
   role: str | None = None  # whose rows alone a batch holds, where each role has its own: policy | critic
+  environment: Environment | None = None  # whose worlds the policy's rows live in
 
   @property
   def algorithm(self):

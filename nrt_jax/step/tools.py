@@ -66,7 +66,8 @@ def _in_slots(setup: Setup, whole: bool, slots: int, weights_key, prompts: Promp
   stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
   how = (setup.run.sampling, max(1, slots), stop_ids, setup.form.pad_id)
   score = functools.partial(score_wave, setup, weights, whole)
-  found = continuous.sample(weights, setup.decoder, *how, prompts, key, setup.samples_per_prompt, score)
+  samples, environment = setup.samples_per_prompt, setup.environment
+  found = continuous.sample(weights, setup.decoder, *how, prompts, key, samples, score, environment)
   rollouts, scores, prompt_hidden_BD, prompt_cache = found
   return rollouts, scores, score_empty(setup, weights, prompts, prompt_hidden_BD, prompt_cache)
 
@@ -96,7 +97,7 @@ def sample_wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
   """Rollouts of all samples of these prompts, and the Context to score on."""
   stop_ids = completion_stops(setup.form) if whole else setup.form.stop_ids
   how = (setup.run.sampling, stop_ids, setup.form.pad_id)
-  return sampler.sample(weights, setup.decoder, *how, prompts, key, samples=setup.samples_per_prompt)
+  return sampler.sample(weights, setup.decoder, *how, prompts, key, setup.samples_per_prompt, setup.environment)
 
 
 def score_wave(setup: Setup, weights, whole: bool, prompts: Prompts, rollouts, context):

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from nrt_jax import errors
 from nrt_jax.tasks import countdown, grading, math_answers, multiple_choice
+from nrt_jax.tasks.facts import Facts
 from nrt_jax.tasks.long_answer import LongAnswer
 from nrt_jax.tasks.running_sum import RunningSum
 from nrt_jax.tasks.verse import Verse
@@ -30,11 +31,14 @@ class Task(Protocol):
   def grade(self, completion: str, reference: str) -> bool:
     """Whether the answer text of a completion is right. Must be fast and never raise, for any text."""
 
+  # And where an environment may read it: world(index) -> str, what it knows of an example.
+
 
 TASKS = {
   "running_sum": RunningSum,
   "countdown": countdown.Countdown,
   "countdown_small": countdown.SmallCountdown,
+  "facts": Facts,
   "long_answer": LongAnswer,
   "verse": Verse,
   "zigzag": Zigzag,

@@ -201,5 +201,5 @@ def test_nobody_else_pays_for_hints(monkeypatch):
   asked = []
   monkeypatch.setattr(batches, "load_dataset", lambda *args: asked.append(args[4:]))
   for name in ("sft", "rationalization"):
-    training.read_data(toy.run_config(name), None, None)
+    training.read_data(toy.setup(name), None)
   assert asked == [(False,), (True,)]

@@ -7,6 +7,7 @@ ORDER = [
   ["processes"],
   ["objectives", "optimizers", "records", "sharding", "tasks"],
   ["data", "model"],
+  ["environments"],
   ["rollout"],
   ["algorithms"],
   ["evaluation"],

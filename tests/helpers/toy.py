@@ -11,7 +11,7 @@ from nrt_jax.data.critic_prompts import CriticForm
 from nrt_jax.data.prompts import PromptFormat
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import init_params
-from nrt_jax.step import programs
+from nrt_jax.step import policy, programs
 
 VOCAB, MARKER, SECOND_MARKER, EOS, PAD = 24, 20, 21, 22, 23  # text is 0 to 19: id 0 is a word like any other
 
@@ -104,7 +104,8 @@ def setup(algorithm="nrt", model=MODEL, prompt_format=None, **over) -> programs.
   mesh = sharding.make_mesh(run.parallel) if needs_mesh else None
   prompt_format = prompt_format or form()
   critic = critic_form(run.algorithm.critic, prompt_format) if run.algorithm_name == "raro" else None
-  return programs.Setup(run, model, prompt_format, mesh, critic)
+  environment = policy.open_environment(run, None, prompt_format)
+  return programs.Setup(run, model, prompt_format, mesh, critic, environment=environment)
 
 
 def largest_difference(left, right) -> float:

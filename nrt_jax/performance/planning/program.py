@@ -71,7 +71,11 @@ def open_setup(run: RunConfig, devices: list) -> tuple[programs.Setup, bool]:
   known = place is not None and has_tokenizer(place)
   tokenizer, form = policy.open_tokenizer(run.model, run.prompt) if known else (None, placeholder_format(run))
   model = policy.read_architecture(run.model, form, run.parallel.tensor, mesh)
+  if run.environment is not None and not known:
+    found = f"found {run.environment_name!r}, whose words are looked up in a tokenizer, and {place} has none"
+    raise UserError(f"environment.name: {found}, allowed: prompt.tokenizer")
   setup = programs.Setup(run, model, form, mesh, critic_form(run, form, tokenizer if known else None))
+  setup = setup._replace(environment=policy.open_environment(run, tokenizer, form))
   sizes.check(setup)
   return setup, not known
 
@@ -115,6 +119,8 @@ def abstract_batch(setup: programs.Setup, draws: int = 1):
     hints = [one]
   if setup.critic is not None:
     hints, hint_width = [one], setup.critic.head_width
+  if setup.environment is not None and setup.environment.reads_world:
+    hints, hint_width = [one], run.environment.max_world_length
   widths = (run.prompt.max_prompt_length, run.prompt.max_answer_length, run.data.max_trace_length)
   ids = ([one], [one], [one[:0]])
   rows = batches.TokenDataset([None], *ids, widths, setup.form.pad_id, {}, hints=hints, hint_width=hint_width)
