@@ -29,6 +29,7 @@ from nrt_jax.records.metrics import MetricsWriter
 from nrt_jax.rollout import draws
 from nrt_jax.step import host_grading, opening, policy, programs, sizes, throughput
 from nrt_jax.step.state import States
+from nrt_jax.tasks import chance
 from nrt_jax.workdir import Progress
 
 
@@ -163,11 +164,14 @@ def read_data(setup: programs.Setup, tokenizer):
 
 
 def describe_data(stage: Stage) -> str:
-  """The number of training and evaluation examples of a stage, and what the overlong policies did to the others."""
-  rows, held = stage.train_data, stage.eval_data
-  packed = f", packed into {len(rows):,} rows" if stage.setup.run.data.packing else ""
+  """The numbers of a stage's examples, what became of the others, and where answers are sampled a task's chance."""
+  rows, held, run = stage.train_data, stage.eval_data, stage.setup.run
+  packed = f", packed into {len(rows):,} rows" if run.data.packing else ""
   evaluated = "" if held is None else f"; evaluation: {overlong.summary(len(held), held.counts)}"
-  return f"stage {stage.setup.run.stage}: {overlong.summary(len(rows.examples), rows.counts)}{packed}{evaluated}"
+  task = batches.task_of(run.data) if stage.setup.algorithm.samples_traces else None
+  likely = "" if task is None else chance.describe(task, run.samples_per_prompt)
+  examples = f"stage {run.stage}: {overlong.summary(len(rows.examples), rows.counts)}{packed}{evaluated}"
+  return f"{examples}; {likely}" if likely else examples
 
 
 def resume(stages: list[Stage], checkpoints: Checkpoints, step: int, check) -> tuple[States, Progress, list[str]]:

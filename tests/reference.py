@@ -552,3 +552,19 @@ def raro_advantages(rewards, counts):
   """R - mean(R) of a group (no std), over those that count; 0 for the others."""
   kept = [r for r, count in zip(rewards, counts) if count]
   return [r - sum(kept) / len(kept) if count else 0.0 for r, count in zip(rewards, counts)]
+
+
+# ---------------------------------------------------------------- feasibility (nft_and_get_go.md 2.7)
+
+
+def chance_of_random_answers(places, grade):
+  """The share of right answers among all that have one of its words at each place: every one is written and graded."""
+  found = [""]
+  for words in places:
+    found = [f"{text} {word}".strip() for text in found for word in words]
+  return sum(map(grade, found)) / len(found)
+
+
+def chance_of_group(chance, samples):
+  """1 - (1 - p0)^G, as the sum over which sample is the first right one."""
+  return sum(chance * (1 - chance) ** k for k in range(samples))

@@ -143,6 +143,10 @@ def test_environments_run(tables):
   assert "adder" in ENVIRONMENTS
 
 
+def test_families_print_what_they_show():
+  assert run_blocks((DOCS / "families.md").read_text(), "docs_families").task.n_steps == 2
+
+
 def test_config_listings_of_the_equations_are_valid():
   """Each listing is laid over the defaults; a misspelt key or choice raises UserError."""
   listings = re.findall(r"```json\n(.*?)```", (DOCS / "equations.md").read_text(), re.DOTALL)

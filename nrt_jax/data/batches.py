@@ -125,8 +125,15 @@ def _read_file(config):
   return readers.READERS[path.suffix](path)
 
 
+def task_of(config: DataConfig) -> tasks.Task | None:
+  """The task that makes the examples; None where they are read."""
+  if not config.source.startswith(TASK):
+    return None
+  return tasks.make_task(config.source.removeprefix(TASK), config.split, dict(config.task_options))
+
+
 def _open_task(config) -> Source:
-  task = tasks.make_task(config.source.removeprefix(TASK), config.split, dict(config.task_options))
+  task = task_of(config)
   length = config.examples if task.length is None else min(config.examples, task.length)
   world = getattr(task, "world", lambda i: None)
   return Source(length, lambda i: Example(*task.example(i), f"{config.source}[{config.split}]:{i}", world=world(i)))

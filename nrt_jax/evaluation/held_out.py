@@ -97,9 +97,8 @@ def grader(config: DataConfig, name: str | None = None):
   """
   if name is not None:
     return tasks.GRADERS[name]
-  if config.source.startswith(batches.TASK):
-    return tasks.make_task(config.source.removeprefix(batches.TASK), config.split, dict(config.task_options)).grade
-  return grading.exact_match
+  task = batches.task_of(config)
+  return grading.exact_match if task is None else task.grade
 
 
 def evaluate(

@@ -83,6 +83,9 @@ class Countdown:
     value, rest = divmod(*result) if result[1] else (0, 0)
     return value if rest == 0 and 1 <= value <= self.max_target else None
 
+  def chance(self) -> None:
+    """Not known: answers differ in length, and solutions in number."""
+
   def grade(self, completion: str, reference: str) -> bool:
     """See `grade`."""
     return grade(completion, reference)

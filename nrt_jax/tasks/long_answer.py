@@ -14,10 +14,11 @@ by the many easy words, and weights on improbable words affect the noisy ones as
 """
 
 import dataclasses
+import itertools
 
 import numpy as np
 
-from nrt_jax.tasks import splits
+from nrt_jax.tasks import chance, splits
 
 EASY = ("so", "we", "see", "then", "note", "that", "it", "goes", "on", "as", "told")
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "pink", "grey")
@@ -60,6 +61,17 @@ class LongAnswer:
     counts = {"easy": self.n_easy, "noisy": self.n_noisy, "hard": self.n_hard}
     placed = [((i + 0.5) / count, kind) for kind, count in counts.items() for i in range(count)]
     return tuple(kind for _, kind in sorted(placed))
+
+  @property
+  def places(self) -> tuple:
+    """The words that may stand at each place of an answer."""
+    easy = ((word,) for word in itertools.cycle(EASY))
+    several = {"noisy": COLOURS[: self.n_colours], "hard": splits.symbols(0, self.base)}
+    return tuple(several.get(kind) or next(easy) for kind in self.kinds)
+
+  def chance(self) -> float:
+    """base ** -n_hard: any colors are right."""
+    return chance.of_places(self.places, self.n_colours**self.n_noisy)
 
   def example(self, index: int) -> tuple[str, str, str | None]:
     """Example `index` as (question, answer, trace or None): a pure function of the fields and the index."""

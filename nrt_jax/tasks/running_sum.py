@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from nrt_jax.tasks import splits
+from nrt_jax.tasks import chance, splits
 from nrt_jax.tasks.grading import exact_match
 
 
@@ -36,6 +36,15 @@ class RunningSum:
   def words(self) -> tuple[str, ...]:
     """Digits first, so that a digit's id is its value."""
     return (*(str(i) for i in range(self.base + 1)), "add", "modulo", "the", "sum", "is")
+
+  @property
+  def places(self) -> tuple:
+    """The words that may stand at each place of an answer."""
+    return ("the",), ("sum",), ("is",), splits.symbols(0, self.base), ("modulo",), (str(self.base),)
+
+  def chance(self) -> float:
+    """1 / base."""
+    return chance.of_places(self.places)
 
   def example(self, index: int) -> tuple[str, str, str | None]:
     """Example `index` as (question, answer, trace or None): a pure function of the fields and the index."""

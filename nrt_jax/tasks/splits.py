@@ -48,13 +48,31 @@ def words_of(numbers) -> str:
   return " ".join(str(i) for i in numbers)
 
 
-def draw_digits(rng, split: str, n_digits: int, min_digits: int, base: int):
-  """Draws digits [n_digits] of the split, the leading ones 0. Raises UserError if the split has no such digits."""
+def symbols(first: int, count: int) -> tuple[str, ...]:
+  """The words of `count` numbers from `first` on."""
+  return tuple(str(i) for i in range(first, first + count))
+
+
+def digits(number: int, size: int, base: int) -> list[int]:
+  """A number below `size` digit by digit, highest first; all such numbers have the same number of digits."""
+  found = []
+  while size > 1:
+    number, digit = divmod(number, base)
+    size = -(-size // base)
+    found.append(digit)
+  return found[::-1]
+
+
+def draw_digits(rng, split: str, n_digits: int, min_digits: int, base: int, key: str = "n_digits"):
+  """Draws digits [n_digits] of the split, the leading ones 0. Raises UserError if the split has none.
+
+  `key` is the option that a message names.
+  """
 
   def propose():
     digits = rng.integers(base, size=n_digits)
     digits[: n_digits - rng.integers(min_digits, n_digits + 1)] = 0
     return digits if split_of(words_of(digits)) == split else None
 
-  where = f"n_digits: {n_digits} digits in base {base} leave no question for the {split} split"
+  where = f"{key}: {n_digits} digits in base {base} leave no question for the {split} split"
   return draw(propose, DIGIT_TRIES, where)

@@ -7,6 +7,12 @@ from nrt_jax import errors
 from nrt_jax.tasks import countdown, grading, math_answers, multiple_choice
 from nrt_jax.tasks.facts import Facts
 from nrt_jax.tasks.long_answer import LongAnswer
+from nrt_jax.tasks.look_up import LookUp
+from nrt_jax.tasks.machine import Machine
+from nrt_jax.tasks.modular_chain import ModularChain
+from nrt_jax.tasks.orthogonality import Orthogonality
+from nrt_jax.tasks.parity import Parity
+from nrt_jax.tasks.rearrange import Rearrange
 from nrt_jax.tasks.running_sum import RunningSum
 from nrt_jax.tasks.verse import Verse
 from nrt_jax.tasks.zigzag import Zigzag
@@ -31,6 +37,9 @@ class Task(Protocol):
   def grade(self, completion: str, reference: str) -> bool:
     """Whether the answer text of a completion is right. Must be fast and never raise, for any text."""
 
+  def chance(self) -> float | None:
+    """The probability that random words in the format of an answer are right (chance.py); None where not known."""
+
   # And where an environment may read it: world(index) -> str, what it knows of an example.
 
 
@@ -42,6 +51,12 @@ TASKS = {
   "long_answer": LongAnswer,
   "verse": Verse,
   "zigzag": Zigzag,
+  "parity": Parity,
+  "modular_chain": ModularChain,
+  "rearrange": Rearrange,
+  "look_up": LookUp,
+  "orthogonality": Orthogonality,
+  "machine": Machine,
 }
 
 # name -> (answer text of a completion, reference answer) -> bool, for data without a grader of its own. All are fast
@@ -72,3 +87,18 @@ def make_task(name: str, split: str, options: dict) -> Task:
     if type(value) not in kinds:
       raise errors.UserError(f"data.task_options.{key}: found {value!r}, allowed: {kinds[-1].__name__}")
   return TASKS[name](split=split, **options)
+
+
+def shifted(task: Task) -> dict[str, Task]:
+  """The task out of its distribution: a name for each of its shifts -> the task with these options.
+
+  What was drawn for a question decides its split, not how it is written: a question of the test split, written with
+  other symbols or by another convention, is not a training question either. {} for a task without shifts.
+  """
+  shifts = task.shifts() if hasattr(task, "shifts") else {}
+  return {name: dataclasses.replace(task, **options) for name, options in shifts.items()}
+
+
+def vocabulary(task: Task) -> tuple[str, ...]:
+  """The words of a task and of all its shifts, for one tokenizer in and out of distribution."""
+  return tuple(dict.fromkeys(word for one in (task, *shifted(task).values()) for word in one.words))

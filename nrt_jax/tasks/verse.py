@@ -64,6 +64,9 @@ class Verse:
     """Pair `index` in the order of the file. Raises IndexError from `length` on."""
     return *self._pairs[index], None
 
+  def chance(self) -> None:
+    """No answer is right or wrong."""
+
 
 def _read_stanzas(path):
   """Reads the file as stanzas, lists of lines without trailing whitespace."""

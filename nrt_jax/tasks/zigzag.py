@@ -8,8 +8,9 @@ order itself. The trace sorts the numbers: any one above the middle may stand be
 
 import dataclasses
 
-from nrt_jax.tasks import splits
+from nrt_jax.tasks import chance, splits
 
+ZIGZAGS = (1, 1, 1, 2, 5, 16, 61, 272, 1385)  # how many orders of n different numbers are zigzags that rise first
 MAX_TRIES = 10_000  # orders drawn until one is a zigzag: of eight numbers 1 in 29 is
 
 
@@ -34,6 +35,15 @@ class Zigzag:
   def words(self) -> tuple[str, ...]:
     """Numbers first, so that a number's id is its value."""
     return (*(str(i) for i in range(self.high)), "zigzag")
+
+  @property
+  def places(self) -> tuple:
+    """The words that may stand at each place of an answer."""
+    return (splits.symbols(0, self.high),) * self.n_numbers
+
+  def chance(self) -> float:
+    """The right orders among all sequences of so many numbers."""
+    return chance.of_places(self.places, ZIGZAGS[self.n_numbers])
 
   def example(self, index: int) -> tuple[str, str, str | None]:
     """Example `index` as (question, answer, trace or None): a pure function of the fields and the index."""
