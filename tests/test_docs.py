@@ -133,6 +133,10 @@ def test_every_metric_of_a_step_is_explained(one_step):
     assert f"`{name}`" in named or name.startswith("tokens/"), f"docs/index.md says nothing of {name}"
 
 
+def test_interpreters_print_what_is_shown():
+  run_blocks((DOCS / "interpreters.md").read_text(), "docs_interpreters")
+
+
 def test_add_a_method_runs(tables):
   run_blocks((DOCS / "add_a_method.md").read_text(), "docs_add_a_method")
   assert "best_trace" in ALGORITHMS
