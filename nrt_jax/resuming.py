@@ -42,7 +42,7 @@ class Change(NamedTuple):
 
 
 def describe_inputs(tokenizer, stages: list) -> dict:
-  """JSON that identifies what a run reads: key of the config -> name -> value. `stages`: training.Stage."""
+  """JSON that identifies what a run reads: key of the config -> name -> value. `stages`: startup.Stage."""
   model = dataclasses.asdict(stages[0].setup.model)
   model["vocab_size"] -= model["vocab_padding"]
   inputs = {"model.path": {name: value for name, value in model.items() if name not in MODEL_SETTINGS}}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from interrupted import stopping_at
 
-from nrt_jax import __main__, config, training, workdir
+from nrt_jax import __main__, config, startup, training, workdir
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
@@ -67,7 +67,7 @@ def lines(directory):
 
 def stored(values, directory):
   """All arrays of the newest checkpoint, which is one of the last stage, by path; typed keys as their data."""
-  setup = training.open_stages(config.stages_of(values), str(directory))[1][-1].setup
+  setup = startup.open_stages(config.stages_of(values), str(directory))[1][-1].setup
   checkpoints = Checkpoints(str(directory / "checkpoints"), read_only=True)
   states = workdir.restore(setup, checkpoints, checkpoints.latest_step())
   flat = jax.tree_util.tree_flatten_with_path(states)[0]

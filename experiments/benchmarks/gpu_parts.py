@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nrt_jax import config, training
+from nrt_jax import config, startup
 from nrt_jax.commands import configs
 from nrt_jax.data import batches
 from nrt_jax.model import kernels
@@ -34,11 +34,11 @@ def tell(**result) -> None:
 def open_run(args, *overrides):
   """(setup, states, prompts) of the config's run; a step's batch is the first one."""
   values = configs.load_config(args.config, [*args.overrides, *overrides])
-  _, stages = training.open_stages(config.stages_of(values))
+  _, stages = startup.open_stages(config.stages_of(values))
   stage = stages[-1]
   with mesh_of(stage.setup):
-    states = training.fresh_states(stage, training.first_params(stage.setup), jax.random.key(0))
-    return stage.setup, states, training.read_batch(stage, batches.Position())
+    states = startup.fresh_states(stage, startup.first_params(stage.setup), jax.random.key(0))
+    return stage.setup, states, startup.read_batch(stage, batches.Position())
 
 
 def mesh_of(setup):

@@ -13,15 +13,15 @@ import time
 import jax
 import numpy as np
 
-from nrt_jax import training
+from nrt_jax import startup
 from nrt_jax.config import RunConfig
 from nrt_jax.data import batches
 from nrt_jax.errors import UserError
 from nrt_jax.performance import ceilings, phases
 from nrt_jax.performance.compilations import Compilations
 from nrt_jax.rollout import draws
+from nrt_jax.startup import Stage
 from nrt_jax.step import host_grading, programs, throughput
-from nrt_jax.training import Stage
 
 PROFILED_STEPS = 2
 
@@ -34,14 +34,14 @@ def benchmark(runs: list[RunConfig], stage_name: str | None = None, repeats: int
   names = [run.stage for run in runs]
   if stage_name is not None and stage_name not in names:
     raise UserError(f"--stage: found {stage_name!r}, allowed: {', '.join(names)}")
-  tokenizer, opened = training.open_stages(runs)
+  tokenizer, opened = startup.open_stages(runs)
   stage = opened[names.index(stage_name) if stage_name else -1]
   setup = stage.setup
   peaks = ceilings.find(setup.model.compute_dtype)
   with contextlib.nullcontext() if setup.mesh is None else jax.set_mesh(setup.mesh):
     say(f"stage {setup.run.stage}: reading the parameters")
-    states = training.fresh_states(stage, training.first_params(setup), jax.random.key(setup.run.seed))
-    batch = training.read_batch(stage, batches.Position())
+    states = startup.fresh_states(stage, startup.first_params(setup), jax.random.key(setup.run.seed))
+    batch = startup.read_batch(stage, batches.Position())
 
     say("compiling the step")
     compiled, compiling = compile_step(setup, states, batch)
@@ -96,7 +96,7 @@ def time_steps(stage: Stage, step, states, batch, repeats: int):
       begin = time.perf_counter()
       drawn = run.prompts_per_step * draws.made(metrics, stage.setup.max_draws)
       position = batches.advance(stage.train_data, position, drawn)
-      batch = jax.block_until_ready(training.read_batch(stage, position))
+      batch = jax.block_until_ready(startup.read_batch(stage, position))
       read = time.perf_counter() - begin
       jax.block_until_ready(states)
       seconds = time.perf_counter() - start

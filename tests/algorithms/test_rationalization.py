@@ -9,7 +9,7 @@ import pytest
 import reference
 import toy
 
-from nrt_jax import training
+from nrt_jax import startup
 from nrt_jax.algorithms import rationalization
 from nrt_jax.arrays import AnswerScores, Rollouts
 from nrt_jax.data import batches, order, prompts
@@ -201,5 +201,5 @@ def test_nobody_else_pays_for_hints(monkeypatch):
   asked = []
   monkeypatch.setattr(batches, "load_dataset", lambda *args: asked.append(args[4:]))
   for name in ("sft", "rationalization"):
-    training.read_data(toy.setup(name), None)
+    startup.read_data(toy.setup(name), None)
   assert asked == [(False,), (True,)]

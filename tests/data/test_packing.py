@@ -11,7 +11,7 @@ import pytest
 import toy
 from paths import DATA
 
-from nrt_jax import config, training
+from nrt_jax import config, startup
 from nrt_jax.algorithms import sft
 from nrt_jax.data import batches, packing
 from nrt_jax.errors import UserError
@@ -202,11 +202,11 @@ def test_minibatches_and_micro_batches_of_packed_rows():
 def test_training_packs_what_the_config_says(monkeypatch):
   monkeypatch.setattr(batches, "load_dataset", lambda *args: token_dataset(LENGTHS))
   run = toy.run_config("sft", data__packing=WIDTH)
-  train_data, _ = training.read_data(programs.Setup(run, MODEL, toy.form(MARKER_IDS), None), None)
+  train_data, _ = startup.read_data(programs.Setup(run, MODEL, toy.form(MARKER_IDS), None), None)
   assert train_data.groups == packed().groups and train_data.marker_ids == MARKER_IDS
-  assert isinstance(training.read_data(toy.setup("sft"), None)[0], batches.TokenDataset)
-  stage = training.Stage(programs.Setup(run, MODEL, toy.form(), None), train_data, None, 0)
-  assert training.describe_data(stage) == f"stage main: 24 examples, packed into {len(packed())} rows"
+  assert isinstance(startup.read_data(toy.setup("sft"), None)[0], batches.TokenDataset)
+  stage = startup.Stage(programs.Setup(run, MODEL, toy.form(), None), train_data, None, 0)
+  assert startup.describe_data(stage) == f"stage main: 24 examples, packed into {len(packed())} rows"
 
 
 def test_config_errors():

@@ -14,6 +14,7 @@ ORDER = [
   ["config"],
   ["step"],
   ["resuming", "workdir"],
+  ["startup"],
   ["training"],
   ["performance"],
   ["commands"],
