@@ -18,13 +18,14 @@ from nrt_jax.model.architecture import ADAPTABLE
 from nrt_jax.optimizers.update_rule import OptimizerConfig
 from nrt_jax.records.checkpoint import CheckpointConfig
 from nrt_jax.records.metrics import LoggingConfig
+from nrt_jax.records.stopping import StopConfig
 from nrt_jax.rollout.sampler import SamplingConfig
 from nrt_jax.sharding import ParallelConfig
 
 # The keys that a stage may set. All others (model, devices, files) apply to the whole run.
 STAGE_KEYS = (
-  "total_steps", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm", "environment", "optimizer",
-  "evaluation",
+  "total_steps", "stop", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm", "environment",
+  "optimizer", "evaluation",
 )  # fmt: skip
 
 NEW_ROWS = ("mean", "description", "end_token")
@@ -81,6 +82,7 @@ class RunConfig:
   parallel: ParallelConfig = field(default_factory=ParallelConfig)
   checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
   evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+  stop: StopConfig = field(default_factory=StopConfig)
   logging: LoggingConfig = field(default_factory=LoggingConfig)
 
   def __post_init__(self):

@@ -18,7 +18,7 @@ from nrt_jax.processes import fingerprint
 INPUTS_FILE = "inputs.json"
 # May change: how long, how often, how fast, on which devices. The result differs by rounding at most.
 FREE = (
-  "total_steps", "logging", "checkpoint", "parallel", "evaluation.every_steps", "evaluation.batch_prompts",
+  "total_steps", "stop", "logging", "checkpoint", "parallel", "evaluation.every_steps", "evaluation.batch_prompts",
   "optimizer.max_skipped_steps", "model.remat", "model.layer_loop", "model.attention", "model.attention_block",
   "model.head_chunk",
 )  # fmt: skip
@@ -120,15 +120,20 @@ def within(key: str, names) -> bool:
   return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
-def check_steps(step: int, first_step: int, done: int, run: RunConfig) -> None:
-  """Raises UserError where a checkpoint's step is not where this config has it, or lies behind the end of its stage.
+def check_steps(step: int, ends: tuple, done: int, runs: list[RunConfig]) -> None:
+  """Raises UserError where a checkpoint's stages did not end where this config has them end.
 
-  step: of the run; first_step: steps of the stages before; done: steps of its stage that the checkpoint has behind it.
+  step: of the run; ends: steps that each stage before took; done: steps of its stage that the checkpoint has behind it.
+  A stage may have ended before its last step only by its stop rule.
   """
-  if first_step + done != step:
+  run, before = runs[len(ends)], runs[: len(ends)]
+  configured = [earlier.total_steps for earlier in before]
+  early = [end < most for end, most in zip(ends, configured)]
+  by_rule = all(earlier.stop.metric for earlier, short in zip(before, early) if short)
+  if sum(ends) + done != step or not by_rule or any(end > most for end, most in zip(ends, configured)):
     raise UserError(
-      f"total_steps: found {first_step} in the stages before {run.stage!r}, allowed: {step - done}, as the workdir's "
-      "checkpoint has it, or another --workdir"
+      f"total_steps: found {sum(configured)} in the stages before {run.stage!r}, allowed: {step - done}, as the "
+      "workdir's checkpoint has it, or another --workdir"
     )
   if done > run.total_steps:
     raise UserError(

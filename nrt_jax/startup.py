@@ -3,6 +3,7 @@
 All mistakes in a config, a file or a mesh are found in `open_stages`, before anything is compiled.
 """
 
+import dataclasses
 import functools
 import os
 from typing import NamedTuple
@@ -13,10 +14,11 @@ from nrt_jax import resuming, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.config import RunConfig
 from nrt_jax.data import batches, overlong, packing
-from nrt_jax.errors import UserError, require_choice
+from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights
 from nrt_jax.records.checkpoint import Checkpoints
+from nrt_jax.sharding import ParallelConfig
 from nrt_jax.step import host_grading, opening, policy, programs, sizes
 from nrt_jax.step.state import States
 from nrt_jax.tasks import chance
@@ -29,7 +31,6 @@ class Stage(NamedTuple):
   setup: programs.Setup
   train_data: batches.TokenDataset | packing.PackedDataset
   eval_data: batches.TokenDataset | None
-  first_step: int  # training steps of the stages before it
 
 
 def open_stages(runs: list[RunConfig], workdir: str | None = None):
@@ -43,13 +44,13 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
   hf_weights.hf_config(model)  # raises now if the architecture cannot be exported at the end
   check_start(first, workdir)
   check_keep_best(runs)
-  stages, first_step = [], 0
+  stages = []
   for run in runs:
     setup = opening.open_setup(run, model, tokenizer, form, mesh)
     sizes.check(setup)
     host_grading.check(run)
-    stages.append(Stage(setup, *read_data(setup, tokenizer), first_step))
-    first_step += run.total_steps
+    stages.append(Stage(setup, *read_data(setup, tokenizer)))
+  check_stop_rules(stages)
   return tokenizer, stages
 
 
@@ -73,6 +74,34 @@ def check_keep_best(runs: list[RunConfig]) -> None:
   if not names:
     raise UserError(f"checkpoint.keep_best: found {metric!r} with evaluation.data null, allowed: null, or data for it")
   require_choice("checkpoint.keep_best", metric, dict.fromkeys(names))
+
+
+def check_stop_rules(stages: list[Stage]) -> None:
+  """Raises UserError if a stage is to end by a metric that its steps don't have. Traces the step, compiles nothing."""
+  known = {}
+  for stage in stages:
+    run = stage.setup.run
+    if run.stop.metric is None:
+      continue
+    method = (run.algorithm_name, run.algorithm, run.environment_name)
+    if method not in known:  # stages of a curriculum share theirs
+      known[method] = step_metrics(stage)
+    names = known[method]
+    if run.stop.metric not in names:
+      names = [name for name in names if not name.startswith(("tokens/", "optimizer/", "loss/"))]
+      found = choices(run.stop.metric, names)
+      raise UserError(f"stop.metric of stage {run.stage!r} (algorithm.name {run.algorithm_name!r}): {found}")
+
+
+def step_metrics(stage: Stage) -> list[str]:
+  """The names of the metrics of a stage's step."""
+  run = stage.setup.run
+  run = dataclasses.replace(run, parallel=ParallelConfig(micro_batches=1))
+  alone = stage.setup._replace(run=run, mesh=None)  # devices add no metrics
+  count = alone.max_draws
+  rows, _ = batches.batch(stage.train_data, batches.Position(), count * run.prompts_per_step, run.seed, draws=count)
+  states = programs.abstract_states(alone)
+  return sorted(host_grading.lower_programs(alone, states, rows)[-1].out_info[1])
 
 
 def read_data(setup: programs.Setup, tokenizer):
@@ -100,22 +129,23 @@ def describe_data(stage: Stage) -> str:
 
 def resume(stages: list[Stage], checkpoints: Checkpoints, step: int, check) -> tuple[States, Progress, list[str]]:
   """The states and the progress of the checkpoint of `step`, and what check(its stage) says of changes since."""
-  progress = workdirs.read_progress(checkpoints, step, [stage.setup.run.stage for stage in stages])
+  runs = [stage.setup.run for stage in stages]
+  progress = workdirs.read_progress(checkpoints, step, runs)
   stage = stages[progress.stage]
-  resuming.check_steps(step, stage.first_step, progress.step, stage.setup.run)
+  resuming.check_steps(step, progress.ends, progress.step, runs)
   changes = check(progress.stage)
   batches.require_inside(stage.train_data, progress.position)
   return workdirs.restore(stage.setup, checkpoints, step), progress, changes
 
 
-def fresh_states(stage: Stage, params, key, critic_params=None) -> States:
+def fresh_states(stage: Stage, params, key, critic_params=None, first_step: int = 0) -> States:
   """The states at the start of a stage, on the devices. `params` are taken over: nobody may use them afterwards.
 
-  critic_params: see programs.init_states.
+  critic_params: see programs.init_states. first_step: training steps of the stages before.
   """
   setup = stage.setup
   shardings = programs.state_shardings(setup)
-  make = functools.partial(programs.init_states, setup, step=stage.first_step)
+  make = functools.partial(programs.init_states, setup, step=first_step)
   init = jax.jit(make, out_shardings=shardings, donate_argnums=0)  # or all parameters would be there twice
   fresh = init(params, key, critic_params=critic_params)
   return programs.replicate(fresh) if setup.axis_name else fresh

@@ -75,9 +75,9 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     # ---- 4. Stages, one after another.
     for number in range(progress.stage, len(stages)):
       if states is None or number > progress.stage:
-        states, progress = loop.next_stage(states, number), Progress(stage=number)
+        states, progress = loop.next_stage(states, progress, number)
       states, progress = loop.run_stage(states, progress)
-      if progress.step < runs[number].total_steps or not progress.evaluated:
+      if not progress.over(runs[number]) or not progress.evaluated:
         saved = checkpoints.latest_step()
         again = "starts again" if saved is None else f"resumes from step {saved}"
         writer.note(f"stopped by a signal; the same command {again}")
@@ -111,30 +111,32 @@ class Loop:
     self._clock = 0.0  # when the step before it finished
     self._work = None  # throughput.Work of the stage's step
 
-  def next_stage(self, states: States | None, number: int) -> States:
-    """The states at the start of stage `number`, from those at the end of the one before (None: from scratch)."""
+  def next_stage(self, states: States | None, before: Progress, number: int) -> tuple[States, Progress]:
+    """States and progress at the start of stage `number`, from those at the end of the one before (None: at first)."""
     stage = self._stages[number]
     setup = stage.setup
     if states is None:
-      return startup.fresh_states(stage, startup.first_params(setup), jax.random.key(setup.run.seed))
+      return startup.fresh_states(stage, startup.first_params(setup), jax.random.key(setup.run.seed)), Progress()
+    progress = Progress(number, ends=(*before.ends, before.step))
     last = single_copy(self._stages[number - 1].setup, states)
     critic = last.critic.params if last.critic is not None and programs.own_critic(setup) else None
-    return startup.fresh_states(stage, last.policy.params, last.policy.key, critic)
+    fresh = startup.fresh_states(stage, last.policy.params, last.policy.key, critic, progress.number)
+    return fresh, progress
 
   def run_stage(self, states: States, progress: Progress) -> tuple[States, Progress]:
-    """Trains until the stage's last step, or until a signal asks to stop."""
+    """Trains until the stage's last step, until its stop rule is met, or until a signal asks to stop."""
     stage = self._stages[progress.stage]
-    run = stage.setup.run
-    if self._stop or (progress.step >= run.total_steps and progress.evaluated):
+    run, episodes = stage.setup.run, stage.setup.run.prompts_per_step * stage.setup.samples_per_prompt
+    if self._stop or (progress.over(run) and progress.evaluated):
       return states, progress
     generate = self._build_generate(stage)
     if not progress.evaluated:  # the run was stopped before the evaluation
-      number, progress = stage.first_step + progress.step, progress._replace(evaluated=True)
-      measured = self._evaluate(generate, states, stage, number)
-      self._checkpoints.amend(number, progress.record(run.stage), measured)
-    if progress.step >= run.total_steps:
+      progress = progress._replace(evaluated=True)
+      measured = self._evaluate(generate, states, stage, progress.number)
+      self._checkpoints.amend(progress.number, progress.record(run.stage), measured)
+    if progress.over(run):
       return states, progress
-    if progress.step == 0 and stage.first_step == 0:
+    if progress.number == 0:
       self._evaluate(generate, states, stage, 0)
     if self._stop:
       return states, progress
@@ -144,27 +146,31 @@ class Loop:
       return states, progress
     self._clock = time.monotonic()
 
-    for step in range(progress.step + 1, run.total_steps + 1):
-      number = stage.first_step + step
+    while not progress.over(run):
       # ---- Dispatch step t, then read the next batch and fetch the metrics of step t - 1 while it runs.
       states, metrics, samples = train_step(states, batch)
-      self._fetch(stage)
-      self._pending = (number, progress.position, metrics, samples)
+      progress = self._seen(stage, progress, self._fetch(stage))
+      # The rule sees step t - 1 at the latest, whatever else is fetched, so that all runs end with the same step.
+      succeeded = run.stop.reached(progress.window, episodes)
+      self._pending = (progress.number + 1, progress.position, metrics, samples)
       drawn = run.prompts_per_step * draws.made(metrics, stage.setup.max_draws)
-      progress = Progress(progress.stage, step, batches.advance(stage.train_data, progress.position, drawn))
-      if step < run.total_steps:
+      position = batches.advance(stage.train_data, progress.position, drawn)
+      progress = progress._replace(step=progress.step + 1, position=position, succeeded=succeeded)
+      over, number = progress.over(run), progress.number
+      if not over:
         batch = startup.read_batch(stage, progress.position)
 
       # ---- Evaluate, then save, so that the checkpoint knows how good it is.
       stop = stopping.must_stop(self._stop, number)
-      due = run.evaluation.every_steps and step % run.evaluation.every_steps == 0
-      owes = bool(step == run.total_steps or due)
+      due = run.evaluation.every_steps and progress.step % run.evaluation.every_steps == 0
+      owes = bool(over or due)
       evaluates = owes and not stop  # a stopping run has seconds left; the resumed run evaluates instead
       progress = progress._replace(evaluated=evaluates or not owes)
-      ends = stop or step == run.total_steps
+      ends = stop or over
       saves = ends or self._checkpoints.due(number)
       if evaluates or saves:
         measured = self._fetch(stage)
+        progress = self._seen(stage, progress, measured)
         if evaluates:
           measured |= self._evaluate(generate, states, stage, number)
         if saves and (ends or not self._skipped):  # after a skipped update, the parameters may be beyond help
@@ -172,7 +178,15 @@ class Loop:
         self._clock = time.monotonic()  # not part of the next step's time
       if stop:
         break
+    if progress.succeeded:
+      steps = f"{progress.step} of {run.total_steps} steps"
+      self._writer.note(f"stage {run.stage}: ends after {steps}: {run.stop.metric} has come to {run.stop.bar:g}")
     return states, progress
+
+  def _seen(self, stage: Stage, progress: Progress, metrics: dict) -> Progress:
+    """The progress with the metrics of one more step, if there are any, in the window of the stage's stop rule."""
+    of_step = stage.setup.run.prompts_per_step * stage.setup.samples_per_prompt
+    return progress._replace(window=stage.setup.run.stop.seen(progress.window, metrics, of_step))
 
   def _compile(self, stage: Stage, states: States, batch):
     """Compiles the step and reports how long that took."""

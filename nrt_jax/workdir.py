@@ -32,6 +32,18 @@ class Progress(NamedTuple):
   step: int = 0  # steps done in that stage
   position: Position = Position()  # where the next batch starts
   evaluated: bool = True  # False: stopped before the evaluation due at this step
+  ends: tuple[int, ...] = ()  # steps that each stage before it took
+  window: tuple[float, ...] = ()  # the metric of its stop rule in the last steps
+  succeeded: bool = False  # its stop rule has ended it
+
+  @property
+  def number(self) -> int:
+    """Steps done over all stages."""
+    return sum(self.ends) + self.step
+
+  def over(self, run: RunConfig) -> bool:
+    """Whether no step of the stage is left."""
+    return self.succeeded or self.step >= run.total_steps
 
   def record(self, stage_name: str) -> dict:
     """As JSON, for the checkpoint."""
@@ -41,6 +53,9 @@ class Progress(NamedTuple):
       "step": self.step,
       "position": list(self.position),
       "evaluated": self.evaluated,
+      "ends": list(self.ends),
+      "window": list(self.window),
+      "succeeded": self.succeeded,
     }
 
 
@@ -93,13 +108,17 @@ def keep_compiled(workdir: str) -> None:
     compilation_cache.reset_cache()  # JAX decided whether to cache at the first, small compilation
 
 
-def read_progress(checkpoints: Checkpoints, step: int, stage_names: list[str]) -> Progress:
-  """The progress stored with the checkpoint of `step`. UserError if its stage is not in this config."""
-  record = checkpoints.record(step)
+def read_progress(checkpoints: Checkpoints, step: int, runs: list[RunConfig]) -> Progress:
+  """The progress stored with the checkpoint of `step`. UserError if its stage is not among these."""
+  record, stage_names = checkpoints.record(step), [run.stage for run in runs]
   number, name = record["stage"], record["stage_name"]
   if stage_names[number : number + 1] != [name]:
     raise UserError(f"workdir: its checkpoint is of stage {name!r}, this config has {', '.join(stage_names)}")
-  return Progress(number, record["step"], Position(*record["position"]), record["evaluated"])
+  # Before there were stop rules, stages ended with their last step, and the sum of those is the checkpoint's to check.
+  ends = record.get("ends", [run.total_steps for run in runs[:number]])
+  window, succeeded = record.get("window", ()), record.get("succeeded", False)
+  position = Position(*record["position"])
+  return Progress(number, record["step"], position, record["evaluated"], tuple(ends), tuple(window), succeeded)
 
 
 def restore(setup: programs.Setup, checkpoints: Checkpoints, step: int) -> States:

@@ -568,3 +568,14 @@ def chance_of_random_answers(places, grade):
 def chance_of_group(chance, samples):
   """1 - (1 - p0)^G, as the sum over which sample is the first right one."""
   return sum(chance * (1 - chance) ** k for k in range(samples))
+
+
+def last_step(values, bar, steps):
+  """The step, from 1, with which a stage ends whose metric is values[t - 1] in step t; its limit where no mean is high.
+
+  The rule sees the metrics of a step while the next one runs.
+  """
+  for t in range(steps, len(values)):
+    if np.mean(values[t - steps : t]) >= bar:
+      return t + 1
+  return len(values)

@@ -151,6 +151,10 @@ def test_families_print_what_they_show():
   assert run_blocks((DOCS / "families.md").read_text(), "docs_families").task.n_steps == 2
 
 
+def test_stages_print_what_they_show():
+  run_blocks((DOCS / "stages.md").read_text(), "docs_stages")
+
+
 def test_config_listings_of_the_equations_are_valid():
   """Each listing is laid over the defaults; a misspelt key or choice raises UserError."""
   listings = re.findall(r"```json\n(.*?)```", (DOCS / "equations.md").read_text(), re.DOTALL)

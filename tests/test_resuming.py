@@ -82,8 +82,8 @@ def test_what_matters_is_refused_by_name_with_both_values(workdir, key, value, s
 @pytest.mark.parametrize(
   "key, value",
   [
-    ("total_steps", 9), ("logging__every_steps", 7), ("checkpoint__keep_last", 5), ("parallel__fsdp", 2),
-    ("evaluation__every_steps", 3), ("model__remat", "full"), ("optimizer__max_skipped_steps", 9),
+    ("total_steps", 9), ("stop__bar", 0.5), ("logging__every_steps", 7), ("checkpoint__keep_last", 5),
+    ("parallel__fsdp", 2), ("evaluation__every_steps", 3), ("model__remat", "full"), ("optimizer__max_skipped_steps", 9),
   ],
 )  # fmt: skip
 def test_what_is_harmless_is_taken_and_noted(workdir, key, value):
@@ -166,12 +166,21 @@ def test_a_workdir_without_a_config_or_with_a_broken_one(workdir):
 
 
 def test_steps_must_be_where_the_config_has_them():
-  run = toy.run_config("nrt", total_steps=8)
-  resuming.check_steps(12, 4, 8, run)
-  with pytest.raises(UserError, match="total_steps: found 3 in the stages before 'main', allowed: 4"):
-    resuming.check_steps(12, 3, 8, run)
+  first, last = toy.run_config("nrt", total_steps=4), toy.run_config("nrt", total_steps=8)
+  resuming.check_steps(12, (4,), 8, [first, last])
+  for step, ends in ((11, (4,)), (11, (3,)), (13, (5,))):
+    says = f"total_steps: found 4 in the stages before 'main', allowed: {step - 8}"
+    with pytest.raises(UserError, match=says):
+      resuming.check_steps(step, ends, 8, [first, last])
   with pytest.raises(UserError, match="total_steps: found 8 for stage 'main', .* has 9 behind it, allowed: 9 or more"):
-    resuming.check_steps(13, 4, 9, run)
+    resuming.check_steps(13, (4,), 9, [first, last])
+
+
+def test_a_stage_with_a_stop_rule_may_have_ended_early_but_not_late():
+  first, last = toy.run_config("nrt", total_steps=4, stop__metric="reward/mean"), toy.run_config("nrt", total_steps=8)
+  resuming.check_steps(11, (3,), 8, [first, last])
+  with pytest.raises(UserError, match="total_steps: found 4 in the stages before 'main', allowed: 5"):
+    resuming.check_steps(13, (5,), 8, [first, last])
 
 
 def test_a_data_fingerprint_depends_on_texts_weights_and_order():

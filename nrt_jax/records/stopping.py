@@ -1,12 +1,54 @@
-"""Why a run stops before its end: a preemption, of which SIGTERM is the notice, or updates that are not finite."""
+"""Why a run stops before its end: a preemption, of which SIGTERM is the notice, or updates that are not finite.
+
+And why a stage does: success.
+"""
 
 import contextlib
+import math
 import signal
+from dataclasses import dataclass
 
 import jax
 from jax.experimental import multihost_utils
 
 from nrt_jax.errors import UserError
+
+SHARES = ("accuracy", "_fraction")  # ends of the names of metrics in [0, 1]
+
+
+@dataclass(frozen=True)
+class StopConfig:
+  """Ends a stage on success, before its `total_steps`: where the mean of a metric over its last episodes is high."""
+
+  metric: str | None = None  # of a step, such as "completion/accuracy" or "reward/mean"; None: only total_steps count
+  bar: float = 0.8  # the mean that is enough, at most 1
+  episodes: int = 1024  # the last sampled rows of the stage that it is over, rounded up to whole steps
+
+  def __post_init__(self):
+    share = self.metric is not None and self.metric.endswith(SHARES)
+    if not self.bar <= 1 or (share and self.bar <= 0):
+      allowed = f"above 0, up to 1, for {self.metric}" if share else "at most 1"
+      raise UserError(f"stop.bar: found {self.bar}, allowed: {allowed}")
+    if self.episodes < 1:
+      raise UserError(f"stop.episodes: found {self.episodes}, allowed: 1 or more")
+
+  def seen(self, window: tuple, metrics: dict, of_step: int) -> tuple:
+    """The metric of the last steps, with that of one more, which had `of_step` episodes. One not finite clears it.
+
+    metrics: those of the step; none where there was no step.
+    """
+    if self.metric is None or self.metric not in metrics:
+      return window
+    value = metrics[self.metric]
+    return (*window, value)[-self._steps(of_step) :] if math.isfinite(value) else ()
+
+  def reached(self, window: tuple, of_step: int) -> bool:
+    """Whether the mean over the window, which must be full, is at the bar."""
+    full = self.metric is not None and len(window) >= self._steps(of_step)
+    return bool(full and math.fsum(window) / len(window) >= self.bar)
+
+  def _steps(self, of_step: int) -> int:
+    return -(-self.episodes // of_step)
 
 
 @contextlib.contextmanager

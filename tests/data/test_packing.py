@@ -205,7 +205,7 @@ def test_training_packs_what_the_config_says(monkeypatch):
   train_data, _ = startup.read_data(programs.Setup(run, MODEL, toy.form(MARKER_IDS), None), None)
   assert train_data.groups == packed().groups and train_data.marker_ids == MARKER_IDS
   assert isinstance(startup.read_data(toy.setup("sft"), None)[0], batches.TokenDataset)
-  stage = startup.Stage(programs.Setup(run, MODEL, toy.form(), None), train_data, None, 0)
+  stage = startup.Stage(programs.Setup(run, MODEL, toy.form(), None), train_data, None)
   assert startup.describe_data(stage) == f"stage main: 24 examples, packed into {len(packed())} rows"
 
 

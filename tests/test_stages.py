@@ -1,0 +1,138 @@
+"""Runs of several stages at toy size: when they end, and what goes from one to the next."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import reference
+from interrupted import stopping_at
+
+from nrt_jax import config, startup, training, workdir
+from nrt_jax.data.prompts import word_tokenizer
+from nrt_jax.errors import UserError
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.records.checkpoint import Checkpoints
+from nrt_jax.tasks.running_sum import RunningSum
+
+UNREPEATABLE = ("time/", "throughput/", "memory/")
+ROWS, END = 32, 5  # of a step; the first stage's last step
+
+
+@pytest.fixture(scope="module")
+def values(tmp_path_factory):
+  """NRT for eight steps, saved at the end alone."""
+  model = tmp_path_factory.mktemp("model")
+  tokenizer = word_tokenizer(RunningSum().words, model)
+  sizes = dict(hidden_size=16, intermediate_size=32, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
+  sizes |= dict(num_hidden_layers=1)
+  hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), initializer_range=0.3, **sizes), model)
+  values = config.defaults("nrt")
+  values.update(total_steps=8, prompts_per_step=16, samples_per_prompt=2)
+  values["model"].update(path=str(model), weights="random")
+  values["prompt"].update(max_prompt_length=11, max_answer_length=8)
+  values["data"].update(source="task:running_sum", examples=40)
+  values["sampling"]["max_trace_length"] = 4
+  values["optimizer"].update(learning_rate=1e-2, eps=1e-3)
+  values["checkpoint"].update(every_steps=0)
+  values["logging"].update(samples_every_steps=0, tensorboard=False, progress=False)
+  return values
+
+
+def changed(values, **changes) -> dict:
+  values = json.loads(json.dumps(values))
+  for key, value in changes.items():
+    *parents, last = key.split("__")
+    at = values
+    for parent in parents:
+      at = at[parent]
+    at[last] = value
+  return values
+
+
+def train(values, directory):
+  training.train(config.stages_of(values), str(directory), values)
+  return directory
+
+
+def lines(directory):
+  rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+  return [{k: v for k, v in row.items() if not k.startswith(UNREPEATABLE)} for row in rows]
+
+
+def record(directory) -> dict:
+  return Checkpoints(str(directory / "checkpoints"), read_only=True).record()
+
+
+def final_states(values, directory) -> dict:
+  """All arrays of the newest checkpoint, which is one of the last stage, by path; typed keys as their data."""
+  setup = startup.open_stages(config.stages_of(values), str(directory))[1][-1].setup
+  checkpoints = Checkpoints(str(directory / "checkpoints"), read_only=True)
+  states = workdir.restore(setup, checkpoints, checkpoints.latest_step())
+  states = states.replace(policy=states.policy.replace(key=jax.random.key_data(states.policy.key)))
+  flat = jax.tree_util.tree_flatten_with_path(startup.single_copy(setup, states))[0]
+  return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def assert_same_run(values, left, right):
+  """Bit for bit: parameters, optimizer, key and metrics, and where its stages ended."""
+  a, b = final_states(values, left), final_states(values, right)
+  assert a.keys() == b.keys() and len(a) > 20
+  assert [key for key in a if not np.array_equal(a[key], b[key])] == []
+  assert lines(left) == lines(right) and record(left) == record(right)
+
+
+# ---------------------------------------------------------------------------------------------------------- stop rule
+
+
+@pytest.fixture(scope="module")
+def ruled(values):
+  """Two stages, of which the first ends by a rule on a metric that is known beforehand: a learning rate that rises."""
+  rates = [1e-2 * t / 8 for t in range(1, 9)]
+  rule = {"metric": "optimizer/lr", "bar": rates[2] + 1e-5, "episodes": 2 * ROWS - 1}  # met by steps 3 and 4
+  assert reference.last_step(rates, rule["bar"], 2) == END
+  stages = [{"name": "first", "stop": rule, "optimizer": {"warmup_steps": 8}}, {"name": "second", "total_steps": 2}]
+  return changed(values, stages=stages)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(ruled, tmp_path_factory):
+  return train(ruled, tmp_path_factory.mktemp("uninterrupted"))
+
+
+def test_a_stage_ends_on_success_and_the_next_goes_on_with_the_next_step(ruled, uninterrupted):
+  found = lines(uninterrupted)
+  assert [row["step"] for row in found] == list(range(1, END + 3))
+  rates = [1e-2 * t / 8 for t in range(1, END + 1)]
+  assert [row["optimizer/lr"] for row in found] == pytest.approx([*rates, 1e-2, 1e-2])
+  states = final_states(ruled, uninterrupted)
+  assert states[".policy.step"] == END + 2 and states[".policy.updates"] == 2
+  last = record(uninterrupted)
+  assert (last["stage"], last["step"], last["ends"], last["window"], last["succeeded"]) == (1, 2, [END], [], False)
+
+
+def test_however_often_it_is_saved_and_killed_it_ends_with_the_same_step(ruled, uninterrupted, tmp_path, monkeypatch):
+  """Saving fetches the metrics of a step before the next one is dispatched: the rule must not see them earlier.
+
+  Killed with its window half full; as the rule is met, and the last step has begun; in the second stage.
+  """
+  often = changed(ruled, checkpoint__every_steps=1)
+  for stop_at, stage, met in ((1, 0, False), (END - 1, 0, True), (END + 1, 1, False)):
+    with stopping_at(monkeypatch, stop_at):
+      train(often, tmp_path)
+    assert (record(tmp_path)["stage"], record(tmp_path)["succeeded"]) == (stage, met)
+  train(often, tmp_path)
+  assert_same_run(often, tmp_path, uninterrupted)
+
+
+def test_a_metric_that_the_method_lacks_is_named_before_anything_is_compiled(values, tmp_path, monkeypatch):
+  monkeypatch.setattr(training.host_grading, "compile_programs", lambda *_: pytest.fail("compiled"))
+  stages = [{"name": "a"}, {"name": "b", "stop": {"metric": "completion/acuracy"}}]
+  with pytest.raises(UserError) as error:
+    train(changed(values, stages=stages), tmp_path / "run")
+  text = str(error.value)
+  assert text.startswith("stop.metric of stage 'b' (algorithm.name 'nrt'): found 'completion/acuracy', allowed: ")
+  assert "answer/logp" in text and "\n" not in text and not (tmp_path / "run").exists()
+  rule = {"name": "b", "algorithm": {"name": "grpo", "verifier": "host"}, "stop": {"metric": "completion/accuracy"}}
+  startup.open_stages(config.stages_of(changed(values, stages=[rule])), None)
