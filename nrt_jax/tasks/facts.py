@@ -94,6 +94,10 @@ class Facts:
     trace = " ".join(reads) if rng.random() < self.trace_share else None
     return " ".join(filter(None, parts)), f"e{at}", trace
 
+  def chance(self) -> float:
+    """1 / entities: the answer is one of them."""
+    return 1 / self.entities
+
   def grade(self, completion: str, reference: str) -> bool:
     """Exact match."""
     return exact_match(completion, reference)

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import reference
 
 from nrt_jax.data import prompts
 from nrt_jax.errors import UserError
@@ -83,6 +84,12 @@ def test_words_cover_every_text_and_grades_are_exact():
   for text in itertools.chain.from_iterable((*task.example(i), task.world(i)) for i in range(9)):
     assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
   assert task.grade(" e1 ", "e1") and not task.grade("e1 e1", "e1")
+
+
+def test_the_chance_of_a_random_answer():
+  task = Facts(entities=5)
+  names = [word for word in task.words if word.startswith("e")]
+  assert task.chance() == reference.chance_of_random_answers([names], lambda text: task.grade(text, task.example(0)[1]))
 
 
 def test_bad_options_are_one_line():

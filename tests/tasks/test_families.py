@@ -8,7 +8,7 @@ import pytest
 import reference
 import toy
 
-from nrt_jax import errors, training
+from nrt_jax import errors, startup
 from nrt_jax.data import batches, prompts
 from nrt_jax.step import programs
 from nrt_jax.tasks import chance, machine, splits
@@ -332,7 +332,7 @@ def test_a_run_says_how_feasible_its_task_is():
   def said(algorithm, source, samples=4, **options):
     run = toy.run_config(algorithm, data__source=source, data__task_options=options, samples_per_prompt=samples)
     data = batches.TokenDataset([1, 2], [], [], [], (1, 1, 0), 0, {})
-    return training.describe_data(training.Stage(programs.Setup(run, toy.MODEL, toy.form(), None), data, None, 0))
+    return startup.describe_data(startup.Stage(programs.Setup(run, toy.MODEL, toy.form(), None), data, None))
 
   line = said("grpo", "task:rearrange", 16, n_symbols=4, alphabet=4)
   assert line == "stage main: 2 examples; chance 0.0039, a group of 16 holds a right answer with probability 0.061"
