@@ -1,14 +1,17 @@
-"""RARO in miniature: a policy against its critic on zigzags, from few demonstrations, beside its baselines.
+"""RARO in miniature: a policy against its critic, from few demonstrations, beside its baselines.
 
-    python experiments/miniature/raro.py                          # three seeds, under runs/raro; it resumes
+    python experiments/miniature/raro.py                          # five seeds, under runs/raro_zigzag; it resumes
     python experiments/miniature/raro.py --seeds 0 --methods raro sft
-    python experiments/miniature/raro.py --report_only
+    python experiments/miniature/raro.py --task countdown_small
+    python experiments/miniature/raro.py --report_only --plot curves.svg
 
-An answer puts six digits into an order that rises and falls in turn: many are right, the expert shows one at random.
-The start has learnt 512 demonstrations a little, and, from the same 512, which of two answers is the expert's: against
-one with two digits exchanged or one repeated; and to say tie to equal ones. Every method then has 100 steps from there
-(sft 400), on the same questions. Evaluated on 256 other questions, greedy and sampled. The grader measures, and rewards
-rlvr alone.
+zigzag: an answer puts six digits into an order that rises and falls in turn: many are right, the expert shows one at
+random. countdown_small: an expression of three numbers up to 9 that makes a target up to 30.
+
+The start has learnt some demonstrations a little, and, from the same ones, which of two answers is the expert's:
+against one with two words exchanged, or one in another's place; and to say tie to equal ones. Every method then has 100
+steps from there (sft 400), on the same questions. Evaluated on 256 other questions, greedy and sampled. The grader
+measures, and rewards rlvr alone.
 
 Cost and results: docs/results/raro.md.
 """
@@ -19,29 +22,47 @@ import os
 import random
 import sys
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import raro_report
 
 from nrt_jax import training, workdir
 from nrt_jax.commands.configs import base_config, plain
 from nrt_jax.config import RunConfig, stages_of
-from nrt_jax.data import batches, critic_prompts
+from nrt_jax.data import batches
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
+from nrt_jax.files import write_text
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
-from nrt_jax.step import host_grading, policy, programs
+from nrt_jax.step import host_grading, opening, policy, programs
 from nrt_jax.tasks import table as tasks
 
-DEMONSTRATIONS, EVALUATED, START_STEPS = 512, 256, 7000
+EVALUATED, START_STEPS = 256, 7000
 PAIRS, TIES = 0.95, 0.15  # shares of the start's rows that are pairs, and of those that are equal
 WORDS = ("|", "#", "first", "second", "tie", "?")
 TEMPLATE = "{question} | {answer_1} | {answer_2} #"
-SHOWN = ("critic/accuracy_policy_wrong", "critic/tie_rate_policy_wrong", "critic/tie_rate_policy_right",
-         "critic/win_rate", "reward/mean", "completion/accuracy")  # fmt: skip
+
+
+class Puzzle(NamedTuple):
+  """What a task needs to be played here. Lengths are in tokens, each of which is a word."""
+
+  demonstrations: int
+  question: int
+  answer: int  # without its end
+
+  @property
+  def pair(self) -> int:
+    """Of a question with two answers and what stands between them."""
+    return self.question + 2 * self.answer + 3
+
+
+PUZZLES = {"zigzag": Puzzle(512, 7, 6), "countdown_small": Puzzle(2048, 6, 7)}
+OPERATIONS, COMPLETION = ("+", "-", "*", "/"), 12
 
 
 def raro(**over) -> dict:
@@ -60,22 +81,30 @@ METHODS = {
   "sft": {"algorithm": {"name": "sft"}, "total_steps": 400, "prompts_per_step": 64},
   "rl_logit": {"algorithm": {"name": "rl_logit"}, "samples_per_prompt": 8},
   "rlvr": {"algorithm": VERIFIED, "samples_per_prompt": 8},
+  "dpo": {"algorithm": {"name": "dpo", "chosen": "demonstration", "verifier": "none"}, "samples_per_prompt": 8},
+  "rationalization": {"algorithm": {"name": "rationalization"}, "samples_per_prompt": 8},
+  # As many sampled tokens as raro's policy and critic have together.
+  "rl_logit_equal": {"algorithm": {"name": "rl_logit"}, "samples_per_prompt": 128},
+  "rlvr_equal": {"algorithm": VERIFIED, "samples_per_prompt": 16},
   "raro_no_replay": raro(replay_share=0.0),
   "raro_random_order": raro(critic__order="random"),
   "raro_frozen_critic": raro(lambda_critic=0.0),
   "raro_own_weights": raro(critic__own_weights=True),
 }
-BASE = ("raro", "sft", "rl_logit", "rlvr")
+ABLATIONS = ("raro", "raro_no_replay", "raro_random_order", "raro_frozen_critic", "raro_own_weights")
+BASE = ("raro", "sft", "dpo", "rationalization", "rl_logit", "rlvr", "rl_logit_equal", "rlvr_equal")
+ROWS = (("RARO beside its baselines", BASE[:6]), ("RARO without one of its parts", ABLATIONS))
 
 
-def base(algorithm: str, model: str, seed: int):
-  config = base_config(algorithm)
+def base(task: str, algorithm: str, model: str, seed: int):
+  config, puzzle = base_config(algorithm), PUZZLES[task]
   config.seed = seed
   config.model.path, config.model.weights = model, "random"
-  config.prompt.max_prompt_length, config.prompt.max_answer_length = 8, 8
-  config.sampling.max_trace_length = 12
-  config.data.source, config.data.examples = "task:zigzag", DEMONSTRATIONS
-  config.evaluation.data = {"source": "task:zigzag", "split": "test", "examples": EVALUATED}
+  config.prompt.max_prompt_length, config.prompt.max_answer_length = puzzle.question + 1, puzzle.answer + 2
+  config.prompt.hint_template = "{question} | {answer} #"  # for rationalization
+  config.sampling.max_trace_length = COMPLETION
+  config.data.source, config.data.examples = f"task:{task}", puzzle.demonstrations
+  config.evaluation.data = {"source": f"task:{task}", "split": "test", "examples": EVALUATED}
   config.evaluation.batch_prompts, config.evaluation.every_steps = EVALUATED, 0
   config.optimizer.eps, config.optimizer.learning_rate = 1e-8, 2e-4
   config.checkpoint.every_steps = 0
@@ -83,10 +112,10 @@ def base(algorithm: str, model: str, seed: int):
   return plain(config, "")
 
 
-def method_run(name: str, model: str, seed: int, steps: int = 0) -> RunConfig:
+def method_run(task: str, name: str, model: str, seed: int, steps: int = 0) -> RunConfig:
   """The config of a method; steps: 0 for its own number."""
   method = METHODS[name]
-  values = base(method["algorithm"]["name"], model, seed)
+  values = base(task, method["algorithm"]["name"], model, seed)
   values.update({"total_steps": 100, "prompts_per_step": 32, **{k: v for k, v in method.items() if k != "algorithm"}})
   values["total_steps"] = steps or values["total_steps"]
   values["algorithm"].update({key: value for key, value in method["algorithm"].items() if key != "critic"})
@@ -98,13 +127,13 @@ def method_run(name: str, model: str, seed: int, steps: int = 0) -> RunConfig:
 # ---------------------------------------------------------------------------------------------------------- the start
 
 
-def write_start_data(path: str, rows: int, seed: int) -> None:
+def write_start_data(name: str, path: str, rows: int, seed: int) -> None:
   """Demonstrations, and pairs of the expert's answer and a wrong one, as questions and answers."""
-  task, rng = tasks.make_task("zigzag", "train", {}), random.Random(seed)
-  examples = [task.example(i)[:2] for i in range(DEMONSTRATIONS)]
+  task, rng = tasks.make_task(name, "train", {}), random.Random(seed)
+  examples = [task.example(i)[:2] for i in range(PUZZLES[name].demonstrations)]
 
   def one() -> dict:
-    question, answer = examples[rng.randrange(DEMONSTRATIONS)]
+    question, answer = rng.choice(examples)
     if rng.random() >= PAIRS:
       return {"question": question, "answer": answer}
     other, first = wrong(answer, task, rng), rng.random() < 0.5
@@ -121,24 +150,27 @@ def write_start_data(path: str, rows: int, seed: int) -> None:
 
 
 def wrong(answer: str, task, rng) -> str:
-  """The answer with two numbers exchanged, or one in another's place, so that it is no zigzag."""
+  """The answer with two words exchanged, one in another's place, or another operation, so that it is not right."""
   while True:
     words = answer.split()
     i, j = rng.sample(range(len(words)), 2)
-    words[i], words[j] = words[j], words[i] if rng.random() < 0.5 else words[j]
+    if words[i] in OPERATIONS:
+      words[i] = rng.choice(OPERATIONS)
+    else:
+      words[i], words[j] = words[j], words[i] if rng.random() < 0.5 else words[j]
     if not task.grade(" ".join(words), answer):
       return " ".join(words)
 
 
-def start_params(root: str, model: str, steps: int, seed: int, architecture):
+def start_params(root: str, task: str, model: str, steps: int, seed: int, architecture):
   """The parameters that every method of a seed starts from."""
   directory = os.path.join(root, f"start_{steps}_{seed}")
   data = os.path.join(root, f"start_{steps}_{seed}.jsonl")
   if not os.path.exists(data):
-    write_start_data(data, steps * 64, seed)
-  values = base("sft", model, seed)
+    write_start_data(task, data, steps * 64, seed)
+  values = base(task, "sft", model, seed)
   values.update(total_steps=steps, prompts_per_step=64)
-  values["prompt"].update(max_prompt_length=22, max_answer_length=7)
+  values["prompt"].update(max_prompt_length=PUZZLES[task].pair, max_answer_length=PUZZLES[task].answer + 1)
   values["data"].update(source=data)
   values["evaluation"].update(data=None)
   values["optimizer"].update(learning_rate=1e-3, warmup_steps=min(100, steps))
@@ -153,20 +185,21 @@ def start_params(root: str, model: str, steps: int, seed: int, architecture):
 class Bench:
   """What all runs share: the tokenizer, the evaluation, and compiled steps."""
 
-  def __init__(self, root: str, start_steps: int, steps: int = 0):
-    self.root, self.start_steps, self.steps, self.model = root, start_steps, steps, os.path.join(root, "model")
-    words = tasks.make_task("zigzag", "train", {}).words
+  def __init__(self, root: str, task: str, start_steps: int, steps: int = 0):
+    self.root, self.task, self.model = root, task, os.path.join(root, "model")
+    self.start_steps, self.steps = start_steps, steps
+    words = tasks.make_task(task, "train", {}).words
     tokenizer = word_tokenizer((*words, *WORDS), self.model)
     sizes = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
     sizes |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=128)
     architecture = ModelConfig(vocab_size=len(tokenizer), **sizes)
     hf_weights.write_config(architecture, self.model)
-    run = method_run("sft", self.model, 0)
+    run = method_run(task, "sft", self.model, 0)
     self.tokenizer, self.form = policy.open_tokenizer(run.model, run.prompt)
     self.architecture = policy.read_architecture(run.model, self.form)
     self._evaluation = run.evaluation
     self._held_out = held_out.load_dataset(run.evaluation, run.prompt, self.tokenizer, self.form)
-    setup, sampling = programs.Setup(run, self.architecture, self.form, None), run.evaluation.sampling(12, 0, 0)
+    setup, sampling = programs.Setup(run, self.architecture, self.form, None), run.evaluation.sampling(COMPLETION, 0, 0)
     at = {"greedy": 0.0, "sampled": 1.0}
     self._generate = {
       name: programs.build_generate(setup, sampling.__class__(**{**vars(sampling), "temperature": heat}))
@@ -183,16 +216,11 @@ class Bench:
 
   def run(self, name: str, seed: int) -> dict:
     """Trains a method from the seed's start; returns its line of results.jsonl."""
-    params = start_params(self.root, self.model, self.start_steps, seed, self.architecture)
-    run, clock = method_run(name, self.model, seed, self.steps), time.monotonic()
-    critic = policy.open_critic(run, self.tokenizer, self.form)
-    setup = programs.Setup(run, self.architecture, self.form, None, critic)
-    hints = False
-    if critic is not None:
-      hints = critic_prompts.CriticHeads(
-        self.tokenizer, self.form, run.prompt, run.algorithm.critic, critic.head_width
-      )
-    data = batches.load_dataset(run.data, run.prompt, self.tokenizer, self.form, hints)
+    params = start_params(self.root, self.task, self.model, self.start_steps, seed, self.architecture)
+    run, clock = method_run(self.task, name, self.model, seed, self.steps), time.monotonic()
+    setup = opening.open_setup(run, self.architecture, self.tokenizer, self.form)
+    texts = opening.second_texts(setup, self.tokenizer)
+    data = batches.load_dataset(run.data, run.prompt, self.tokenizer, self.form, texts)
     states = programs.init_states(setup, jax.tree.map(jnp.copy, params), jax.random.key(seed))
     position, curve, history = batches.Position(), [{"step": 0, **self.evaluate(params)}], []
     for step in range(1, run.total_steps + 1):
@@ -204,7 +232,7 @@ class Bench:
       history.append({key: float(value) for key, value in jax.device_get(metrics).items()})
       if step % (run.total_steps // 4) == 0:
         last = history[-(run.total_steps // 4) :]
-        means = {key: float(np.mean([line[key] for line in last])) for key in SHOWN if key in last[0]}
+        means = {key: float(np.mean([line[key] for line in last])) for key in raro_report.SHOWN if key in last[0]}
         curve.append({"step": step, **self.evaluate(states.policy.params), **means})
     tokens = {
       "sampled": sum(line.get("tokens/generated", 0) + line.get("tokens/critic_generated", 0) for line in history),
@@ -216,9 +244,6 @@ class Bench:
     }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------- report
-
-
 def finished(path: str, steps: int) -> dict:
   """{(method, seed): its line} of the runs from starts of so many steps."""
   if not os.path.exists(path):
@@ -228,44 +253,26 @@ def finished(path: str, steps: int) -> dict:
   return {(line["method"], line["seed"]): line for line in lines if line["start_steps"] == steps}
 
 
-def report(lines: dict) -> None:
-  """Markdown: accuracies at the start and the end of each seed, and their means."""
-  print("| method | seeds | greedy, start | greedy, end | sampled, start | sampled, end | tokens sampled | trained |")
-  print("|---|---|---|---|---|---|---|---|")
-  for name in METHODS:
-    own = [line for (method, _), line in sorted(lines.items(), key=lambda item: item[0][1]) if method == name]
-    if not own:
-      continue
-    cells = []
-    for how in ("greedy", "sampled"):
-      for place in (0, -1):
-        values = [line["curve"][place][how] for line in own]
-        cells.append(f"{np.mean(values):.3f} ({', '.join(f'{value:.3f}' for value in values)})")
-    tokens = (f"{np.mean([line[key] for line in own]) / 1000:,.0f}k" for key in ("sampled", "trained"))
-    print("| " + " | ".join([name, str(len(own)), *cells, *tokens]) + " |")
-  print("\n| method, seed | step | greedy | sampled | " + " | ".join(SHOWN) + " |\n|" + "---|" * (4 + len(SHOWN)))
-  for (name, seed), line in sorted(lines.items()):
-    for point in line["curve"] if name.startswith("raro") else []:
-      cells = [f"{point[key]:.3f}" if key in point else "" for key in ("greedy", "sampled", *SHOWN)]
-      print(f"| {name}, {seed} | {point['step']} | " + " | ".join(cells) + " |")
-
-
 def main(argv=None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
   parser.add_argument("--methods", nargs="+", default=list(BASE), metavar="METHOD", help=f"of {', '.join(METHODS)}")
-  parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
-  parser.add_argument("--workdir", default="runs/raro", help="results, starts, programs (%(default)s)")
+  parser.add_argument("--seeds", nargs="+", type=int, default=[*range(5)], help="default: 0 1 2 3 4")
+  parser.add_argument("--task", default="zigzag", help=f"{' or '.join(PUZZLES)} (%(default)s)")
+  parser.add_argument("--workdir", help="results, starts, programs (runs/raro_TASK)")
   parser.add_argument("--start_steps", type=int, default=START_STEPS, help="of the supervised start (%(default)s)")
   parser.add_argument("--steps", type=int, default=0, help="of each method, to try it; 0 = its own (default)")
+  parser.add_argument("--plot", help="an .svg file for the curves")
   parser.add_argument("--report_only", action="store_true", help="run nothing, report what is finished")
   args = parser.parse_args(argv)
   for name in args.methods:
     require_choice("--methods", name, METHODS)
+  require_choice("--task", args.task, PUZZLES)
+  args.workdir = args.workdir or f"runs/raro_{args.task}"
   path = os.path.join(args.workdir, "results.jsonl")
   if not args.report_only:
     os.makedirs(args.workdir, exist_ok=True)
     workdir.keep_compiled(args.workdir)
-    bench, done = Bench(args.workdir, args.start_steps, args.steps), finished(path, args.start_steps)
+    bench, done = Bench(args.workdir, args.task, args.start_steps, args.steps), finished(path, args.start_steps)
     for seed in args.seeds:
       for name in (name for name in args.methods if (name, seed) not in done):
         line = bench.run(name, seed)
@@ -274,7 +281,12 @@ def main(argv=None) -> None:
         first, last = line["curve"][0], line["curve"][-1]
         found = f"sampled {first['sampled']:.3f} to {last['sampled']:.3f}, {line['seconds']:.0f} s"
         print(f"seed {seed} {name}: {found}", file=sys.stderr, flush=True)
-  report(finished(path, args.start_steps))
+  lines = [line for _, line in sorted(finished(path, args.start_steps).items(), key=lambda item: item[0][1])]
+  raro_report.report(lines, METHODS)
+  if args.plot:
+    write_text(
+      args.plot, raro_report.figure(f"{args.task}: mean and deviation over seeds, by training step", lines, ROWS)
+    )
 
 
 if __name__ == "__main__":

@@ -156,37 +156,3 @@ def test_study_runs_shares_programs_and_resumes(tmp_path, monkeypatch, capsys):
   page.write_text("<!-- table running_sum -->\n<!-- end -->\n")
   methods.main([*fixed, "--report_only", "--page", str(page)])
   assert "| `sft` | 0." in page.read_text() and (tmp_path / "methods_running_sum.svg").exists()
-
-
-# ---- RARO's own study ------------------------------------------------------------------------------------------------
-
-
-def test_raros_study_runs_and_resumes(tmp_path, capsys):
-  """A few steps of the start and of two methods; the same command again runs nothing."""
-  argv = ["--methods", "raro", "sft", "--seeds", "0", "--start_steps", "2", "--steps", "4", "--workdir", str(tmp_path)]
-  raro.main(argv)
-  lines = [json.loads(text) for text in (tmp_path / "results.jsonl").read_text().splitlines()]
-  assert [(line["method"], line["seed"], line["steps"]) for line in lines] == [("raro", 0, 4), ("sft", 0, 4)]
-  assert [point["step"] for point in lines[0]["curve"]] == [0, 1, 2, 3, 4] and "critic/win_rate" in lines[0]["curve"][1]
-  assert lines[0]["sampled"] > 0 == lines[1]["sampled"] and lines[1]["trained"] > 0
-  table = capsys.readouterr().out
-  assert "| raro | 1 |" in table and "| sft | 1 |" in table
-  raro.main(argv)
-  assert capsys.readouterr().out == table and len((tmp_path / "results.jsonl").read_text().splitlines()) == 2
-
-
-def test_raros_start_has_demonstrations_pairs_and_ties(tmp_path):
-  """The share of each, and that every pair's label is right."""
-  path = tmp_path / "start.jsonl"
-  raro.write_start_data(str(path), 2000, 0)
-  rows = [json.loads(text) for text in path.read_text().splitlines()]
-  pairs = [row for row in rows if "|" in row["question"]]
-  ties = [row for row in pairs if row["answer"] == "tie"]
-  assert len(pairs) / len(rows) == pytest.approx(raro.PAIRS, abs=0.02)
-  assert len(ties) / len(pairs) == pytest.approx(raro.TIES, abs=0.03)
-  task = raro.tasks.make_task("zigzag", "train", {})
-  for row in pairs:
-    question, first, second = row["question"].removesuffix(" #").split(" | ")
-    numbers = question.removeprefix("zigzag ")
-    right = [sorted(a.split()) == sorted(numbers.split()) and task.grade(a, a) for a in (first, second)]
-    assert right == {"tie": [True, True], "first": [True, False], "second": [False, True]}[row["answer"]]
