@@ -5,8 +5,8 @@
              QWEN: a copy of Qwen/Qwen2.5-1.5B-Instruct, -3B-Instruct or -7B-Instruct. To try the pipeline: a smaller
              QWEN, --config.total_steps=3, --config.parallel.fsdp=1 --config.parallel.tensor=1, and smaller
              prompts_per_step and lengths.
-  cost       unknown, not run. The mesh is for 64 TPU v5p chips and has not been tried on them. Tested: the program
-             traces and lowers.
+  cost       unknown, not run. Planned for 7B: fits 64 TPU v5p or v6e chips, a step takes at least 23 or 18 s
+             (docs/results/plan.md).
   expected   not reproduced. Accuracy of 1.5B at 2,048 tokens, in per cent: base 2.0, SFT 40.7, rationalization 12.5,
              iterative DPO 40.4, RL-Logit 2.2, RARO 54.4, RLVR 57.7.
 

@@ -69,6 +69,15 @@ def lengths_of(setup: programs.Setup, rows: Rows) -> costs.Lengths:
   )
 
 
+def critic_lengths(setup: programs.Setup) -> costs.Lengths | None:
+  """Those of what the critic samples, all columns filled; None without one. Its answers are scored by nobody."""
+  if not setup.algorithm.has_critic:
+    return None
+  config = setup.run.algorithm
+  prompts = setup.run.prompts_per_step * config.pairs(setup.samples_per_prompt).judged * config.critic.orders
+  return costs.Lengths(prompts, config.role().samples, setup.critic.prompt_width, config.critic.max_length, 0, 0)
+
+
 def model_flops(setup: programs.Setup, rows: Rows) -> dict:
   """Model FLOPs of a step by phase, over all devices. A shared prompt counts once, as in the update."""
   again = rows.count - rows.count // setup.shared_rows  # rows whose prompt is run with another row
@@ -76,7 +85,10 @@ def model_flops(setup: programs.Setup, rows: Rows) -> dict:
   update = {"update": rows.count * costs.train_flops(setup.model, rows.length, rows.heads) - spared}
   if not setup.algorithm.samples_traces:
     return update
-  phases = costs.step_flops(setup.decoder, lengths_of(setup, rows))
+  phases, critic = costs.step_flops(setup.decoder, lengths_of(setup, rows)), critic_lengths(setup)
+  if critic is not None:  # the program's scopes are those of the policy: prefill, decode
+    own = costs.step_flops(setup.decoder, critic)
+    phases |= {name: phases[name] + own[name] for name in ("prefill", "decode")}
   return {**phases, **update}
 
 
@@ -101,11 +113,15 @@ def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
   read = costs.decode_bytes(setup.decoder, prompts * n.samples, prompts, n)
   cache = (prompts * n.prompt + prompts * n.samples * n.trace) * costs.cache_bytes_per_token(model) / tensor
   scoring = waves * (read["weights"] / tensor + cache)
+  decoded, critic = n.trace * sum(read.values()), critic_lengths(setup)
+  if critic is not None:
+    own = critic.prompts / waves / ways
+    decoded += critic.trace * sum(costs.decode_bytes(setup.decoder, own * critic.samples, own, critic).values())
   return {
     **found,
     "rollout_weights": 4 * shard + gathered,
-    "prefill": waves * read["weights"] / tensor,
-    "decode": waves * n.trace * sum(read.values()) / tensor,
+    "prefill": (1 if critic is None else 2) * waves * read["weights"] / tensor,
+    "decode": waves * decoded / tensor,
     "score_answer": scoring,
     "score_empty_trace": scoring,
   }

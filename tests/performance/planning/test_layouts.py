@@ -65,6 +65,25 @@ def test_roofline_of_known_figures():
   assert found["decode"].hbm_bytes > weights
 
 
+CRITIC = config.defaults("raro")["algorithm"]["critic"]
+
+
+def test_a_critics_tokens_are_decoded_too():
+  """RARO's 8 questions, each with 4 fresh and 2 old pairs in both orders: 96 verdicts of 3 tokens."""
+  over = {"algorithm__critic": {**CRITIC, "order": "both", "samples": 2, "max_length": 3}}
+  mesh = dict(parallel__data=2, parallel__fsdp=2, parallel__tensor=2)
+  alone, both = (toy.setup(name, **mesh, **more) for name, more in (("grpo", {}), ("raro", over)))
+  rows, c = program.Rows(32, 16, 11), both.model
+  width, judged = both.critic.prompt_width, 8 * (4 + 2) * 2
+  plain, found = (roofline.model_flops(setup, rows) for setup in (alone, both))
+  decoded = judged * costs.forward_flops(c, width, 3, 3)
+  assert found["decode"] - plain["decode"] == pytest.approx(decoded) and decoded > 0
+  assert found["prefill"] - plain["prefill"] == pytest.approx(judged * costs.forward_flops(c, 0, width, 0))
+  bytes_alone, bytes_both = (roofline.hbm_bytes(setup, rows)["decode"] for setup in (alone, both))
+  read = costs.decode_bytes(c, judged / 4, judged / 4, costs.Lengths(judged, 1, width, 3, 0, 0))
+  assert bytes_both - bytes_alone == pytest.approx(3 * sum(read.values()) / 2)
+
+
 ARCHITECTURE = {
   "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "vocab_size": 511,
   "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4,
