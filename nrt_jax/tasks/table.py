@@ -5,6 +5,8 @@ from typing import Protocol
 
 from nrt_jax import errors
 from nrt_jax.tasks import countdown, grading, math_answers, multiple_choice
+from nrt_jax.tasks.befunge import Befunge
+from nrt_jax.tasks.brainfuck import Brainfuck
 from nrt_jax.tasks.facts import Facts
 from nrt_jax.tasks.long_answer import LongAnswer
 from nrt_jax.tasks.look_up import LookUp
@@ -57,6 +59,8 @@ TASKS = {
   "look_up": LookUp,
   "orthogonality": Orthogonality,
   "machine": Machine,
+  "brainfuck": Brainfuck,
+  "befunge": Befunge,
 }
 
 # name -> (answer text of a completion, reference answer) -> bool, for data without a grader of its own. All are fast
