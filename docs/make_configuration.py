@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from nrt_jax.algorithms.table import ALGORITHMS  # noqa: E402  (the path comes first)
 from nrt_jax.config import STAGE_KEYS, RunConfig  # noqa: E402
+from nrt_jax.curricula import CurriculumConfig  # noqa: E402
 from nrt_jax.environments.table import ENVIRONMENTS  # noqa: E402
 from nrt_jax.tasks import table as tasks  # noqa: E402
 
@@ -37,7 +38,8 @@ all keys of one algorithm at these defaults; with `start="instruct"` a few are c
 A run may have a list of `stages`, each with its own `name`. A stage may set
 {stage_keys}
 and inherits everything else from the top level. The top-level `total_steps` caps every stage. Each stage starts with a
-fresh optimizer and at the beginning of its data; parameters, random key and step count carry over.
+fresh optimizer and at the beginning of its data; parameters, random key and step count carry over. A run, or a stage,
+may have a `curriculum`, which stands for several stages; without one it is null. [stages.md](stages.md) explains both.
 
 `algorithm.name` (default `"nrt"`) determines which keys `algorithm` has. `environment` is null, or a mapping whose
 `name` determines its other keys ([environments.md](environments.md)). `evaluation.data` is null or has the keys of
@@ -98,6 +100,7 @@ def page() -> str:
     parts.append(section(f"environment, with `environment.name = \"{name}\"`", row.config, "environment."))
   for name, cls in nested.items():
     parts.append(section(name, cls, f"{name}."))
+  parts.append(section("curriculum", CurriculumConfig, "curriculum."))
   for name, cls in tasks.TASKS.items():
     title = f"data.task_options, with `data.source = \"task:{name}\"`"
     parts.append(section(title, cls, "data.task_options.", skip=("split",)))

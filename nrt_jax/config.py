@@ -8,8 +8,9 @@ import types
 import typing
 from dataclasses import dataclass, field
 
+from nrt_jax import curricula
 from nrt_jax.algorithms.table import ALGORITHMS
-from nrt_jax.data.batches import DataConfig
+from nrt_jax.data.batches import TASK, DataConfig
 from nrt_jax.data.prompts import PromptConfig
 from nrt_jax.environments.table import ENVIRONMENTS
 from nrt_jax.errors import UserError, choices, require_choice
@@ -24,8 +25,8 @@ from nrt_jax.sharding import ParallelConfig
 
 # The keys that a stage may set. All others (model, devices, files) apply to the whole run.
 STAGE_KEYS = (
-  "total_steps", "stop", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm", "environment",
-  "optimizer", "evaluation",
+  "total_steps", "stop", "curriculum", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm",
+  "environment", "optimizer", "evaluation",
 )  # fmt: skip
 
 NEW_ROWS = ("mean", "description", "end_token")
@@ -149,27 +150,50 @@ def defaults(algorithm: str = "nrt") -> dict:
 def stages_of(values: dict) -> list[RunConfig]:
   """Reads a whole config: one RunConfig per stage, in order. Raises UserError naming the key that is wrong."""
   values = copy.deepcopy(dict(values))
-  stages = values.pop("stages", None)
-  if not stages:
+  stages, curriculum = values.pop("stages", None), values.pop("curriculum", None)
+  if not stages and curriculum is None:
     return [_run_config(values, "main", "")]
-  if not isinstance(stages, (list, tuple)):
+  if stages and curriculum is not None:
+    raise UserError("curriculum: found one beside stages, allowed: inside of a stage")
+  if not isinstance(stages or [], (list, tuple)):
     raise UserError(f"stages: found {stages!r}, allowed: a list of mappings")
+  listed = [(f"stages[{number}].", stage) for number, stage in enumerate(stages or [])]
   cap = _convert(int, values.get("total_steps", RunConfig.total_steps), "total_steps")
   runs, names = [], set()
-  for number, stage in enumerate(stages):
-    where = f"stages[{number}]"
-    stage = _mapping(stage, where)
-    name = stage.pop("name", None)
-    if not isinstance(name, str) or name in names:
-      raise UserError(f"{where}.name: found {name!r}, allowed: a text of its own for each stage")
-    names.add(name)
+  for where, stage in listed or [("", {"name": "main", "curriculum": curriculum})]:
+    stage = _mapping(stage, where.rstrip("."))
+    _require_name(stage.get("name"), names, where)
     for key in stage:
-      if key not in STAGE_KEYS:
-        raise UserError(f"{where}: unknown key: {choices(key, STAGE_KEYS)}")
-    merged = _merge(values, stage)
-    merged["total_steps"] = min(_convert(int, merged.get("total_steps", cap), f"{where}.total_steps"), cap)
-    runs.append(_run_config(merged, name, where + "."))
+      if key not in ("name", *STAGE_KEYS):
+        raise UserError(f"{where.rstrip('.')}: unknown key: {choices(key, STAGE_KEYS)}")
+    for one in _written_out(values, stage, where):
+      name = one.pop("name")
+      _require_name(name, names, where)
+      names.add(name)
+      merged = _merge(values, one)
+      merged["total_steps"] = min(_convert(int, merged.get("total_steps", cap), f"{where}total_steps"), cap)
+      runs.append(_run_config(merged, name, where))
   return runs
+
+
+def _require_name(name, names: set, where: str) -> None:
+  if not isinstance(name, str) or name in names:
+    raise UserError(f"{where}name: found {name!r}, allowed: a text of its own for each stage")
+
+
+def _written_out(values: dict, stage: dict, where: str) -> list[dict]:
+  """The stage alone, or the stages of its curriculum."""
+  found = stage.pop("curriculum", None)
+  if found is None:
+    return [stage]
+  curriculum = build(curricula.CurriculumConfig, found, f"{where}curriculum")
+  data = stage["data"] = _mapping(stage.get("data", {}), f"{where}data")
+  data["task_options"] = _mapping(data.get("task_options", {}), f"{where}data.task_options")
+  source = data.get("source", _mapping(values.get("data", {}), "data").get("source", DataConfig.source))
+  if not str(source).startswith(TASK):
+    found = f"{curriculum.option!r} with data.source {source!r}"
+    raise UserError(f"{where}curriculum.option: found {found}, allowed: an option of a built-in task")
+  return curricula.written_out(curriculum, stage, _convert(int, values.get("seed", 0), "seed") % 2**32)
 
 
 def _merge(base: dict, over: dict) -> dict:

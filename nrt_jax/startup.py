@@ -18,6 +18,7 @@ from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights
 from nrt_jax.records.checkpoint import Checkpoints
+from nrt_jax.records.stopping import StopConfig
 from nrt_jax.sharding import ParallelConfig
 from nrt_jax.step import host_grading, opening, policy, programs, sizes
 from nrt_jax.step.state import States
@@ -160,6 +161,13 @@ def read_batch(stage: Stage, position: batches.Position):
     return sharding.place_host_rows(mesh, rows)
   devices = jax.local_device_count()
   return jax.tree.map(lambda a: a.reshape(devices, a.shape[0] // devices, *a.shape[1:]), rows)
+
+
+def program_settings(setup: programs.Setup) -> programs.Setup:
+  """What the programs of a stage depend on, besides the shapes of its arrays: setups that are equal share programs."""
+  run = setup.run
+  data = dataclasses.replace(run.data, task_options=())
+  return setup._replace(run=dataclasses.replace(run, stage="", stop=StopConfig(), data=data))
 
 
 def single_copy(setup: programs.Setup, states: States) -> States:

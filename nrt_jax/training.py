@@ -110,6 +110,7 @@ class Loop:
     self._skipped = stopping.SkippedSteps()
     self._clock = 0.0  # when the step before it finished
     self._work = None  # throughput.Work of the stage's step
+    self._programs = {}  # what -> (what it was made for, compiled) of the last stage that needed it
 
   def next_stage(self, states: States | None, before: Progress, number: int) -> tuple[States, Progress]:
     """States and progress at the start of stage `number`, from those at the end of the one before (None: at first)."""
@@ -189,12 +190,20 @@ class Loop:
     return progress._replace(window=stage.setup.run.stop.seen(progress.window, metrics, of_step))
 
   def _compile(self, stage: Stage, states: States, batch):
-    """Compiles the step and reports how long that took."""
-    start = time.monotonic()
-    compiled = host_grading.compile_programs(stage.setup, states, batch)
-    self._work = throughput.describe(stage.setup, compiled)
-    self._writer.note(f"stage {stage.setup.run.stage}: compiled the training step in {time.monotonic() - start:.1f} s")
-    return host_grading.assemble(stage.setup, self._tokenizer, *compiled)
+    """Compiles the step and reports how long that took. A stage whose program is that of the one before takes it."""
+    start, setup = time.monotonic(), stage.setup
+    made_for = (startup.program_settings(setup), jax.tree.map(lambda a: (a.shape, a.dtype), batch))
+    compiled = self._reuse("step", made_for, lambda: host_grading.compile_programs(setup, states, batch))
+    self._work = throughput.describe(setup, compiled)
+    seconds = time.monotonic() - start
+    self._writer.note(f"stage {setup.run.stage}: compiled the training step in {seconds:.1f} s")
+    return host_grading.assemble(setup, self._tokenizer, *compiled)
+
+  def _reuse(self, what: str, made_for, make):
+    """What `make` returns; of the last stage that needed it, if that was for the same."""
+    if what not in self._programs or self._programs[what][0] != made_for:
+      self._programs[what] = (made_for, make())
+    return self._programs[what][1]
 
   def _fetch(self, stage: Stage) -> dict:
     """Waits for the step dispatched last, writes metrics and samples if they are due, and returns the metrics."""
@@ -228,7 +237,8 @@ class Loop:
       return None
     traces = max(run.sampling.max_trace_length, run.data.max_trace_length)
     sampling = run.evaluation.sampling(traces, len(form.marker_ids), run.prompt.max_answer_length)
-    generate, mesh = programs.build_evaluate(stage.setup, sampling), stage.setup.mesh
+    made_for, mesh = (startup.program_settings(stage.setup), sampling), stage.setup.mesh
+    generate = self._reuse("evaluation", made_for, lambda: programs.build_evaluate(stage.setup, sampling))
     if mesh is None:
       return generate
     return lambda params, rows, key: generate(params, sharding.place_rows(mesh, rows), key)

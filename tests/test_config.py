@@ -180,7 +180,7 @@ def test_file_to_plain_values(tmp_path):
   values = configs.load_config(write(tmp_path, FILE.format(body=body)))
   expected = config.defaults("nrt")
   expected["evaluation"]["data"], expected["data"]["task_options"] = {"source": "a.jsonl"}, {"n_digits": 4}
-  assert values == {**expected, "stages": []}
+  assert values == {**expected, "stages": [], "curriculum": None}
   assert type(values["model"]) is dict
 
 

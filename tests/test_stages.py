@@ -136,3 +136,29 @@ def test_a_metric_that_the_method_lacks_is_named_before_anything_is_compiled(val
   assert "answer/logp" in text and "\n" not in text and not (tmp_path / "run").exists()
   rule = {"name": "b", "algorithm": {"name": "grpo", "verifier": "host"}, "stop": {"metric": "completion/accuracy"}}
   startup.open_stages(config.stages_of(changed(values, stages=[rule])), None)
+
+
+# ----------------------------------------------------------------------------------------------------------- curricula
+
+
+def test_a_curriculum_compiles_once_and_resumes_inside_of_any_of_its_stages(values, tmp_path, monkeypatch):
+  """Stages that differ in their task's option alone share a program."""
+  rule = {"metric": "optimizer/lr", "bar": 1e-2 / 8, "episodes": 1}  # met by the first step, so that it ends with two
+  curriculum = {"option": "n_digits", "values": [6, 4, 8], **rule}
+  climbs = changed(values, curriculum=curriculum, total_steps=3, optimizer__warmup_steps=8)
+  compiled, compile_programs = [], training.host_grading.compile_programs
+
+  def counted(setup, *rest):
+    compiled.append(setup.run.stage)
+    return compile_programs(setup, *rest)
+
+  monkeypatch.setattr(training.host_grading, "compile_programs", counted)
+  whole, killed = train(climbs, tmp_path / "whole"), tmp_path / "killed"
+  assert compiled == ["main_n_digits_6"]
+  assert [row["step"] for row in lines(whole)] == list(range(1, 8)) and record(whole)["ends"] == [2, 2]
+  with stopping_at(monkeypatch, 3):
+    train(climbs, killed)
+  assert (record(killed)["stage_name"], record(killed)["step"]) == ("main_n_digits_4", 2)
+  train(climbs, killed)
+  assert_same_run(climbs, killed, whole)
+  assert compiled[1:] == ["main_n_digits_6", "main_n_digits_8"]

@@ -32,7 +32,7 @@ def base_config(algorithm: str = "nrt", start: str | None = None) -> ConfigDict:
   `start`: a row of STARTS, whose values replace some defaults. With `stages`, set `total_steps` too: it caps every
   stage.
   """
-  values = {**library.defaults(algorithm), "stages": []}
+  values = {**library.defaults(algorithm), "stages": [], "curriculum": None}
   if start is not None:
     require_choice("base_config: start", start, STARTS)
     for key, value in STARTS[start].items():

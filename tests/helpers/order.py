@@ -10,7 +10,7 @@ ORDER = [
   ["environments"],
   ["rollout"],
   ["algorithms"],
-  ["evaluation"],
+  ["curricula", "evaluation"],
   ["config"],
   ["step"],
   ["resuming", "workdir"],
