@@ -95,6 +95,7 @@ class RunConfig:
     if ALGORITHMS[self.algorithm_name].samples_traces:
       self._check_sampling()
     self._check_environment()
+    self._check_trainable()
     if self.data.packing and not ALGORITHMS[self.algorithm_name].packs:
       packs = ", ".join(name for name, row in ALGORITHMS.items() if row.packs)
       raise UserError(f"data.packing: found {self.data.packing}, allowed: 0, or algorithm.name {packs}")
@@ -116,6 +117,15 @@ class RunConfig:
         f"algorithm.verifier: found 'environment' with environment.name {self.environment_name!r}, "
         f"allowed: another verifier, or environment.name {', '.join(judges)}"
       )
+
+  def _check_trainable(self):
+    if self.optimizer.trainable == "all":
+      return
+    found = f"optimizer.trainable: found {self.optimizer.trainable!r}"
+    if self.model.lora_rank:
+      raise UserError(f"{found} with model.lora_rank {self.model.lora_rank}, which freezes the trunk, allowed: all")
+    if getattr(getattr(self.algorithm, "critic", None), "own_weights", False):
+      raise UserError(f"{found} with algorithm.critic.own_weights, allowed: all")
 
   def _check_sampling(self):
     compares = getattr(self.algorithm, "compares_samples", None)

@@ -25,7 +25,9 @@ FREE = (
 # Names of files and directories: where inputs.json has the fingerprint of what was in them, only that counts.
 PLACES = ("model.path", "prompt.tokenizer", "prompt.chat_template", "data.source", "evaluation.data.source")
 DATA = ("data.source", "evaluation.data.source")
-MODEL_SETTINGS = (*(f.name for f in dataclasses.fields(ModelSource)), "vocab_padding", "vocab_unused", "platform")
+MODEL_SETTINGS = (
+  *(f.name for f in dataclasses.fields(ModelSource)), "vocab_padding", "vocab_unused", "platform", "trained",
+)  # fmt: skip
 
 
 class Change(NamedTuple):

@@ -167,10 +167,13 @@ def _restore_policy(workdir: str, config: ModelConfig, shardings, step: int | No
   """(step, the policy's parameters) as stored in a checkpoint."""
   checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), read_only=True)
   params = placed(policy.abstract_params(config), shardings)
-  trainable, frozen = lora.split(params, config)
-  parts = {"policy": {"params": frozen}, "average": trainable} if averaged else {"policy": {"params": params}}
 
   def read(step):
+    parts = {"policy": {"params": params}}
+    if averaged:
+      trained = read_run(workdir)[checkpoints.record(step)["stage"]].optimizer.trainable
+      trainable, frozen = lora.split(params, dataclasses.replace(config, trained=trained))
+      parts = {"policy": {"params": frozen}, "average": trainable}
     return checkpoints.restore(step, parts, partial=True)[0]
 
   step, tree = checkpoints.newest(read) if step is None else (step, read(step))

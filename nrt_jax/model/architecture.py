@@ -14,6 +14,7 @@ FAMILIES = (
   "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "olmo3", "gemma2", "gemma3_text", "phi3",
 )  # fmt: skip
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn", "longrope")
+TRAINED = ("all", "token_rows")
 ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
 MOST_UNROLLED = 8  # layers that layer_loop "auto" unrolls on a CPU; compiling takes too long for more
 LORA = "_lora"  # suffix of the name of what is trained beside frozen weights: "q_lora" adapts "q"
@@ -94,6 +95,7 @@ class ModelConfig:
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
   lora_targets: tuple[str, ...] = ADAPTABLE
   lora_rows: tuple[int, ...] = ()  # tokens whose rows of embedding and head are trained beside the adapters
+  trained: str = "all"  # all: what lora_rank leaves | token_rows: embedding and head alone (see lora.split)
 
   def __post_init__(self):
     require_choice("model.family", self.family, FAMILIES)
@@ -101,6 +103,7 @@ class ModelConfig:
     require_choice("model.remat", self.remat, REMATS)
     require_choice("model.norms", self.norms, NORMS)
     require_choice("model.activation", self.activation, ACTIVATIONS)
+    require_choice("optimizer.trainable", self.trained, TRAINED)
     require_choice("model.layer_loop", self.layer_loop, ("auto", "scan", "unroll"))
     require_choice("model.attention", self.attention, ATTENTION)
     if self.attention_block < 1:

@@ -16,15 +16,23 @@ from flax import traverse_util
 
 from nrt_jax.model.architecture import LORA, ModelConfig
 
+TOKEN_ROWS = ("embedder", "head")  # the parameters that are rows of tokens
+
 
 def split(params, config: ModelConfig) -> tuple[dict, dict]:
-  """(trainable, frozen) parts of a parameter tree: with adapters, they and added tokens' rows, else everything."""
-  if not config.lora_rank:
+  """(trainable, frozen) parts of a parameter tree: with adapters, they and added tokens' rows, else everything.
+
+  With a frozen trunk (`config.trained`), embedding and head.
+  """
+  if config.trained == "all" and not config.lora_rank:
     return params, {}
   flat = traverse_util.flatten_dict(params)
-  adapters = {path: leaf for path, leaf in flat.items() if path[-2].endswith(LORA)}
-  frozen = {path: leaf for path, leaf in flat.items() if path not in adapters}
-  return traverse_util.unflatten_dict(adapters), traverse_util.unflatten_dict(frozen)
+  if config.trained == "all":
+    trainable = {path: leaf for path, leaf in flat.items() if path[-2].endswith(LORA)}
+  else:
+    trainable = {path: leaf for path, leaf in flat.items() if path[0] in TOKEN_ROWS}
+  frozen = {path: leaf for path, leaf in flat.items() if path not in trainable}
+  return traverse_util.unflatten_dict(trainable), traverse_util.unflatten_dict(frozen)
 
 
 def join(trainable, frozen) -> dict:
@@ -37,8 +45,8 @@ def join(trainable, frozen) -> dict:
 
 
 def without(config: ModelConfig) -> ModelConfig:
-  """The architecture without adapters: that of `merge`'s result and of every model directory."""
-  return dataclasses.replace(config, lora_rank=0, lora_rows=())
+  """The architecture without adapters: that of `merge`'s result and of every model directory. Nothing is frozen."""
+  return dataclasses.replace(config, lora_rank=0, lora_rows=(), trained="all")
 
 
 def added_rows(params, config: ModelConfig) -> dict:

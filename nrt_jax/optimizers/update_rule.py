@@ -18,6 +18,8 @@ LARGEST, SMALLEST = float(jnp.finfo(jnp.float32).max), float(jnp.finfo(jnp.float
 
 MOMENT_DTYPES = ("float32", "bfloat16", "int8")
 
+TRAINABLE = ("all", "token_rows")
+
 # What may use the averaged parameters. Sampling, the next stage and `from_checkpoint` use the trained ones.
 AVERAGE_USES = ("evaluation", "export")
 
@@ -40,11 +42,13 @@ class OptimizerConfig:
   max_grad_norm: float = 1.0  # clips gradients to this global norm; 0 = off
   ema_decay: float = 0.0  # per training step, of a moving average of the trained parameters over the stage; 0 = off
   ema_for: tuple[str, ...] = AVERAGE_USES  # what uses the averaged parameters, if there are any: evaluation, export
+  trainable: str = "all"  # all | token_rows: embedding and head alone; the rest stays as it is, bit for bit
   minibatches: int = 1  # optimizer updates per rollout: a step's prompts are split into this many minibatches
   max_skipped_steps: int = 5  # steps in a row with an update that was skipped, not being finite, until the run stops
 
   def __post_init__(self):
     require_choice("optimizer.name", self.name, PRECONDITIONERS)
+    require_choice("optimizer.trainable", self.trainable, TRAINABLE)
     require_choice("optimizer.schedule", self.schedule, DECAYS)
     require_choice("optimizer.moment_dtype", self.moment_dtype, MOMENT_DTYPES)
     for key in ("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm"):

@@ -1,5 +1,7 @@
 """From a stage's config to its Setup, and to what it reads of each example beside question, answer and trace."""
 
+import dataclasses
+
 from nrt_jax.config import RunConfig
 from nrt_jax.data.critic_prompts import CriticHeads
 from nrt_jax.data.worlds import Worlds
@@ -9,6 +11,7 @@ from nrt_jax.step.setup import Setup
 
 def open_setup(run: RunConfig, model, tokenizer, form, mesh=None) -> Setup:
   """The Setup of a stage, whose tokenizer, PromptFormat and architecture are those of the whole run."""
+  model = dataclasses.replace(model, trained=run.optimizer.trainable)
   critic, environment = policy.open_critic(run, tokenizer, form), policy.open_environment(run, tokenizer, form)
   return Setup(run, model, form, mesh, critic, environment=environment)
 

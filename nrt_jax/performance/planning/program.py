@@ -71,6 +71,7 @@ def open_setup(run: RunConfig, devices: list) -> tuple[programs.Setup, bool]:
   known = place is not None and has_tokenizer(place)
   tokenizer, form = policy.open_tokenizer(run.model, run.prompt) if known else (None, placeholder_format(run))
   model = policy.read_architecture(run.model, form, run.parallel.tensor, mesh)
+  model = dataclasses.replace(model, trained=run.optimizer.trainable)
   if run.environment is not None and not known:
     found = f"found {run.environment_name!r}, whose words are looked up in a tokenizer, and {place} has none"
     raise UserError(f"environment.name: {found}, allowed: prompt.tokenizer")
