@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from nrt_jax.environments import fixed_length, memory
+from nrt_jax.environments import fixed_length, memory, program
 
 
 class Row(NamedTuple):
@@ -13,4 +13,5 @@ class Row(NamedTuple):
 ENVIRONMENTS = {
   "fixed_length": Row(fixed_length.FixedLengthConfig, fixed_length.FixedLength),
   "memory": Row(memory.MemoryConfig, memory.Memory),
+  "program": Row(program.ProgramConfig, program.Program),
 }

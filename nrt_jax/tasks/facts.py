@@ -19,13 +19,14 @@ MAX_TRIES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Facts:
-  """Questions of `hops` relations over `entities` entities, and a table of `relations` x `entities` facts."""
+  """Questions of `hops` relations over `entities` entities, and a table of all facts of these relations."""
 
   split: str = "train"  # "train" or "test": no world with this question is in both, for any seed and options
   seed: int = 0  # different seeds give different lists of examples, and other facts where they are fixed
   entities: int = 6  # 2 or more
   relations: int = 2  # 1 or more
   hops: int = 2  # relations that a question follows
+  extra: int = 0  # relations that have facts and are never asked for: distractors
   shown: str = (
     "memory"  # memory: in the world only | context: in the question | oracle: those needed, in order | nothing
   )
@@ -41,6 +42,7 @@ class Facts:
     splits.require(self, "entities", self.entities >= 2, "2 or more")
     splits.require(self, "relations", self.relations >= 1, "1 or more")
     splits.require(self, "hops", self.hops >= 1, "1 or more")
+    splits.require(self, "extra", self.extra >= 0, "0 or more")
     splits.require(self, "cues", self.cues >= 0, "0 or more")
     splits.require(self, "cue_share", 0 <= self.cue_share <= 1, "0 to 1")
     errors.require_choice("data.task_options.shown", self.shown, SHOWN)
@@ -48,14 +50,14 @@ class Facts:
   @property
   def words(self) -> tuple[str, ...]:
     """Those of environments/memory.py, too."""
-    names = (*(f"e{i}" for i in range(self.entities)), *(f"r{i}" for i in range(self.relations)))
+    names = (*(f"e{i}" for i in range(self.entities)), *(f"r{i}" for i in range(self.relations + self.extra)))
     return (*names, "follow", "read", "write", "none", ".")
 
   def _draw(self, index: int):
     """(rng, facts: rows of relations, start, relations to follow) of example `index`."""
     rng = splits.generator(self, index)
     tables = splits.generator(dataclasses.replace(self, split="train"), 0) if self.fixed else rng
-    facts = tables.integers(self.entities, size=(self.relations, self.entities)).tolist()
+    facts = tables.integers(self.entities, size=(self.relations + self.extra, self.entities)).tolist()
 
     def propose():
       start, path = int(rng.integers(self.entities)), rng.integers(self.relations, size=self.hops).tolist()
@@ -65,7 +67,7 @@ class Facts:
       nonlocal facts
       found = propose()
       if found is None and not self.fixed:
-        facts = rng.integers(self.entities, size=(self.relations, self.entities)).tolist()
+        facts = rng.integers(self.entities, size=(self.relations + self.extra, self.entities)).tolist()
       return found
 
     where = f"hops: {self.hops} over {self.entities} entities leave no question for the {self.split} split"

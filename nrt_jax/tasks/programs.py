@@ -44,6 +44,7 @@ KINDS = {
 ALL_KINDS = ("print", *KINDS, "random")
 DIRECTIONS = ("predict", "write")
 CONVENTIONS = ("standard", "swapped")
+GIVES, NEXT = "gives", ";"  # words of a world
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ class Programs:
   @property
   def words(self) -> tuple[str, ...]:
     """Numbers first, so that a number's id is its value, as far as symbols go."""
-    asks = ("run", "write", "with", "where", "gives", "and", "program", *CONVENTIONS, *ALL_KINDS)
+    asks = ("run", "write", "with", "where", GIVES, "and", "program", NEXT, *CONVENTIONS, *ALL_KINDS)
     used = [word for word in self.signs if word]
     return tuple(dict.fromkeys((*splits.symbols(0, self._top + 1), *used, *asks, *self._results(1))))
 
@@ -241,6 +242,13 @@ class Programs:
     if self.kind != "print":
       return list(_tests(self))
     return [((), self.run(self.read(self.example(index)[1]), ()).output)]
+
+  def world(self, index: int) -> str | None:
+    """The cases as environments/program.py reads them; None where there is nothing to run."""
+    if self.direction == "predict":
+      return None
+    cases = ((splits.words_of(given), splits.words_of(wanted)) for given, wanted in self.cases(index))
+    return " ".join(f"{given} {GIVES} {wanted} {NEXT}".strip() for given, wanted in cases)
 
   def written(self, program) -> str:
     """The words of ids."""

@@ -30,10 +30,10 @@ def followed(table, question):
 
 @pytest.mark.parametrize("shown", SHOWN)
 def test_answer_and_trace_follow_from_the_world(shown):
-  task = Facts(shown=shown, entities=5, relations=2, hops=3, cues=2, trace_share=1.0)
+  task = Facts(shown=shown, entities=5, relations=2, hops=3, extra=1, cues=2, trace_share=1.0)
   for i in range(50):
     (question, answer, trace), table = task.example(i), table_of(task.world(i))
-    assert len(table) == 10
+    assert len(table) == 15 and "r2" not in question.partition("follow")[2]
     way = followed(table, question)
     assert answer == way[-1]
     if shown == "memory":
@@ -97,6 +97,7 @@ def test_bad_options_are_one_line():
     ("entities", 1),
     ("relations", 0),
     ("hops", 0),
+    ("extra", -1),
     ("cues", -1),
     ("cue_share", 1.5),
     ("shown", "all"),
