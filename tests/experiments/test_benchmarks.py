@@ -7,6 +7,8 @@ from paths import EXPERIMENTS
 BENCHMARKS = EXPERIMENTS / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # as if started there: the scripts import their neighbour by its bare name
 
+import interpreters
+import numpy as np
 import padding
 import scaling
 import scoring
@@ -30,6 +32,19 @@ def test_scoring(monkeypatch, capsys):
   head, whole, cached, ratio = rows_of_table(capsys.readouterr().out)
   assert len(head) == len(whole) == len(cached) == len(ratio) == 3
   assert all(float(cell) > 0 for cell in (*whole[1:], *cached[1:]))
+
+
+def test_interpreters():
+  rows = interpreters.endless("brainfuck", 3, None)
+  found = interpreters.measure("brainfuck", rows, steps=20, repeats=1)  # stops where the outcomes differ
+  assert (found["mean"], found["most"]) == (20, 20) and min(found["python"], found["jax"], found["plain"]) > 0
+  for name, (language, _) in interpreters.LANGUAGES.items():
+    limits = interpreters.limits_of(name, 2000)
+    ran = [language.run(*row, limits) for row in interpreters.references(name, 5, np.random.default_rng(0))]
+    assert [one.status for one in ran] == [0] * 5 and len({one.output for one in ran}) > 3
+    drawn = interpreters.written_at_random(name, 100, np.random.default_rng(0))
+    assert {len(ids) for ids, _ in drawn} == {interpreters.LENGTH}
+    assert len({language.run(*row, limits).status for row in drawn}) > 2
 
 
 def test_slots(capsys):
