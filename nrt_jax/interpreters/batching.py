@@ -69,8 +69,13 @@ def padded(values, size: int) -> tuple[np.ndarray, np.ndarray]:
   return rows, lengths
 
 
-def share_right(found: outcome.Outcome, cases: Cases):
-  """The share of the cases whose run finished and wrote exactly what it must: float32 []."""
+def right(found: outcome.Outcome, cases: Cases):
+  """Whether the run of each case finished and wrote exactly what it must: bool [C]."""
   behind_CO = jnp.arange(cases.output_CO.shape[1])[None] >= jnp.asarray(cases.output_length_C)[:, None]
   same_C = ((found.output == cases.output_CO) | behind_CO).all(1) & (found.length == cases.output_length_C)
-  return jnp.mean(same_C & (found.status == outcome.FINISHED), dtype=jnp.float32)
+  return same_C & (found.status == outcome.FINISHED)
+
+
+def share_right(found: outcome.Outcome, cases: Cases):
+  """The share of the cases that are right: float32 []."""
+  return jnp.mean(right(found, cases), dtype=jnp.float32)

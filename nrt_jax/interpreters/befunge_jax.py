@@ -95,8 +95,13 @@ def run(program_L, length, input_I, input_length, limits: Limits = Limits(), see
 
 def grade_ids(program_L, length, cases: batching.Cases, limits: Limits = Limits(), seed=0):
   """The share of the cases that the program is right on: float32 []. Zero for an invalid program. Twin: `grade`."""
+  return batching.share_right(run_cases(program_L, length, cases, limits, seed), cases)
+
+
+def run_cases(program_L, length, cases: batching.Cases, limits: Limits = Limits(), seed=0) -> Outcome:
+  """The program's run on each case: fields [C, ...]. For scoring.score_cases."""
   each = jax.vmap(lambda inputs, size: run(program_L, length, inputs, size, limits, seed))
-  return batching.share_right(each(cases.input_CI, cases.input_length_C), cases)
+  return each(cases.input_CI, cases.input_length_C)
 
 
 def grid_of(program_L, length, limits: Limits):

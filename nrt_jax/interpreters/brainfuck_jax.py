@@ -55,8 +55,13 @@ def run(program_L, length, input_I, input_length, limits: Limits = Limits()) -> 
 
 def grade_ids(program_L, length, cases: batching.Cases, limits: Limits = Limits()):
   """The share of the cases that the program is right on: float32 []. Zero for an invalid program. Twin: `grade`."""
+  return batching.share_right(run_cases(program_L, length, cases, limits), cases)
+
+
+def run_cases(program_L, length, cases: batching.Cases, limits: Limits = Limits()) -> Outcome:
+  """The program's run on each case: fields [C, ...]. For scoring.score_cases."""
   each = jax.vmap(lambda inputs, size: run(program_L, length, inputs, size, limits))
-  return batching.share_right(each(cases.input_CI, cases.input_length_C), cases)
+  return each(cases.input_CI, cases.input_length_C)
 
 
 def compile_(program_L, length):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import programs
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nrt_jax import errors
 from nrt_jax.interpreters import batching, brainfuck, brainfuck_jax, outcome
@@ -137,6 +138,21 @@ def test_one_row_alone_and_inside_a_loop():
   shorter, alone = map(programs.outcomes, runs())
   assert alone == [((4, 5, 6), 3, outcome.FINISHED, 11), ((), 0, outcome.FINISHED, 0)]
   assert [one[0] for one in shorter] == [(), (4,), (4, 5), (4, 5, 6)]
+
+
+def test_rows_over_devices():
+  """Rows that the compiler shards, that a shard_map cuts, and pmap's: the same outcomes."""
+  texts = [",[.,]", "+[>]", ".", "+[.]", ",>,[-<+>]<.", "]", "++.", ",."] * 2
+  rows = programs.rows([brainfuck.encode(text) for text in texts], [(1, 2)] * len(texts))
+  each = jax.vmap(lambda *row: brainfuck_jax.run(*row, SMALL))
+  mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+  by_rows = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("data")))
+  cut = jax.shard_map(each, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"), check_vma=False)
+  stacked = jax.tree.map(lambda a: a.reshape(4, 4, *a.shape[1:]), rows)
+  found = [jax.jit(each)(*by_rows), jax.jit(cut)(*by_rows)]
+  found.append(jax.tree.map(lambda a: a.reshape(16, *a.shape[2:]), jax.pmap(each, devices=jax.devices()[:4])(*stacked)))
+  expected = [brainfuck.run(brainfuck.encode(text), (1, 2), SMALL) for text in texts]
+  assert all(programs.outcomes(one) == expected for one in found)
 
 
 def test_a_step_does_not_touch_the_whole_memory():
