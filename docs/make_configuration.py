@@ -38,8 +38,9 @@ all keys of one algorithm at these defaults; with `start="instruct"` a few are c
 A run may have a list of `stages`, each with its own `name`. A stage may set
 {stage_keys}
 and inherits everything else from the top level. The top-level `total_steps` caps every stage. Each stage starts with a
-fresh optimizer and at the beginning of its data; parameters, random key and step count carry over. A run, or a stage,
-may have a `curriculum`, which stands for several stages; without one it is null. [stages.md](stages.md) explains both.
+fresh optimizer (but see `optimizer.carry_moments`) and at the beginning of its data; parameters, random key and step
+count carry over. A run, or a stage, may have a `curriculum`, which stands for several stages; without one it is null.
+[stages.md](stages.md) explains both.
 
 `algorithm.name` (default `"nrt"`) determines which keys `algorithm` has. `environment` is null, or a mapping whose
 `name` determines its other keys ([environments.md](environments.md)). `evaluation.data` is null or has the keys of

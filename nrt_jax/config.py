@@ -16,6 +16,7 @@ from nrt_jax.environments.table import ENVIRONMENTS
 from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation.held_out import EvaluationConfig
 from nrt_jax.model.architecture import ADAPTABLE
+from nrt_jax.model.token_rows import TokensConfig
 from nrt_jax.optimizers.update_rule import OptimizerConfig
 from nrt_jax.records.checkpoint import CheckpointConfig
 from nrt_jax.records.metrics import LoggingConfig
@@ -26,7 +27,7 @@ from nrt_jax.sharding import ParallelConfig
 # The keys that a stage may set. All others (model, devices, files) apply to the whole run.
 STAGE_KEYS = (
   "total_steps", "stop", "curriculum", "prompts_per_step", "samples_per_prompt", "data", "sampling", "algorithm",
-  "environment", "optimizer", "evaluation",
+  "environment", "optimizer", "tokens", "evaluation",
 )  # fmt: skip
 
 NEW_ROWS = ("mean", "description", "end_token")
@@ -84,6 +85,7 @@ class RunConfig:
   checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
   evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
   stop: StopConfig = field(default_factory=StopConfig)
+  tokens: TokensConfig = field(default_factory=TokensConfig)
   logging: LoggingConfig = field(default_factory=LoggingConfig)
 
   def __post_init__(self):
@@ -96,6 +98,7 @@ class RunConfig:
       self._check_sampling()
     self._check_environment()
     self._check_trainable()
+    self._check_tokens()
     if self.data.packing and not ALGORITHMS[self.algorithm_name].packs:
       packs = ", ".join(name for name, row in ALGORITHMS.items() if row.packs)
       raise UserError(f"data.packing: found {self.data.packing}, allowed: 0, or algorithm.name {packs}")
@@ -126,6 +129,18 @@ class RunConfig:
       raise UserError(f"{found} with model.lora_rank {self.model.lora_rank}, which freezes the trunk, allowed: all")
     if getattr(getattr(self.algorithm, "critic", None), "own_weights", False):
       raise UserError(f"{found} with algorithm.critic.own_weights, allowed: all")
+
+  def _check_tokens(self):
+    if self.tokens.active == "all":
+      return
+    found = f"tokens.active: found {self.tokens.active!r}"
+    if self.model.lora_rank:
+      found = f"{found} with model.lora_rank {self.model.lora_rank}"
+      raise UserError(f"{found}, which trains no rows of new tokens, allowed: all")
+    if ALGORITHMS[self.algorithm_name].has_critic:
+      raise UserError(f"{found} with algorithm.name {self.algorithm_name!r}, whose critic has own words, allowed: all")
+    if self.environment_name is not None:
+      raise UserError(f"{found} with environment.name {self.environment_name!r}, which has own words, allowed: all")
 
   def _check_sampling(self):
     compares = getattr(self.algorithm, "compares_samples", None)

@@ -27,6 +27,7 @@ PLACES = ("model.path", "prompt.tokenizer", "prompt.chat_template", "data.source
 DATA = ("data.source", "evaluation.data.source")
 MODEL_SETTINGS = (
   *(f.name for f in dataclasses.fields(ModelSource)), "vocab_padding", "vocab_unused", "platform", "trained",
+  "vocab_inactive",
 )  # fmt: skip
 
 

@@ -4,19 +4,20 @@ All mistakes in a config, a file or a mesh are found in `open_stages`, before an
 """
 
 import dataclasses
-import functools
 import os
 from typing import NamedTuple
 
 import jax
+import numpy as np
 
 from nrt_jax import resuming, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.config import RunConfig
-from nrt_jax.data import batches, overlong, packing
+from nrt_jax.data import batches, control_tokens, overlong, packing
 from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation import held_out
-from nrt_jax.model import hf_weights
+from nrt_jax.model import hf_weights, token_rows
+from nrt_jax.optimizers.update_rule import carried
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.records.stopping import StopConfig
 from nrt_jax.sharding import ParallelConfig
@@ -45,12 +46,14 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
   hf_weights.hf_config(model)  # raises now if the architecture cannot be exported at the end
   check_start(first, workdir)
   check_keep_best(runs)
+  check_carry(runs)
   stages = []
   for run in runs:
     setup = opening.open_setup(run, model, tokenizer, form, mesh)
     sizes.check(setup)
     host_grading.check(run)
     stages.append(Stage(setup, *read_data(setup, tokenizer)))
+  stages = with_tokens(stages, control_tokens.always_used(tokenizer, form))
   check_stop_rules(stages)
   return tokenizer, stages
 
@@ -75,6 +78,40 @@ def check_keep_best(runs: list[RunConfig]) -> None:
   if not names:
     raise UserError(f"checkpoint.keep_best: found {metric!r} with evaluation.data null, allowed: null, or data for it")
   require_choice("checkpoint.keep_best", metric, dict.fromkeys(names))
+
+
+def check_carry(runs: list[RunConfig]) -> None:
+  """Raises UserError if a stage is to go on with moments that the stage before does not leave."""
+  for before, run in zip(runs, runs[1:]):
+    if not run.optimizer.carry_moments:
+      continue
+    found = f"optimizer.carry_moments of stage {run.stage!r}: found true"
+    for key in ("name", "moment_dtype"):
+      own, other = getattr(run.optimizer, key), getattr(before.optimizer, key)
+      if own != other:
+        raise UserError(f"{found} with {key} {own!r} behind {other!r}, allowed: the same in both, or false")
+    if "optimizer" in run.parallel.offload:
+      raise UserError(f"{found} with parallel.offload of the optimizer, allowed: false")
+
+
+def with_tokens(stages: list[Stage], always: set) -> list[Stage]:
+  """The stages, of which each one's model knows the tokens that it does not use: those that are in no data so far.
+
+  always: ids that every stage uses. The last one uses all, for an exported model may write all.
+  """
+  used = np.zeros(stages[0].setup.form.vocab_size_needed, bool)
+  used[sorted(always)] = True
+  found = []
+  for stage in stages:
+    if stage.setup.run.tokens.active == "all" or len(found) == len(stages) - 1:
+      used[:] = True
+    else:
+      data = getattr(stage.train_data, "dataset", stage.train_data)  # of packed rows
+      for rows in (data.prompts, data.answers, data.traces, data.hints or []):
+        used[np.concatenate([np.zeros(0, np.int32), *rows])] = True
+    model = dataclasses.replace(stage.setup.model, vocab_inactive=tuple(np.flatnonzero(~used).tolist()))
+    found.append(stage._replace(setup=stage.setup._replace(model=model)))
+  return found
 
 
 def check_stop_rules(stages: list[Stage]) -> None:
@@ -122,9 +159,11 @@ def describe_data(stage: Stage) -> str:
   rows, held, run = stage.train_data, stage.eval_data, stage.setup.run
   packed = f", packed into {len(rows):,} rows" if run.data.packing else ""
   evaluated = "" if held is None else f"; evaluation: {overlong.summary(len(held), held.counts)}"
+  idle, size = len(stage.setup.model.vocab_inactive), stage.setup.form.vocab_size_needed
+  tokens = f"; {size - idle:,} of {size:,} tokens" if idle else ""
   task = batches.task_of(run.data) if stage.setup.algorithm.samples_traces else None
   likely = "" if task is None else chance.describe(task, run.samples_per_prompt)
-  examples = f"stage {run.stage}: {overlong.summary(len(rows.examples), rows.counts)}{packed}{evaluated}"
+  examples = f"stage {run.stage}: {overlong.summary(len(rows.examples), rows.counts)}{packed}{evaluated}{tokens}"
   return f"{examples}; {likely}" if likely else examples
 
 
@@ -139,17 +178,36 @@ def resume(stages: list[Stage], checkpoints: Checkpoints, step: int, check) -> t
   return workdirs.restore(stage.setup, checkpoints, step), progress, changes
 
 
-def fresh_states(stage: Stage, params, key, critic_params=None, first_step: int = 0) -> States:
+def fresh_states(stage: Stage, params, key, critic_params=None, first_step=0, inactive=(), opt_state=None) -> States:
   """The states at the start of a stage, on the devices. `params` are taken over: nobody may use them afterwards.
 
-  critic_params: see programs.init_states. first_step: training steps of the stages before.
+  critic_params: see programs.init_states. Of the stages before: first_step, how many training steps they made;
+  inactive, the tokens that they did not use; opt_state, the optimizer's state if its moments go on.
   """
   setup = stage.setup
   shardings = programs.state_shardings(setup)
-  make = functools.partial(programs.init_states, setup, step=first_step)
+
+  def make(params, key, critic_params, opt_state):
+    # Steps fold in the key themselves, and then an example, which is never this number.
+    own_key = jax.random.fold_in(jax.random.fold_in(key, first_step), 2**32 - 1)
+    params = token_rows.widened(params, setup.model, inactive, setup.run.tokens, own_key)
+    states = programs.init_states(setup, params, key, first_step, critic_params)
+    if opt_state is None:
+      return states
+    return states.replace(policy=states.policy.replace(opt_state=carried(states.policy.opt_state, opt_state)))
+
   init = jax.jit(make, out_shardings=shardings, donate_argnums=0)  # or all parameters would be there twice
-  fresh = init(params, key, critic_params=critic_params)
+  fresh = init(params, key, critic_params, opt_state)
   return programs.replicate(fresh) if setup.axis_name else fresh
+
+
+def next_states(before: Stage, stage: Stage, states: States, first_step: int) -> States:
+  """The states at the start of a stage, from those at the end of the one before, `first_step` steps into the run."""
+  last = single_copy(before.setup, states)
+  critic = last.critic.params if last.critic is not None and programs.own_critic(stage.setup) else None
+  opt_state = last.policy.opt_state if stage.setup.run.optimizer.carry_moments else None
+  inactive = before.setup.model.vocab_inactive
+  return fresh_states(stage, last.policy.params, last.policy.key, critic, first_step, inactive, opt_state)
 
 
 def read_batch(stage: Stage, position: batches.Position):

@@ -43,7 +43,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     # ---- 1. Devices, tokenizer, model, data: all mistakes surface here.
     tokenizer, stages = startup.open_stages(runs, workdir)
     first, setup = runs[0], stages[0].setup
-    model, form, mesh = setup.model, setup.form, setup.mesh
+    form, mesh = setup.form, setup.mesh
     total_steps = sum(run.total_steps for run in runs)
     inputs = resuming.describe_inputs(tokenizer, stages)
     processes.require_same({"config": config_values, **inputs})
@@ -87,10 +87,10 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     setup = stages[-1].setup
     last = single_copy(setup, states)
     params = programs.params_for(setup, last, "export")
-    workdirs.export(params, runs[-1], model, form, workdir, os.path.join(workdir, "export"))
+    workdirs.export(params, runs[-1], setup.model, form, workdir, os.path.join(workdir, "export"))
     if last.critic is not None:
       critic = programs.with_frozen(setup, last.critic, last.policy).params
-      workdirs.export(critic, runs[-1], model, form, workdir, os.path.join(workdir, "export_critic"))
+      workdirs.export(critic, runs[-1], setup.model, form, workdir, os.path.join(workdir, "export_critic"))
   return True
 
 
@@ -119,10 +119,7 @@ class Loop:
     if states is None:
       return startup.fresh_states(stage, startup.first_params(setup), jax.random.key(setup.run.seed)), Progress()
     progress = Progress(number, ends=(*before.ends, before.step))
-    last = single_copy(self._stages[number - 1].setup, states)
-    critic = last.critic.params if last.critic is not None and programs.own_critic(setup) else None
-    fresh = startup.fresh_states(stage, last.policy.params, last.policy.key, critic, progress.number)
-    return fresh, progress
+    return startup.next_states(self._stages[number - 1], stage, states, progress.number), progress
 
   def run_stage(self, states: States, progress: Progress) -> tuple[States, Progress]:
     """Trains until the stage's last step, until its stop rule is met, or until a signal asks to stop."""

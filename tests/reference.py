@@ -579,3 +579,8 @@ def last_step(values, bar, steps):
     if np.mean(values[t - steps : t]) >= bar:
       return t + 1
   return len(values)
+
+
+def new_row(old_rows, noise, normal):
+  """A row of a token that comes into use, from the rows in use before it: one entry at a time."""
+  return [np.mean(entries) + noise * np.std(entries) * z for entries, z in zip(np.transpose(old_rows), normal)]

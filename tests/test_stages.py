@@ -162,3 +162,84 @@ def test_a_curriculum_compiles_once_and_resumes_inside_of_any_of_its_stages(valu
   train(climbs, killed)
   assert_same_run(climbs, killed, whole)
   assert compiled[1:] == ["main_n_digits_6", "main_n_digits_8"]
+
+
+# ------------------------------------------------------------------------------------------------- a wider token space
+
+
+@pytest.fixture(scope="module")
+def widening(values):
+  """Sums of two digits and the base's own name, and then of five, whose rows alone are trained."""
+  few = {"name": "few", "total_steps": 3, "data": {"task_options": {"base": 2}}, "tokens": {"active": "data"}}
+  optimizer = {"carry_moments": True, "trainable": "token_rows", "ema_decay": 0.5}
+  all_of_them = {"name": "all", "total_steps": 2, "optimizer": optimizer, "data": {"task_options": {"base": 5}}}
+  return changed(values, stages=[few, all_of_them], checkpoint__keep_last=9)
+
+
+@pytest.fixture(scope="module")
+def widened(widening, tmp_path_factory):
+  return train(widening, tmp_path_factory.mktemp("widened"))
+
+
+def test_a_stage_uses_the_tokens_of_its_data_and_the_last_one_all(widening):
+  tokenizer, stages = startup.open_stages(config.stages_of(widening))
+  first, last = (stage.setup.model.vocab_inactive for stage in stages)
+  assert tokenizer.convert_ids_to_tokens(first) == ["3", "4", "5"] and last == ()
+  size = len(tokenizer)
+  says = [startup.describe_data(stage) for stage in stages]
+  assert says == [f"stage few: 40 examples; {size - 3} of {size} tokens", "stage all: 40 examples"]
+
+
+def test_new_rows_start_anew_and_old_ones_go_on_with_their_moments(widening, widened):
+  _, (few, whole) = startup.open_stages(config.stages_of(widening), str(widened))
+  with jax.set_mesh(few.setup.mesh):
+    states = workdir.restore(few.setup, Checkpoints(str(widened / "checkpoints"), read_only=True), 3)
+    before = jax.device_get(states.policy.replace(key=jax.random.key_data(states.policy.key)))
+    after = startup.next_states(few, whole, states, 3).policy
+    after = jax.device_get(after.replace(key=jax.random.key_data(after.key)))
+  new, old = [3, 4, 5], [i for i in range(few.setup.form.vocab_size_needed) if i not in (3, 4, 5)]
+  moments = {name: (getattr(before.opt_state[1], name), getattr(after.opt_state[1], name)) for name in ("mu", "nu")}
+  for part, name, turn in (("embedder", "embedding", np.asarray), ("head", "kernel", np.transpose)):
+    start, now = turn(before.params[part][name]), turn(after.params[part][name])
+    np.testing.assert_array_equal(now[old], start[old])
+    assert np.abs(now[new] - start[new]).max(1).min() > 1e-3  # what was there has never been trained
+    for was, goes_on in moments.values():
+      assert set(goes_on) == {"embedder", "head"} and set(was) == {*goes_on, "layers", "final_norm"}
+      np.testing.assert_array_equal(turn(goes_on[part][name]), turn(was[part][name]))
+      assert not turn(goes_on[part][name])[new].any() and turn(goes_on[part][name])[old].any()
+  jax.tree.map(np.testing.assert_array_equal, after.params["layers"], before.params["layers"])
+  assert (after.opt_state[1].count, after.opt_state[-1].count, after.updates, after.step) == (3, 0, 0, 3)
+  np.testing.assert_array_equal(after.key, before.key)
+
+
+def test_the_trunk_stays_and_the_export_is_the_average_of_the_rows(widening, widened):
+  checkpoints = Checkpoints(str(widened / "checkpoints"), read_only=True)
+  _, (few, whole) = startup.open_stages(config.stages_of(widening), str(widened))
+  ends = ((few, 3), (whole, 5))
+  first, last = (jax.device_get(workdir.restore(stage.setup, checkpoints, n).policy.params) for stage, n in ends)
+  jax.tree.map(np.testing.assert_array_equal, last["layers"], first["layers"])
+  model = hf_weights.read_model_config(widened / "export")
+  exported = hf_weights.load_params(widened / "export", model)
+  average = workdir.read_policy(str(widened), model, averaged=True)
+  jax.tree.map(np.testing.assert_array_equal, exported, average)
+  assert not np.array_equal(exported["embedder"]["embedding"], last["embedder"]["embedding"])
+
+
+def test_killed_on_either_side_of_new_tokens_it_resumes_bit_for_bit(widening, widened, tmp_path, monkeypatch):
+  for stop_at, done in ((2, 3), (4, 5)):  # as the stage's last step has begun; in the one with new tokens
+    with stopping_at(monkeypatch, stop_at):
+      train(widening, tmp_path)
+    assert Checkpoints(str(tmp_path / "checkpoints"), read_only=True).latest_step() == done
+  train(widening, tmp_path)
+  assert_same_run(widening, tmp_path, widened)
+
+
+def test_moments_go_on_only_where_they_are_the_same(values):
+  for changes, says in (
+    ({"name": "sgd"}, "name 'sgd' behind 'adamw', allowed: the same in both, or false"),
+    ({"moment_dtype": "int8"}, "moment_dtype 'int8' behind 'float32', allowed: the same in both, or false"),
+  ):
+    stages = [{"name": "a"}, {"name": "b", "optimizer": {"carry_moments": True, **changes}}]
+    with pytest.raises(UserError) as error:
+      startup.open_stages(config.stages_of(changed(values, stages=stages)))
+    assert str(error.value) == f"optimizer.carry_moments of stage 'b': found true with {says}"

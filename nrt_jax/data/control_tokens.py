@@ -23,6 +23,13 @@ def control_tokens(tokenizer) -> dict:
   return dict(_control_tokens(tokenizer, len(tokenizer), str(tokenizer.chat_template)))
 
 
+def always_used(tokenizer, form) -> set:
+  """The ids that prompts and completions need whatever the data: special and added tokens, and those of `form`."""
+  added = tokenizer.added_tokens_decoder  # id -> token
+  return {*tokenizer.all_special_ids, *added, *form.prefix_ids, *form.marker_ids, *form.stop_ids, *form.end_ids,
+          form.pad_id}  # fmt: skip
+
+
 def control_pattern(tokenizer) -> re.Pattern:
   """Finds control tokens in a text, the longest first."""
   names = sorted(control_tokens(tokenizer), key=len, reverse=True)

@@ -52,6 +52,7 @@ class ModelConfig:
   vocab_size: int = 512  # rows of embedding and head
   vocab_padding: int = 0  # last rows, not tokens, added to divide over a mesh: never sampled, never exported
   vocab_unused: int = 0  # rows before those that the tokenizer has no token for: never sampled, exported as they were
+  vocab_inactive: tuple[int, ...] = ()  # tokens that a stage does not use yet: never sampled; see model/token_rows.py
   hidden_size: int = 128
   intermediate_size: int = 512
   num_hidden_layers: int = 2

@@ -328,7 +328,7 @@ def forward(
 def logits(params, config: ModelConfig, hidden):
   """The head: hidden `[..., D]` -> float32 logits `[..., V]`. Callers chunk it if `...` is large.
 
-  Rows that are no tokens have MASKED, in sampling, scoring and the update alike.
+  Rows that are no tokens, or none that the stage uses, have MASKED, in sampling, scoring and the update alike.
   """
   dtype = jnp.dtype(config.compute_dtype)
   if config.tie_word_embeddings:
@@ -341,7 +341,9 @@ def logits(params, config: ModelConfig, hidden):
     out /= config.logits_scaling
   if config.final_logit_softcapping is not None:
     out = config.final_logit_softcapping * jnp.tanh(out / config.final_logit_softcapping)
-  if config.vocab_padding or config.vocab_unused:
+  if config.vocab_padding or config.vocab_unused or config.vocab_inactive:
     token = jnp.arange(config.vocab_size) < config.vocab_size - config.vocab_padding - config.vocab_unused
+    if config.vocab_inactive:
+      token &= np.isin(np.arange(config.vocab_size), config.vocab_inactive, invert=True)
     out = jnp.where(token.reshape((1,) * (out.ndim - 1) + (-1,)), out, MASKED)
   return out

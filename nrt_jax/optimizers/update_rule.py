@@ -43,6 +43,7 @@ class OptimizerConfig:
   ema_decay: float = 0.0  # per training step, of a moving average of the trained parameters over the stage; 0 = off
   ema_for: tuple[str, ...] = AVERAGE_USES  # what uses the averaged parameters, if there are any: evaluation, export
   trainable: str = "all"  # all | token_rows: embedding and head alone; the rest stays as it is, bit for bit
+  carry_moments: bool = False  # True: the policy's go on from the stage before; False: a stage starts without any
   minibatches: int = 1  # optimizer updates per rollout: a step's prompts are split into this many minibatches
   max_skipped_steps: int = 5  # steps in a row with an update that was skipped, not being finite, until the run stops
 
@@ -119,6 +120,7 @@ def in_eight_bits(inner: optax.GradientTransformation, codes: dict) -> optax.Gra
   return optax.GradientTransformation(lambda params: encode(inner.init(params), jnp.int32(0)), update)
 
 
+PRECONDITIONER = 1  # its place in the chain of `make_optimizer`
 # name -> config -> the transformation from gradients to update directions
 PRECONDITIONERS = {
   "adamw": lambda config: stored_in(
@@ -183,3 +185,18 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
     optax.scale_by_learning_rate(learning_rate(config, total_steps)),
   )
+
+
+def carried(fresh: tuple, old: tuple) -> tuple:
+  """The state of `make_optimizer` at the start of a stage with the moments that the stage before ended with.
+
+  A moment goes on where both stages train the parameter, and so does the count that corrects their bias. The schedule
+  starts anew.
+  """
+  stored = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old[PRECONDITIONER])}
+
+  def choose(path, leaf):
+    return stored.get(jax.tree_util.keystr(path), leaf)
+
+  moments = jax.tree_util.tree_map_with_path(choose, fresh[PRECONDITIONER])
+  return (*fresh[:PRECONDITIONER], moments, *fresh[PRECONDITIONER + 1 :])
