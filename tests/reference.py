@@ -3,6 +3,8 @@
 It uses probabilities c and plain loops where the library uses padded arrays of log-probabilities.
 """
 
+import itertools
+
 import numpy as np
 
 AGGREGATION_NAMES = (
@@ -584,3 +586,18 @@ def last_step(values, bar, steps):
 def new_row(old_rows, noise, normal):
   """A row of a token that comes into use, from the rows in use before it: one entry at a time."""
   return [np.mean(entries) + noise * np.std(entries) * z for entries, z in zip(np.transpose(old_rows), normal)]
+
+
+def program_score(outputs, wanted, ended, length, weights):
+  """Brain Coder's score, place by place: a missing value, or one too many, is `base` away from its counterpart."""
+  best = len(wanted) * (1 + weights.exact + weights.short)
+  if not all(ended):
+    return weights.failure / best
+  total = 0
+  for found, goal in zip(outputs, wanted, strict=True):
+    places = itertools.zip_longest(found, goal)
+    apart = [weights.base if None in (a, b) else min(weights.base, max(a, b) - min(a, b)) for a, b in places]
+    total += 1 - sum(apart) / weights.base / (len(goal) or 1)
+    if sum(apart) == 0:
+      total += weights.exact + weights.short * max(0, weights.max_length - length) / weights.max_length
+  return total / best

@@ -6,9 +6,10 @@ import jax
 import numpy as np
 import programs
 import pytest
+import reference
 
 from nrt_jax import errors
-from nrt_jax.interpreters import batching, befunge, befunge_jax, brainfuck, brainfuck_jax, scoring
+from nrt_jax.interpreters import batching, befunge, befunge_jax, brainfuck, brainfuck_jax, outcome, scoring
 
 PLAIN = scoring.Scoring(base=10, exact=2.0, short=1.0, failure=-2.0, max_length=20)
 PAIRS = [((3, 4), (3, 4)), ((1,), (1,)), ((), ())]
@@ -16,8 +17,12 @@ LIMITS = brainfuck.Limits(steps=100, outputs=4, tape=8, cells=10)
 
 
 def by_python(language, program, pairs, limits, weights):
+  """The library's score, after it has been found to be the reference's."""
   runs = [language.run(program, given, limits) for given, _ in pairs]
-  return scoring.score(runs, pairs, len(program), weights)
+  found, ended = scoring.score(runs, pairs, len(program), weights), [run.status == outcome.FINISHED for run in runs]
+  outputs, wanted = [run.output for run in runs], [expected for _, expected in pairs]
+  assert found == pytest.approx(reference.program_score(outputs, wanted, ended, len(program), weights), abs=1e-12)
+  return found
 
 
 @pytest.mark.parametrize(
