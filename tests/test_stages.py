@@ -186,7 +186,7 @@ def test_a_stage_uses_the_tokens_of_its_data_and_the_last_one_all(widening):
   first, last = (stage.setup.model.vocab_inactive for stage in stages)
   assert tokenizer.convert_ids_to_tokens(first) == ["3", "4", "5"] and last == ()
   size = len(tokenizer)
-  says = [startup.describe_data(stage) for stage in stages]
+  says = [startup.describe_data(stage).partition("; chance")[0] for stage in stages]
   assert says == [f"stage few: 40 examples; {size - 3} of {size} tokens", "stage all: 40 examples"]
 
 
