@@ -1,7 +1,10 @@
 """What the processes of one run tell one another outside of the compiled programs. One process alone sends nothing."""
 
+import contextlib
 import hashlib
 import json
+import os
+import sys
 
 import jax
 import numpy as np
@@ -10,6 +13,8 @@ from jax.experimental import multihost_utils
 from nrt_jax.errors import UserError
 from nrt_jax.files import json_safe
 
+# What the runtime's errors say where another process is gone: of XLA's collectives on CPUs, and of its heartbeats.
+GONE = ("Connection closed by peer", "Connection reset", "Gloo", "heartbeat timeout", "stopped sending heartbeats")
 MESSAGE_BYTES = 1000  # of an error that the first process tells the others
 
 
@@ -29,6 +34,23 @@ def require_same(values: dict) -> None:
     if len(other):
       found = ", ".join(map(str, other))
       raise UserError(f"{name}: found another in process {found} than in process 0, allowed: the same in all")
+
+
+@contextlib.contextmanager
+def ending_with_partners():
+  """Ends this process with one line and exit code 1 where an error says that another process of the run is gone.
+
+  At once: whatever is cleaned up on the way out, an unfinished checkpoint or JAX's own shutdown, would wait for the
+  other process until its time is over, and then abort. A wait for it in the middle of a checkpoint ends so, too.
+  """
+  try:
+    yield
+  except Exception as error:
+    if jax.process_count() == 1 or not any(text in str(error) for text in GONE):
+      raise
+    line = "nrt-jax: another process of the run has ended; the same command on all of them resumes it"
+    print(line, file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def on_first(action):

@@ -37,7 +37,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
   that may differ from those of the run that is resumed.
   Raises UserError for anything the user can fix, before anything is compiled.
   """
-  with contextlib.ExitStack() as stack:
+  with contextlib.ExitStack() as stack, processes.ending_with_partners():
     stop = stack.enter_context(stopping.stop_flag())
 
     # ---- 1. Devices, tokenizer, model, data: all mistakes surface here.

@@ -1,13 +1,17 @@
 """What the processes of a run tell one another: between real processes, over the loopback."""
 
+import json
 import socket
 import subprocess
 import sys
+import time
 
+import places
 import pytest
 from paths import ROOT
 
-from nrt_jax import processes
+from nrt_jax import config, processes, training
+from nrt_jax.commands import configs
 from nrt_jax.errors import UserError
 
 PARTNER = """
@@ -47,6 +51,56 @@ def test_three_processes(tmp_path):
   differs = "refused: data: found another in process 2 than in process 0, allowed: the same in all"
   expected = [["None", differs, "mine", "refused: no: ü"], *[["None", differs, "None", "refused: no: ü"]] * 2]
   assert [[line for line in out.splitlines() if "[Gloo]" not in line] for out, _ in outputs] == expected
+
+
+def start(place, workdir, *more):
+  """Two processes of one device each that train the config in `place`."""
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  command = [sys.executable, "-m", "nrt_jax", "train", "--config", str(place / "config.py"), "--workdir", str(workdir)]
+  pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "cwd": ROOT}
+  return [subprocess.Popen([*command, *more, "--distributed", f"{address},2,{n}"], **pipes) for n in range(2)]
+
+
+def lines_of(workdir):
+  path = workdir / "metrics.jsonl"
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_a_killed_partner_ends_the_others_and_the_same_command_goes_on(tmp_path):
+  """Process 1 is killed in mid-run: process 0 ends in time, with one line. Both again: as if nothing had happened.
+
+  The run that nothing happens to has one process of eight devices, so numbers are equal to rounding.
+  """
+  # Killed far from a checkpoint, in whose middle the others wait for it until its time is over.
+  over = {"prompts_per_step": 8, "total_steps": 2000, "checkpoint__every_steps": 100, "logging__tensorboard": False}
+  place = places.make(tmp_path, algorithm="sft", logging__every_steps=1, **over)
+  workdir = tmp_path / "run"
+  first, second = start(place, workdir, "--partner_timeout", "5")
+  deadline = time.monotonic() + 200
+  while len(lines_of(workdir)) < 150 and time.monotonic() < deadline and second.poll() is None:
+    time.sleep(0.05)
+  second.kill()
+  killed = time.monotonic()
+  said = first.communicate(timeout=100)[1]
+  assert time.monotonic() - killed < 30 and first.returncode == 1, said
+  assert "another process of the run has ended; the same command on all of them resumes it" in said
+  assert "Traceback" not in said
+  second.communicate()
+  done = len(lines_of(workdir))
+  assert 150 <= done < 200
+  last = done + 4
+  again = start(place, workdir, f"--config.total_steps={last}")
+  ended = [process.communicate(timeout=200)[1] for process in again]
+  assert [process.returncode for process in again] == [0, 0], ended
+  found = lines_of(workdir)
+  assert [line["step"] for line in found] == list(range(1, last + 1))
+  values = configs.load_config(str(place / "config.py"), [f"total_steps={last}"])
+  training.train(config.stages_of(values), str(tmp_path / "whole"), values)
+  for line, other in zip(found, lines_of(tmp_path / "whole"), strict=True):
+    for name in ("loss/total", "optimizer/grad_norm"):
+      assert line[name] == pytest.approx(other[name], rel=1e-4), (line["step"], name)
 
 
 def test_one_process_asks_nobody():

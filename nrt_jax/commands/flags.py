@@ -112,6 +112,13 @@ def _train(parser: Parser) -> None:
     help="joins the processes of a multi-host run before any device is touched: without a value on TPU pods, SLURM and "
     "the like, which name the processes; else the first process's address, the number of processes and this one's id",
   )
+  parser.add_argument(
+    "--partner_timeout",
+    type=_number(int, 1),
+    default=60,
+    metavar="SECONDS",
+    help="of a multi-host run: without a sign of life for so long, a process counts as dead and all others end (60)",
+  )
 
 
 def _sample(parser: Parser) -> None:

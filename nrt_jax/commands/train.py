@@ -13,7 +13,7 @@ STOPPED = 143  # the exit code of a process ended by SIGTERM: tells a supervisor
 
 def run(args) -> None:
   if args.distributed:
-    join_processes(args.distributed)
+    join_processes(args.distributed, args.partner_timeout)
   values = configs.load_config(args.config, args.overrides)
   runs = config.stages_of(values)
   output.check_workdir(args.workdir)
@@ -21,8 +21,11 @@ def run(args) -> None:
     raise SystemExit(STOPPED)
 
 
-def join_processes(where: str) -> None:
-  """Connects this process to the run's other processes. `where`: "auto", or "host:port,count,id"."""
+def join_processes(where: str, timeout: int) -> None:
+  """Connects this process to the run's other processes. `where`: "auto", or "host:port,count,id".
+
+  timeout: seconds without a sign of life after which another process counts as dead, and all stop.
+  """
   arguments = ()
   if where != "auto":
     address, *numbers = where.split(",")
@@ -30,7 +33,7 @@ def join_processes(where: str) -> None:
       raise UserError(f"--distributed: found {where!r}, allowed: no value, or HOST:PORT,COUNT,ID")
     arguments = (address, *map(int, numbers))
   try:
-    jax.distributed.initialize(*arguments)
+    jax.distributed.initialize(*arguments, heartbeat_timeout_seconds=timeout)
   except (ValueError, RuntimeError, TypeError) as error:
     reason = str(error).split("\n")[0]
     raise UserError(f"--distributed: {reason} (give HOST:PORT,COUNT,ID where nothing tells them)") from error
