@@ -1,10 +1,10 @@
 """Orthogonality: is the dot product of two integer vectors 0? Or: which coordinate makes it 0?
 
   question  "orthogonal 2 -1 3 and 1 2 1"       answer  "no"       trace  "2 -2 3 ; 2 0 3"
-  question  "complete 2 -1 1 and 1 ? -1"        answer  "1"        trace  "2 -1 ; 1"
+  question  "complete 2 -1 1 and 1 ? -1"        answer  "1"        trace  "2 -1 ; 2 1"
 
-The trace holds the products and their running sums; for "complete", the products of the known coordinates, and the sum
-that the missing product must take to 0. arXiv 2502.19402 has such a task for a 1.5B model, with 100 training and 100
+The trace holds the products and their running sums; for "complete", those of the known coordinates, whose sum the
+missing product must take to 0. arXiv 2502.19402 has such a task for a 1.5B model, with 100 training and 100
 test questions; its wording, ranges and kind of answer are not known to us, so all of these are our own.
 """
 
@@ -81,14 +81,13 @@ class Orthogonality:
     products = pair[0] * pair[1]
     if self.kind == "decide":
       question, answer = f"orthogonal {self._laid_out(pair)}", "yes" if right else "no"
-      trace = f"{splits.words_of(products)} ; {splits.words_of(np.cumsum(products))}"
     else:
       row, column = int(rng.integers(2)), int(rng.integers(self.dimension))
       shown = [[str(i) for i in vector] for vector in pair]
       shown[row][column] = "?"
       question, answer = f"complete {self._laid_out(shown)}", str(pair[row, column])
-      known = np.delete(products, column)
-      trace = f"{splits.words_of(known)} ; {known.sum()}"
+      products = np.delete(products, column)
+    trace = f"{splits.words_of(products)} ; {splits.words_of(np.cumsum(products))}"
     return question, answer, trace if shows_trace else None
 
   def _laid_out(self, pair) -> str:

@@ -96,13 +96,13 @@ def solve_orthogonality(task, question):
   rows = [part.split() for part in rest.split(" and ")]
   left, right = rows if task.layout == "vectors" else zip(*rows)
   known = [int(a) * int(b) for a, b in zip(left, right) if "?" not in (a, b)]
+  sums = [sum(known[: i + 1]) for i in range(len(known))]
+  trace = f"{' '.join(map(str, known))} ; {' '.join(map(str, sums))}"
   if kind == "orthogonal":
-    sums = [sum(known[: i + 1]) for i in range(len(known))]
-    trace = f"{' '.join(map(str, known))} ; {' '.join(map(str, sums))}"
     return "no" if sums[-1] else "yes", trace
   (factor,) = [int(a if b == "?" else b) for a, b in zip(left, right) if "?" in (a, b)]
   (answer,) = [x for x in range(-task.high, task.high + 1) if x and sum(known) + factor * x == 0]
-  return str(answer), f"{' '.join(map(str, known))} ; {sum(known)}"
+  return str(answer), trace
 
 
 def solve_machine(task, question):
