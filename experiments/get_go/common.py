@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from nrt_jax import rows, workdir
+from nrt_jax.algorithms import policy_gradient as pg
+from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.commands.configs import base_config, override, plain
 from nrt_jax.config import RunConfig, stages_of
 from nrt_jax.data import batches
@@ -27,7 +29,7 @@ from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.rollout import scoring
-from nrt_jax.step import host_grading, policy, programs, throughput
+from nrt_jax.step import host_grading, opening, policy, programs, throughput
 
 LAYERS = 2  # of width 64
 POINTS = 4  # evaluations of a phase
@@ -74,23 +76,28 @@ class Sets:
 class Bench:
   """Data, evaluations and compiled programs, which do not depend on the seed."""
 
-  def __init__(self, root: str, sets: Sets, lengths: Lengths):
+  def __init__(self, root: str, sets: Sets, lengths: Lengths, environment: dict | None = None, window=None):
+    """environment: its keys, where the policy samples in one; window: tokens that each layer sees; None: all."""
     self.sets, self.lengths, self.model_path = sets, lengths, os.path.join(root, "model")
+    self.environment = environment
     tokenizer = word_tokenizer(sets.words, self.model_path)
     sizes = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=LAYERS, num_attention_heads=4)
     sizes |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=256)
+    sizes |= {} if window is None else dict(family="mistral", sliding_window=window)
     hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), **sizes), self.model_path)
     run = self.config(Phase("sft", 1, next(iter(sets.train))))
     self.tokenizer, self.form = policy.open_tokenizer(run.model, run.prompt)
     self.model = policy.read_architecture(run.model, self.form)
-    setup = programs.Setup(run, self.model, self.form, None)
+    lives = self.config(Phase("dr_grpo", 1, next(iter(sets.train)), samples=2))
+    setup = opening.open_setup(lives, self.model, self.tokenizer, self.form)
     config = held_out.EvaluationConfig(max_completion_length=lengths.trace + 1 + lengths.answer, batch_prompts=128)
     self._greedy = programs.build_generate(setup, config.sampling(0, 0, 0))
     self._probe = jax.jit(build_probe(setup, dataclasses.replace(config, temperature=1.0).sampling(0, 0, 0)))
     self._evaluation = {
       name: dataclasses.replace(config, data=self._data(values)) for name, values in sets.test.items()
     }
-    self._held_out = {name: self._load(one.data) for name, one in self._evaluation.items()}
+    worlds = opening.worlds(setup, self.tokenizer)
+    self._held_out = {name: self._load(one.data, worlds) for name, one in self._evaluation.items()}
     self._datasets, self._programs, self._reached = {}, {}, {}
 
   # ------------------------------------------------------------------------------------------------------ configs
@@ -106,6 +113,8 @@ class Bench:
     if phase.algorithm == "sft":
       values["data"]["max_trace_length"] = lengths.trace
     values["optimizer"].update(eps=1e-8, learning_rate=1e-3)
+    if self.environment is not None and ALGORITHMS[phase.algorithm].lives_in_worlds:
+      values["environment"] = self.environment
     for key, value in phase.settings:
       override(values, key.split("."), str(value))
     return stages_of(values)[0]
@@ -113,9 +122,10 @@ class Bench:
   def _data(self, values: dict) -> batches.DataConfig:
     return batches.DataConfig(**values)
 
-  def _load(self, data: batches.DataConfig) -> batches.TokenDataset:
+  def _load(self, data: batches.DataConfig, texts=False) -> batches.TokenDataset:
+    """texts: of an environment's worlds, or False."""
     prompt = self.config(Phase("sft", 1, next(iter(self.sets.train)))).prompt
-    return batches.load_dataset(data, prompt, self.tokenizer, self.form)
+    return batches.load_dataset(data, prompt, self.tokenizer, self.form, texts)
 
   # ------------------------------------------------------------------------------------------------------ measures
 
@@ -168,10 +178,10 @@ class Bench:
 
   def _run_phase(self, at: dict, phase: Phase, seed: int, number: int) -> dict:
     run = self.config(phase)
-    setup = programs.Setup(run, self.model, self.form, None)
-    if run.data not in self._datasets:
-      self._datasets[run.data] = self._load(run.data)
-    data, position = self._datasets[run.data], batches.Position()
+    setup = opening.open_setup(run, self.model, self.tokenizer, self.form)
+    if (run.data, run.environment) not in self._datasets:
+      self._datasets[run.data, run.environment] = self._load(run.data, opening.second_texts(setup, self.tokenizer))
+    data, position = self._datasets[run.data, run.environment], batches.Position()
     # A step donates its states, so they must not share buffers with where other arms go on from.
     states = programs.init_states(setup, jax.tree.map(jnp.copy, at["params"]), jax.random.key(1000 * number + seed))
     counts, curve = dict(at["counts"]), list(at["curve"])
@@ -223,7 +233,8 @@ def build_probe(setup: programs.Setup, sampling):
     completion = rollouts.token_NR, rollouts.length_N
     made = rows.splice(prompt_NP, length_N, *completion, (), nothing_NA, none_N, setup.form.pad_id)
     logp_NL = scoring.row_log_probs(start, setup.model, made.token_NL, made.position_NL, made.first)[0]
-    return rollouts, rollouts.logp_NR.sum(axis=1), jnp.sum(logp_NL, axis=1, where=made.trace_mask_NL)
+    own_NL = made.trace_mask_NL & ~pg.forced_columns(rollouts, rollouts.length_N, made, 0, 0)
+    return rollouts, rollouts.logp_NR.sum(axis=1), jnp.sum(logp_NL, axis=1, where=own_NL)
 
   return probe
 
