@@ -25,6 +25,7 @@ FREE = (
 # Names of files and directories: where inputs.json has the fingerprint of what was in them, only that counts.
 PLACES = ("model.path", "prompt.tokenizer", "prompt.chat_template", "data.source", "evaluation.data.source")
 DATA = ("data.source", "evaluation.data.source")
+BY_STAGE = (*DATA, "tokens.active")  # what inputs.json has for each stage
 MODEL_SETTINGS = (
   *(f.name for f in dataclasses.fields(ModelSource)), "vocab_padding", "vocab_unused", "platform", "trained",
   "vocab_inactive",
@@ -55,6 +56,9 @@ def describe_inputs(tokenizer, stages: list) -> dict:
   for name, part in (("data.source", "train_data"), ("evaluation.data.source", "eval_data")):
     sets = {stage.setup.run.stage: getattr(stage, part) for stage in stages}
     inputs[name] = {stage: data_fingerprint(data.examples) for stage, data in sets.items() if data is not None}
+  # They follow from the data of the stages before, and from which stage is the last.
+  idle = {stage.setup.run.stage: stage.setup.model.vocab_inactive for stage in stages}
+  inputs["tokens.active"] = {name: f"all but {len(ids)} {fingerprint(ids)}" for name, ids in idle.items()}
   return json.loads(json.dumps(json_safe(inputs)))
 
 
@@ -113,7 +117,7 @@ def input_changes(recorded: dict, inputs: dict, stages: list[str]) -> list[Chang
   for key in recorded.keys() & inputs.keys():
     for name, before in recorded[key].items():
       now = inputs[key].get(name, before)
-      if before != now and (not key.endswith("data.source") or name in stages):
+      if before != now and (key not in BY_STAGE or name in stages):
         found.append(Change(key, f"{key}: its {name}" if key not in DATA else f"{key}: its content", before, now, True))
   return sorted(found)
 
@@ -147,7 +151,8 @@ def check_steps(step: int, ends: tuple, done: int, runs: list[RunConfig]) -> Non
 
 def _follows(change: Change, groups: set) -> bool:
   """Whether other contents are what an allowed change of settings makes of the same files."""
-  return change.key.split(".")[0] in groups or ("prompt" in groups and change.key in DATA)
+  group = change.key.split(".")[0]
+  return group in groups or ("prompt" in groups and change.key in BY_STAGE) or ("data" in groups and group == "tokens")
 
 
 def _flat(run: RunConfig) -> dict:

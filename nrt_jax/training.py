@@ -124,7 +124,7 @@ class Loop:
   def run_stage(self, states: States, progress: Progress) -> tuple[States, Progress]:
     """Trains until the stage's last step, until its stop rule is met, or until a signal asks to stop."""
     stage = self._stages[progress.stage]
-    run, episodes = stage.setup.run, stage.setup.run.prompts_per_step * stage.setup.samples_per_prompt
+    run = stage.setup.run
     if self._stop or (progress.over(run) and progress.evaluated):
       return states, progress
     generate = self._build_generate(stage)
@@ -149,7 +149,7 @@ class Loop:
       states, metrics, samples = train_step(states, batch)
       progress = self._seen(stage, progress, self._fetch(stage))
       # The rule sees step t - 1 at the latest, whatever else is fetched, so that all runs end with the same step.
-      succeeded = run.stop.reached(progress.window, episodes)
+      succeeded = run.stop.reached(progress.window, stage.setup.episodes)
       self._pending = (progress.number + 1, progress.position, metrics, samples)
       drawn = run.prompts_per_step * draws.made(metrics, stage.setup.max_draws)
       position = batches.advance(stage.train_data, progress.position, drawn)
@@ -183,8 +183,8 @@ class Loop:
 
   def _seen(self, stage: Stage, progress: Progress, metrics: dict) -> Progress:
     """The progress with the metrics of one more step, if there are any, in the window of the stage's stop rule."""
-    of_step = stage.setup.run.prompts_per_step * stage.setup.samples_per_prompt
-    return progress._replace(window=stage.setup.run.stop.seen(progress.window, metrics, of_step))
+    seen = stage.setup.run.stop.seen(progress.window, metrics, stage.setup.episodes)
+    return progress._replace(window=seen)
 
   def _compile(self, stage: Stage, states: States, batch):
     """Compiles the step and reports how long that took. A stage whose program is that of the one before takes it."""

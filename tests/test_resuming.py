@@ -17,6 +17,7 @@ INPUTS = {
   "prompt.tokenizer": {"tokens": "aaa", "chat template": "bbb", "format": "ccc"},
   "data.source": {"pretrain": "40 examples d1", "main": "50 examples d2"},
   "evaluation.data.source": {"main": "9 examples e1"},
+  "tokens.active": {"pretrain": "all but 3 t1", "main": "all but 0 t0"},
 }
 
 
@@ -83,7 +84,8 @@ def test_what_matters_is_refused_by_name_with_both_values(workdir, key, value, s
   "key, value",
   [
     ("total_steps", 9), ("stop__bar", 0.5), ("logging__every_steps", 7), ("checkpoint__keep_last", 5),
-    ("parallel__fsdp", 2), ("evaluation__every_steps", 3), ("model__remat", "full"), ("optimizer__max_skipped_steps", 9),
+    ("parallel__fsdp", 2), ("evaluation__every_steps", 3), ("model__remat", "full"),
+    ("optimizer__max_skipped_steps", 9),
   ],
 )  # fmt: skip
 def test_what_is_harmless_is_taken_and_noted(workdir, key, value):
@@ -133,6 +135,16 @@ def test_files_are_known_by_their_content(workdir, key, field, value, says):
   assert says in note
   if field == "main":  # of a stage that has not begun
     assert check(workdir, stage=0, inputs=inputs) == []
+
+
+def test_the_tokens_of_stages_that_have_begun_may_not_change(workdir):
+  """A stage that is no longer the last one does not use all of them."""
+  inputs = changed("tokens.active", main="all but 2 t2")
+  with pytest.raises(UserError, match='tokens.active: its main: "all but 0 t0" in the workdir, "all but 2 t2" now'):
+    check(workdir, inputs=inputs)
+  assert check(workdir, stage=0, inputs=inputs) == []
+  (note,) = check(workdir, inputs=inputs, allowed=["tokens"])
+  assert "tokens.active" in note
 
 
 def test_a_file_may_have_moved(workdir):

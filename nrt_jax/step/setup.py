@@ -64,6 +64,11 @@ class Setup(NamedTuple):
     return self.run.samples_per_prompt if self.algorithm.samples_traces else 1
 
   @property
+  def episodes(self) -> int:
+    """Rows that the policy samples in a step."""
+    return self.run.prompts_per_step * self.samples_per_prompt
+
+  @property
   def rows_per_prompt(self) -> int:
     """Rows of a TrainBatch that belong to one prompt."""
     if self.algorithm.has_critic:
