@@ -1,0 +1,187 @@
+"""E4: does a token space that widens step by step cost fewer samples than starting with all of it?
+
+    python experiments/get_go/e4_widening.py                       # five seeds, under runs/get_go_e4; it resumes
+    python experiments/get_go/e4_widening.py --seeds 0 --arms widen direct
+    python experiments/get_go/e4_widening.py --report_only
+
+Sums of two digits modulo a base ("add 3 4 modulo 6", "the sum is 1 modulo 6"), rewarded if right, with Dr. GRPO. Every
+run starts with the same supervised stage on base 2, which teaches the form of an answer. A new base brings a new digit,
+whose rows start as the mean of the old ones plus noise. The arms:
+
+    widen     bases 3, 4, 5, 6, each until 0.8 of the last 1024 answers are right
+    direct    base 6 at once, with as many steps as the others have together
+    shuffled  the same bases in an order that the seed draws
+    frozen    as widen, but only embedding and head are trained behind the supervised stage
+
+Measured: the samples of the reinforcement stages until 0.9 of the last 1024 answers are right in base 6, with all
+tokens in use; and how right they are then. A run that never gets there counts as "not reached". The supervised stage is
+short on purpose: a model that is sure of its form never tries a new token.
+
+Prediction (arXiv 2502.19402, section on token spaces; our reading): widen needs far fewer samples than direct where a
+right answer of a policy that knows base 2 is too rare to reward a group of 16, since each stage asks for one new token
+alone; shuffled lies between them. Refuted if direct needs no more than widen in most seeds, or if shuffled does as well
+as widen. If frozen does as well as widen, what is learnt in a small token space carries over as it is.
+
+Cost: not measured on a quiet machine. Results: none yet.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+
+import numpy as np
+
+from nrt_jax import training, workdir
+from nrt_jax.commands.configs import base_config, plain
+from nrt_jax.config import stages_of
+from nrt_jax.data.prompts import word_tokenizer
+from nrt_jax.errors import UserError, require_choice
+from nrt_jax.model import hf_weights
+from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.records.checkpoint import Checkpoints
+from nrt_jax.tasks.running_sum import RunningSum
+
+START, BASES = 2, [3, 4, 5, 6]
+PROMPTS, SAMPLES = 16, 16  # of a step
+FORM_STEPS, STEPS = 60, 250  # of the supervised stage; at most, for each base
+RULE = {"metric": "completion/accuracy", "episodes": 1024}
+ARMS = {
+  "widen": {"order": "given"},
+  "direct": {"order": "direct"},
+  "shuffled": {"order": "shuffled"},
+  "frozen": {"order": "given", "trainable": "token_rows"},
+}
+
+
+def values_of(arm: str, model: str, seed: int, steps: int = STEPS, form_steps: int = FORM_STEPS) -> dict:
+  """The config of a run; steps: at most, for each base."""
+  order, trainable = ARMS[arm]["order"], ARMS[arm].get("trainable", "all")
+  most = steps * len(BASES) if order == "direct" else steps
+  config = base_config("dr_grpo")
+  config.seed, config.total_steps = seed, max(most, form_steps)
+  config.prompts_per_step, config.samples_per_prompt = PROMPTS, SAMPLES
+  config.model.path, config.model.weights = model, "random"
+  config.prompt.max_prompt_length, config.prompt.max_answer_length = 5, 7
+  config.sampling.max_trace_length = 9
+  config.data.source, config.data.examples = "task:running_sum", 256
+  config.data.task_options = {"n_digits": 2, "min_digits": 2}
+  config.tokens.active, config.optimizer.carry_moments = "data", True
+  config.optimizer.learning_rate, config.optimizer.eps = 1e-3, 1e-8
+  config.checkpoint.every_steps = 0
+  config.logging.update({"tensorboard": False, "samples_every_steps": 0, "progress": False})
+  form = {
+    "name": "form", "algorithm": {"name": "sft"}, "total_steps": form_steps, "prompts_per_step": 64,
+    "data": {"task_options": {"base": START}},
+  }  # fmt: skip
+  curriculum = {"option": "base", "values": BASES, "order": order, **RULE, "bar": 0.8}
+  reward = {
+    "name": "reward", "total_steps": most, "curriculum": curriculum, "stop": {**RULE, "bar": 0.9},
+    "optimizer": {"trainable": trainable},
+  }  # fmt: skip
+  config.stages = [form, reward]
+  return plain(config, "")
+
+
+def make_model(directory: str) -> str:
+  """A small random model whose tokenizer has the words of the last base."""
+  tokenizer = word_tokenizer(RunningSum(n_digits=2, min_digits=2, base=BASES[-1]).words, directory)
+  sizes = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
+  sizes |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=64)
+  hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), **sizes), directory)
+  return directory
+
+
+def measure(directory: str, runs: list) -> dict:
+  """What a finished run needed, from its checkpoint's record and its metrics."""
+  record = Checkpoints(os.path.join(directory, "checkpoints"), read_only=True).record()
+  with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
+    lines = list(map(json.loads, file))
+  curve = {line["step"]: line["completion/accuracy"] for line in lines if "completion/accuracy" in line}
+  steps = [*record["ends"], record["step"]]
+  bases = [dict(run.data.task_options)["base"] for run in runs]
+  window = -(-RULE["episodes"] // (PROMPTS * SAMPLES))
+  # A shuffled run may meet the last base early: what counts is when its stage was at the bar, if it was there at all.
+  place = len(bases) - 1 - bases[::-1].index(BASES[-1])
+  before, own = sum(steps[:place]), steps[place]
+  rights = [curve[before + t] for t in range(1, own + 1)]
+  means = [float(np.mean(rights[t - window : t])) for t in range(window, own + 1)]
+  reached = next((t for t, mean in enumerate(means, window) if mean >= 0.9), None)
+  of_rewards = before - steps[0]
+  samples = None if reached is None else (of_rewards + reached) * PROMPTS * SAMPLES
+  return {"samples": samples, "right": means[-1] if means else None, "bases": bases[1:], "steps": steps[1:]}
+
+
+def run(root: str, arm: str, seed: int, steps: int, form_steps: int) -> dict:
+  """Trains an arm; its line of results.jsonl."""
+  clock, model = time.monotonic(), os.path.join(root, "model")
+  if not os.path.isdir(model):
+    make_model(model)
+  directory = os.path.join(root, f"{arm}_{seed}_{steps}_{form_steps}")
+  values = values_of(arm, model, seed, steps, form_steps)
+  runs = stages_of(values)
+  if not training.train(runs, directory, values):
+    raise SystemExit(143)
+  line = {"arm": arm, "seed": seed, "limit": steps, "form_steps": form_steps, **measure(directory, runs)}
+  return {**line, "seconds": round(time.monotonic() - clock, 1)}
+
+
+def finished(path: str, steps: int, form_steps: int) -> dict:
+  """{(arm, seed): its line} of the runs with these limits."""
+  if not os.path.exists(path):
+    return {}
+  with open(path, encoding="utf-8") as file:
+    lines = [json.loads(text) for text in file if text.strip()]
+  same = [line for line in lines if (line["limit"], line["form_steps"]) == (steps, form_steps)]
+  return {(line["arm"], line["seed"]): line for line in same}
+
+
+def report(lines: dict) -> None:
+  """Markdown: the samples of each seed, their median, and how right the last answers are."""
+  print("| arm | seeds | reached 0.9 | samples, median | of each seed | right at the end, mean |")
+  print("|---|---|---|---|---|---|")
+  for arm in ARMS:
+    own = [lines[key] for key in sorted(lines, key=lambda key: key[1]) if key[0] == arm]
+    if not own:
+      continue
+    samples = [line["samples"] for line in own]
+    reached = sum(one is not None for one in samples)
+    middle = sorted(float("inf") if one is None else one for one in samples)[len(own) // 2]
+    median = "not reached" if middle == float("inf") else f"{middle:,}"
+    each = ", ".join("-" if one is None else f"{one:,}" for one in samples)
+    rights = [line["right"] for line in own if line["right"] is not None]
+    right = f"{np.mean(rights):.3f}" if rights else "-"
+    print(f"| {arm} | {len(own)} | {reached} | {median} | {each} | {right} |")
+
+
+def main(argv=None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
+  parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
+  parser.add_argument("--workdir", default="runs/get_go_e4", help="results, runs, programs (%(default)s)")
+  parser.add_argument("--steps", type=int, default=STEPS, help="at most, for each base (%(default)s)")
+  parser.add_argument("--form_steps", type=int, default=FORM_STEPS, help="of the supervised stage (%(default)s)")
+  parser.add_argument("--report_only", action="store_true", help="run nothing, report what is finished")
+  args = parser.parse_args(argv)
+  for arm in args.arms:
+    require_choice("--arms", arm, ARMS)
+  path, limits = os.path.join(args.workdir, "results.jsonl"), (args.steps, args.form_steps)
+  if not args.report_only:
+    os.makedirs(args.workdir, exist_ok=True)
+    workdir.keep_compiled(args.workdir)
+    done = finished(path, *limits)
+    for seed in args.seeds:
+      for arm in (arm for arm in args.arms if (arm, seed) not in done):
+        line = run(args.workdir, arm, seed, *limits)
+        with open(path, "a", encoding="utf-8") as file:
+          file.write(json.dumps(line) + "\n")
+        print(f"seed {seed} {arm}: {line['samples']} samples, {line['seconds']:.0f} s", file=sys.stderr, flush=True)
+  report(finished(path, *limits))
+
+
+if __name__ == "__main__":
+  try:
+    main()
+  except UserError as error:
+    sys.exit(f"e4_widening.py: {error}")
