@@ -14,6 +14,7 @@ greedy decoding it answers at once, by chance. From that start, every arm sees t
   sft_answers_E_rl      SFT on question and answer for E epochs, then the same RL; E = 1, 3, 10
   sft_traces_rl         SFT on items with their traces for 3 epochs, then the same RL
   rl_likelihood         RL whose reward is the log-likelihood of the answer (RL-Logit), without a verifier
+  rl_probability        the same with its probability (VeriFree)
   sft_answers           as many epochs of SFT as cost about the FLOPs of RL
 
 Measured: greedy accuracy on the 100 items, on 256 test questions, and out of the distribution: one coordinate more
@@ -26,7 +27,7 @@ the test, the further the larger E; SFT on traces should do no such harm. Refute
 as `rl`, within the deviation over seeds, at equal sampled tokens. What this cannot say: nothing here is pretraining by
 reward; the start, like the paper's, has learnt by next-token prediction.
 
-Cost: about two CPU minutes a seed. Not run to an end yet.
+Cost and results: docs/results/get_go.md.
 """
 
 import sys
@@ -63,6 +64,7 @@ ARMS = {
   "sft_answers_10_rl": (START, sft(10), RL),
   "sft_traces_rl": (START, sft(3, "traced"), RL),
   "rl_likelihood": (START, Phase("rl_logit", RL_STEPS, "items", 20, 8, (RATE,))),
+  "rl_probability": (START, Phase("verifree", RL_STEPS, "items", 20, 8, (RATE,))),
   "sft_answers": (START, sft(100)),
 }
 

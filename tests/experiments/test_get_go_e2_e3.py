@@ -28,8 +28,8 @@ def test_e2s_arms_differ_in_what_comes_before_rl():
   for epochs in (1, 3, 10):
     (before, _) = tuned[f"sft_answers_{epochs}_rl"]
     assert before.steps * before.prompts == epochs * e2.ITEMS and before.data == "items"
-  likelihood = tuned["rl_likelihood"][0]
-  assert (likelihood.steps, likelihood.prompts, likelihood.samples) == (e2.RL.steps, e2.RL.prompts, e2.RL.samples)
+  for name in ("rl_likelihood", "rl_probability"):
+    assert dataclasses.replace(tuned[name][0], algorithm="dr_grpo") == e2.RL
 
 
 def test_e3s_arms_share_their_prediction():
@@ -112,7 +112,7 @@ def bench(tmp_path_factory):
 
 def test_every_arm_is_a_config(bench, tmp_path):
   names = {bench.config(phase).algorithm_name for arm in e2.ARMS.values() for phase in arm}
-  assert names == {"sft", "dr_grpo", "rl_logit"}
+  assert names == {"sft", "dr_grpo", "rl_logit", "verifree"}
   room = bench.lengths.trace
   assert bench.config(e2.RL).sampling.max_trace_length == room + 1 + bench.lengths.answer
   assert bench.config(e2.ARMS["rl_likelihood"][1]).sampling.max_trace_length == room
