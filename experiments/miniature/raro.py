@@ -90,10 +90,19 @@ METHODS = {
   "raro_random_order": raro(critic__order="random"),
   "raro_frozen_critic": raro(lambda_critic=0.0),
   "raro_own_weights": raro(critic__own_weights=True),
+  # Where the critic knows too little: right labels beside the game, twice the pairs to learn from, twice the verdicts.
+  "raro_labels": raro(label_coef=1.0, corrupt_share=0.5),
+  "raro_more_pairs": raro(critic__pairs=8),
+  "raro_more_verdicts": raro(critic__samples=16),
 }
 ABLATIONS = ("raro", "raro_no_replay", "raro_random_order", "raro_frozen_critic", "raro_own_weights")
+CURES = ("raro", "raro_labels", "raro_more_pairs", "raro_more_verdicts")
 BASE = ("raro", "sft", "dpo", "rationalization", "rl_logit", "rlvr", "rl_logit_equal", "rlvr_equal")
-ROWS = (("RARO beside its baselines", BASE[:6]), ("RARO without one of its parts", ABLATIONS))
+ROWS = (
+  ("RARO beside its baselines", BASE[:6]),
+  ("RARO without one of its parts", ABLATIONS),
+  ("RARO with more for its critic", CURES),
+)
 
 
 def base(task: str, algorithm: str, model: str, seed: int):

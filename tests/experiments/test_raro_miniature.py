@@ -18,13 +18,13 @@ import raro_report
 
 @pytest.mark.parametrize("task", raro.PUZZLES)
 def test_every_method_is_a_config_of_the_same_questions(task):
-  for name in (*raro.BASE, *raro.ABLATIONS):
+  for name in (*raro.BASE, *raro.ABLATIONS, *raro.CURES):
     run = raro.method_run(task, name, "model", 3)
     assert run.data.source == f"task:{task}" and run.evaluation.data.split == "test" and run.seed == 3
     assert run.total_steps * run.prompts_per_step == (400 * 64 if name == "sft" else 100 * 32)
     verified = run.algorithm_name == "dr_grpo"
     assert (getattr(run.algorithm, "verifier_weight", 0) == 0) and (not verified or run.algorithm.verifier == "host")
-  assert {*raro.METHODS} == {*raro.BASE, *raro.ABLATIONS}
+  assert {*raro.METHODS} == {*raro.BASE, *raro.ABLATIONS, *raro.CURES}
 
 
 @pytest.mark.parametrize("task", raro.PUZZLES)
@@ -66,7 +66,7 @@ def test_it_runs_resumes_and_reports(tmp_path, capsys):
   assert raro_report.SHOWN[0] in line["curve"][1] and "| raro | 1 |" in printed.out
   assert len(re.findall(r"^\| raro \| \d \|", printed.out, re.MULTILINE)) == 1 + 5  # the table, then its curve
   shapes = xml.etree.ElementTree.parse(tmp_path / "curves.svg").getroot()
-  assert len([x for x in shapes if x.tag.endswith("polyline")]) == 2 * len(raro_report.PANELS)  # in both rows
+  assert len([x for x in shapes if x.tag.endswith("polyline")]) == len(raro.ROWS) * len(raro_report.PANELS)
   before = (tmp_path / "results.jsonl").stat().st_mtime_ns
   raro.main(command)  # nothing is left to run
   assert (tmp_path / "results.jsonl").stat().st_mtime_ns == before and capsys.readouterr().out == printed.out
