@@ -4,21 +4,21 @@
     python experiments/get_go/e4_widening.py --seeds 0 --arms widen direct
     python experiments/get_go/e4_widening.py --report_only
 
-Sums of two digits modulo a base ("add 3 4 modulo 6", "the sum is 1 modulo 6"), rewarded if right, with Dr. GRPO. Every
-run starts with the same supervised stage on base 2, which teaches the form of an answer. A new base brings a new digit,
+Three symbols are to be reversed ("reverse 3 0 2", "2 0 3"), rewarded if right, with Dr. GRPO. Every run starts with the
+same supervised stage on an alphabet of 2, which teaches the form of an answer. A larger alphabet brings new symbols,
 whose rows start as the mean of the old ones plus noise. The arms:
 
-    widen     bases 3, 4, 5, 6, each until 0.8 of the last 1024 answers are right
-    direct    base 6 at once, with as many steps as the others have together
-    shuffled  the same bases in an order that the seed draws
+    widen     alphabets of 3, 4, 5 and 6, each until 0.8 of the last 1024 answers are right
+    direct    6 at once, with as many steps as the others have together
+    shuffled  the same alphabets in an order that the seed draws; tokens once in use stay so
     frozen    as widen, but only embedding and head are trained behind the supervised stage
 
-Measured: the samples of the reinforcement stages until 0.9 of the last 1024 answers are right in base 6, with all
-tokens in use; and how right they are then. A run that never gets there counts as "not reached". The supervised stage is
-short on purpose: a model that is sure of its form never tries a new token.
+Measured: the samples of the reinforcement stages until 0.9 of the last 1024 answers are right with the alphabet of 6,
+in its own stage; and how right they are then. A run that never gets there counts as "not reached". The supervised
+stage is short on purpose: a model that is sure of its form never tries a new token.
 
 Prediction (arXiv 2502.19402, section on token spaces; our reading): widen needs far fewer samples than direct where a
-right answer of a policy that knows base 2 is too rare to reward a group of 16, since each stage asks for one new token
+random answer is right too rarely to reward a group of 16 (1 in 216 here), since each stage asks for one new symbol
 alone; shuffled lies between them. Refuted if direct needs no more than widen in most seeds, or if shuffled does as well
 as widen. If frozen does as well as widen, what is learnt in a small token space carries over as it is.
 
@@ -41,11 +41,11 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.records.checkpoint import Checkpoints
-from nrt_jax.tasks.running_sum import RunningSum
+from nrt_jax.tasks.splits import symbols
 
-START, BASES = 2, [3, 4, 5, 6]
+START, SIZES = 2, [3, 4, 5, 6]  # alphabets
 PROMPTS, SAMPLES = 16, 16  # of a step
-FORM_STEPS, STEPS = 60, 250  # of the supervised stage; at most, for each base
+FORM_STEPS, STEPS = 60, 250  # of the supervised stage; at most, for each alphabet
 RULE = {"metric": "completion/accuracy", "episodes": 1024}
 ARMS = {
   "widen": {"order": "given"},
@@ -56,26 +56,26 @@ ARMS = {
 
 
 def values_of(arm: str, model: str, seed: int, steps: int = STEPS, form_steps: int = FORM_STEPS) -> dict:
-  """The config of a run; steps: at most, for each base."""
+  """The config of a run; steps: at most, for each alphabet."""
   order, trainable = ARMS[arm]["order"], ARMS[arm].get("trainable", "all")
-  most = steps * len(BASES) if order == "direct" else steps
+  most = steps * len(SIZES) if order == "direct" else steps
   config = base_config("dr_grpo")
   config.seed, config.total_steps = seed, max(most, form_steps)
   config.prompts_per_step, config.samples_per_prompt = PROMPTS, SAMPLES
   config.model.path, config.model.weights = model, "random"
-  config.prompt.max_prompt_length, config.prompt.max_answer_length = 5, 7
-  config.sampling.max_trace_length = 9
-  config.data.source, config.data.examples = "task:running_sum", 256
-  config.data.task_options = {"n_digits": 2, "min_digits": 2}
+  config.prompt.max_prompt_length, config.prompt.max_answer_length = 4, 4
+  config.sampling.max_trace_length = 6
+  config.data.source, config.data.examples = "task:rearrange", 1024
+  config.data.task_options = {"kind": "reverse", "n_symbols": 3}
   config.tokens.active, config.optimizer.carry_moments = "data", True
   config.optimizer.learning_rate, config.optimizer.eps = 1e-3, 1e-8
   config.checkpoint.every_steps = 0
   config.logging.update({"tensorboard": False, "samples_every_steps": 0, "progress": False})
   form = {
     "name": "form", "algorithm": {"name": "sft"}, "total_steps": form_steps, "prompts_per_step": 64,
-    "data": {"task_options": {"base": START}},
+    "data": {"task_options": {"alphabet": START}},
   }  # fmt: skip
-  curriculum = {"option": "base", "values": BASES, "order": order, **RULE, "bar": 0.8}
+  curriculum = {"option": "alphabet", "values": SIZES, "order": order, **RULE, "bar": 0.8}
   reward = {
     "name": "reward", "total_steps": most, "curriculum": curriculum, "stop": {**RULE, "bar": 0.9},
     "optimizer": {"trainable": trainable},
@@ -85,11 +85,11 @@ def values_of(arm: str, model: str, seed: int, steps: int = STEPS, form_steps: i
 
 
 def make_model(directory: str) -> str:
-  """A small random model whose tokenizer has the words of the last base."""
-  tokenizer = word_tokenizer(RunningSum(n_digits=2, min_digits=2, base=BASES[-1]).words, directory)
-  sizes = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
-  sizes |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=64)
-  hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), **sizes), directory)
+  """A small random model whose tokenizer has the symbols of the last alphabet, and no word of another kind."""
+  tokenizer = word_tokenizer((*symbols(0, SIZES[-1]), "reverse"), directory)
+  shape = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
+  shape |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=64)
+  hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), **shape), directory)
   return directory
 
 
@@ -100,17 +100,17 @@ def measure(directory: str, runs: list) -> dict:
     lines = list(map(json.loads, file))
   curve = {line["step"]: line["completion/accuracy"] for line in lines if "completion/accuracy" in line}
   steps = [*record["ends"], record["step"]]
-  bases = [dict(run.data.task_options)["base"] for run in runs]
+  sizes = [dict(run.data.task_options)["alphabet"] for run in runs]
   window = -(-RULE["episodes"] // (PROMPTS * SAMPLES))
-  # A shuffled run may meet the last base early: what counts is when its stage was at the bar, if it was there at all.
-  place = len(bases) - 1 - bases[::-1].index(BASES[-1])
+  # A shuffled run may meet the last alphabet early: what counts is when its stage was at the bar, if it ever was.
+  place = len(sizes) - 1 - sizes[::-1].index(SIZES[-1])
   before, own = sum(steps[:place]), steps[place]
   rights = [curve[before + t] for t in range(1, own + 1)]
   means = [float(np.mean(rights[t - window : t])) for t in range(window, own + 1)]
   reached = next((t for t, mean in enumerate(means, window) if mean >= 0.9), None)
   of_rewards = before - steps[0]
   samples = None if reached is None else (of_rewards + reached) * PROMPTS * SAMPLES
-  return {"samples": samples, "right": means[-1] if means else None, "bases": bases[1:], "steps": steps[1:]}
+  return {"samples": samples, "right": means[-1] if means else None, "alphabets": sizes[1:], "steps": steps[1:]}
 
 
 def run(root: str, arm: str, seed: int, steps: int, form_steps: int) -> dict:
@@ -160,7 +160,7 @@ def main(argv=None) -> None:
   parser.add_argument("--arms", nargs="+", default=list(ARMS), metavar="ARM", help=f"of {', '.join(ARMS)}")
   parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
   parser.add_argument("--workdir", default="runs/get_go_e4", help="results, runs, programs (%(default)s)")
-  parser.add_argument("--steps", type=int, default=STEPS, help="at most, for each base (%(default)s)")
+  parser.add_argument("--steps", type=int, default=STEPS, help="at most, for each alphabet (%(default)s)")
   parser.add_argument("--form_steps", type=int, default=FORM_STEPS, help="of the supervised stage (%(default)s)")
   parser.add_argument("--report_only", action="store_true", help="run nothing, report what is finished")
   args = parser.parse_args(argv)

@@ -12,18 +12,18 @@ sys.path.append(str(EXPERIMENTS / "get_go"))
 import e4_widening as e4
 
 
-def bases(arm, seed=0) -> list:
-  return [dict(run.data.task_options)["base"] for run in stages_of(e4.values_of(arm, "model", seed))]
+def sizes(arm, seed=0) -> list:
+  return [dict(run.data.task_options)["alphabet"] for run in stages_of(e4.values_of(arm, "model", seed))]
 
 
-def test_the_arms_differ_in_the_order_of_the_bases_and_in_what_is_trained():
-  assert bases("widen") == bases("frozen") == [2, 3, 4, 5, 6] and bases("direct") == [2, 6]
-  assert sorted(bases("shuffled")) == [2, 3, 4, 5, 6]
-  assert len({tuple(bases("shuffled", seed)) for seed in range(5)}) > 2 and bases("shuffled")[0] == 2
+def test_the_arms_differ_in_the_order_of_the_alphabets_and_in_what_is_trained():
+  assert sizes("widen") == sizes("frozen") == [2, 3, 4, 5, 6] and sizes("direct") == [2, 6]
+  assert sorted(sizes("shuffled")) == [2, 3, 4, 5, 6]
+  assert len({tuple(sizes("shuffled", seed)) for seed in range(5)}) > 2 and sizes("shuffled")[0] == 2
   for arm in e4.ARMS:
     form, *rewarded = stages_of(e4.values_of(arm, "model", 3))
     assert form.algorithm_name == "sft" and {run.algorithm_name for run in rewarded} == {"dr_grpo"}
-    assert sum(run.total_steps for run in rewarded) == e4.STEPS * len(e4.BASES)
+    assert sum(run.total_steps for run in rewarded) == e4.STEPS * len(e4.SIZES)
     assert {run.optimizer.trainable for run in rewarded} == {"token_rows" if arm == "frozen" else "all"}
     assert form.optimizer.trainable == "all" and {run.tokens.active for run in (form, *rewarded)} == {"data"}
     assert rewarded[-1].stop.bar == 0.9 and all(run.stop.bar == 0.8 for run in rewarded[:-1])
@@ -38,32 +38,32 @@ class Record:
 
 
 @pytest.mark.parametrize("last, samples, right", [(3, 4 + 5 + 3, 0.95), (1, None, 0.5)])
-def test_samples_are_those_of_the_reward_up_to_the_last_base_at_the_bar(tmp_path, monkeypatch, last, samples, right):
+def test_samples_are_those_of_the_reward_until_the_last_size_is_at_the_bar(tmp_path, monkeypatch, last, samples, right):
   """Four stages of 2, 5, 3 and 4 steps, of which 1024 episodes are the last four of a stage."""
   monkeypatch.setattr(e4, "Checkpoints", Record)
   order = [2, 6, 3, 4] if last == 1 else [2, 3, 4, 6]
-  runs = [stage(base) for base in order]
+  runs = [stage(size) for size in order]
   rights = [0.0] * 7 + [0.0] * 3 + [0.95] * 4 if last == 3 else [0.0] * 3 + [0.5] * 11
   lines = [{"step": n, "completion/accuracy": r} for n, r in enumerate(rights, 1) if n > 2]
   (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"step": 1}, *lines]))
   found = e4.measure(str(tmp_path), runs)
   assert found["samples"] == (None if samples is None else samples * e4.PROMPTS * e4.SAMPLES)
-  assert found["right"] == pytest.approx(right) and found["bases"] == order[1:] and found["steps"] == [5, 3, 4]
+  assert found["right"] == pytest.approx(right) and found["alphabets"] == order[1:] and found["steps"] == [5, 3, 4]
 
 
-def stage(base):
+def stage(size):
   values = e4.values_of("direct", "model", 0)
-  values["stages"] = [{"name": "a", "data": {"task_options": {"base": base}}}]
+  values["stages"] = [{"name": "a", "data": {"task_options": {"alphabet": size}}}]
   return stages_of(values)[0]
 
 
 def test_it_runs_reports_and_does_not_repeat_what_is_finished(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(e4, "BASES", [3])
+  monkeypatch.setattr(e4, "SIZES", [3])
   command = ["--workdir", str(tmp_path), "--arms", "direct", "--seeds", "0", "--steps", "4", "--form_steps", "1"]
   e4.main(command)
   first = capsys.readouterr()
   (line,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
-  assert (line["arm"], line["bases"], line["steps"], line["samples"]) == ("direct", [3], [4], None)
+  assert (line["arm"], line["alphabets"], line["steps"], line["samples"]) == ("direct", [3], [4], None)
   assert "seed 0 direct: None samples" in first.err and "| direct | 1 | 0 | not reached | - | 0.000 |" in first.out
   monkeypatch.setattr(e4.training, "train", lambda *_: pytest.fail("it ran again"))
   for again in (command, [*command, "--report_only"]):
