@@ -79,7 +79,7 @@ def test_a_task_is_a_source():
   assert len(examples) == 6 and all(len(e.trace.split()) == 5 for e in examples)
   test = batches.load_examples(DataConfig(split="test", examples=6, task_options=(("n_digits", 5),)))
   assert not {e.question for e in examples} & {e.question for e in test}
-  with pytest.raises(errors.UserError, match="^data.source: task: found 'sums', allowed: countdown, .*running_sum"):
+  with pytest.raises(errors.UserError, match="^data.source: task: found 'sums', allowed: befunge, .*running_sum"):
     batches.load_examples(DataConfig(source="task:sums"))
 
 
