@@ -1,5 +1,8 @@
-"""Atomic file writes: to a temporary name, then renamed, so that a reader sees either the old file or the new one."""
+"""Files as JSON and text. What is written as a whole goes to a temporary name and is renamed: a reader sees either the
+old file or the new one. What is appended is a line, of which a reader skips one that was cut off.
+"""
 
+import contextlib
 import json
 import math
 import os
@@ -37,3 +40,22 @@ def write_text(path, text: str, errors: str = "strict") -> None:
     file.flush()
     os.fsync(file.fileno())
   os.replace(temporary, path)
+
+
+def append_json_line(path, value) -> None:
+  """Appends a line of JSON, after ending an incomplete one that an interrupted writer may have left."""
+  with open(path, "a+b") as file:
+    file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+    broken = file.read(1) not in (b"", b"\n")
+    file.write(b"\n" * broken + json_lines([value]).encode())
+
+
+def read_json_lines(path) -> list:
+  """The values of the lines; none without a file, nor of an incomplete line."""
+  found = []
+  if os.path.exists(path):
+    with open(path, encoding="utf-8") as file:
+      for text in file:
+        with contextlib.suppress(json.JSONDecodeError):
+          found.append(json.loads(text))
+  return found

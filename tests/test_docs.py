@@ -134,7 +134,7 @@ def test_every_metric_of_a_step_is_explained(one_step):
 
 
 def test_interpreters_print_what_is_shown():
-  run_blocks((DOCS / "interpreters.md").read_text(), "docs_interpreters")
+  assert run_blocks((DOCS / "interpreters.md").read_text(), "docs_interpreters").limits.steps == 100
 
 
 def test_add_a_method_runs(tables):
@@ -152,7 +152,7 @@ def test_families_print_what_they_show():
 
 
 def test_stages_print_what_they_show():
-  run_blocks((DOCS / "stages.md").read_text(), "docs_stages")
+  assert run_blocks((DOCS / "stages.md").read_text(), "docs_stages").run.optimizer.carry_moments
 
 
 def test_config_listings_of_the_equations_are_valid():

@@ -8,7 +8,6 @@ Each finished arm of a seed is one line of results.jsonl.
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -26,6 +25,7 @@ from nrt_jax.data import batches
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
+from nrt_jax.files import append_json_line, read_json_lines
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.rollout import scoring
@@ -248,25 +248,8 @@ def rounded(tree):
 
 def finished(path: str, steps: float) -> dict:
   """{(task, arm, seed): its line} of runs with this factor on their steps. An incomplete line is skipped."""
-  found = {}
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      for text in file:
-        try:
-          line = json.loads(text)
-        except json.JSONDecodeError:
-          continue
-        if line["steps"] == steps:
-          found[line["task"], line["arm"], line["seed"]] = line
-  return found
-
-
-def append(path: str, line: dict) -> None:
-  """Appends a line, after ending an incomplete one that an interrupted study may have left."""
-  with open(path, "a+b") as file:
-    file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-    broken = file.read(1) not in (b"", b"\n")
-    file.write(b"\n" * broken + json.dumps(line).encode() + b"\n")
+  lines = [line for line in read_json_lines(path) if line["steps"] == steps]
+  return {(line["task"], line["arm"], line["seed"]): line for line in lines}
 
 
 def scaled(arm: tuple, steps: float) -> tuple:
@@ -286,7 +269,7 @@ def study(args, tasks: dict, make_bench) -> None:
       for name in (name for name in args.arms if (task, name, seed) not in done):
         bench = bench or make_bench(task, os.path.join(args.workdir, task))
         line = bench.run(scaled(tasks[task][name], args.steps), seed)
-        append(path, {"task": task, "arm": name, "seed": seed, "steps": args.steps, **line})
+        append_json_line(path, {"task": task, "arm": name, "seed": seed, "steps": args.steps, **line})
         end = line["end"]
         print(
           f"{task} seed {seed} {name}: test {end['test']:.3f}, trace {end['test_trace']:.1f}, pass@1 "

@@ -26,7 +26,6 @@ Cost and results: docs/results/get_go.md.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -38,6 +37,7 @@ from nrt_jax.commands.configs import base_config, plain
 from nrt_jax.config import stages_of
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.files import append_json_line, read_json_lines
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.records.checkpoint import Checkpoints
@@ -96,8 +96,7 @@ def make_model(directory: str) -> str:
 def measure(directory: str, runs: list) -> dict:
   """What a finished run needed, from its checkpoint's record and its metrics."""
   record = Checkpoints(os.path.join(directory, "checkpoints"), read_only=True).record()
-  with open(os.path.join(directory, "metrics.jsonl"), encoding="utf-8") as file:
-    lines = list(map(json.loads, file))
+  lines = read_json_lines(os.path.join(directory, "metrics.jsonl"))
   curve = {line["step"]: line["completion/accuracy"] for line in lines if "completion/accuracy" in line}
   steps = [*record["ends"], record["step"]]
   sizes = [dict(run.data.task_options)["alphabet"] for run in runs]
@@ -129,11 +128,7 @@ def run(root: str, arm: str, seed: int, steps: int, form_steps: int) -> dict:
 
 def finished(path: str, steps: int, form_steps: int) -> dict:
   """{(arm, seed): its line} of the runs with these limits."""
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding="utf-8") as file:
-    lines = [json.loads(text) for text in file if text.strip()]
-  same = [line for line in lines if (line["limit"], line["form_steps"]) == (steps, form_steps)]
+  same = [line for line in read_json_lines(path) if (line["limit"], line["form_steps"]) == (steps, form_steps)]
   return {(line["arm"], line["seed"]): line for line in same}
 
 
@@ -174,8 +169,7 @@ def main(argv=None) -> None:
     for seed in args.seeds:
       for arm in (arm for arm in args.arms if (arm, seed) not in done):
         line = run(args.workdir, arm, seed, *limits)
-        with open(path, "a", encoding="utf-8") as file:
-          file.write(json.dumps(line) + "\n")
+        append_json_line(path, line)
         print(f"seed {seed} {arm}: {line['samples']} samples, {line['seconds']:.0f} s", file=sys.stderr, flush=True)
   report(finished(path, *limits))
 

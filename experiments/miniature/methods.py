@@ -12,7 +12,6 @@ Cost and results: docs/results/methods.md.
 """
 
 import argparse
-import json
 import os
 import sys
 import time
@@ -30,6 +29,7 @@ from nrt_jax.config import RunConfig, stages_of
 from nrt_jax.data import batches
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
+from nrt_jax.files import append_json_line, read_json_lines
 from nrt_jax.step import host_grading, policy, programs, tools
 
 POINTS = 3  # evaluations after the initial one
@@ -176,26 +176,9 @@ def lengths(args, task: str) -> tuple[int, int]:
 
 def finished(path: str, args) -> dict:
   """Maps (task, seed, method) to its line, for runs with the same number of steps. Skips incomplete lines."""
-  found = {}
-  if not os.path.exists(path):
-    return found
-  with open(path, encoding="utf-8") as file:
-    for text in file:
-      try:
-        line = json.loads(text)
-      except json.JSONDecodeError:
-        continue
-      if (line["steps"], line["pretrain_steps"]) == lengths(args, line["task"]):
-        found[line["task"], line["seed"], line["method"]] = line
-  return found
-
-
-def append(path: str, line: dict) -> None:
-  """Appends a line, after ending an incomplete one that an interrupted study may have left."""
-  with open(path, "a+b") as file:
-    file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
-    broken = file.read(1) not in (b"", b"\n")
-    file.write(b"\n" * broken + json.dumps(line).encode() + b"\n")
+  lines = read_json_lines(path)
+  same = [line for line in lines if (line["steps"], line["pretrain_steps"]) == lengths(args, line["task"])]
+  return {(line["task"], line["seed"], line["method"]): line for line in same}
 
 
 def study(args) -> None:
@@ -210,7 +193,7 @@ def study(args) -> None:
     if bench is None or bench.task != task:
       bench = Bench(task, args.workdir, *lengths(args, task))
     line = bench.run(name, seed)
-    append(path, line)
+    append_json_line(path, line)
     last, spent = line["curve"][-1], time.monotonic() - start
     print(
       f"[{number}/{len(left)}] {task} seed {seed} {name}: accuracy {last['accuracy']:.3f} log p {last['logp']:.3f} "

@@ -36,7 +36,7 @@ from nrt_jax.data import batches
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
-from nrt_jax.files import write_text
+from nrt_jax.files import append_json_line, read_json_lines, write_text
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.step import host_grading, opening, policy, programs
@@ -255,11 +255,8 @@ class Bench:
 
 def finished(path: str, steps: int) -> dict:
   """{(method, seed): its line} of the runs from starts of so many steps."""
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding="utf-8") as file:
-    lines = [json.loads(text) for text in file if text.strip()]
-  return {(line["method"], line["seed"]): line for line in lines if line["start_steps"] == steps}
+  lines = [line for line in read_json_lines(path) if line["start_steps"] == steps]
+  return {(line["method"], line["seed"]): line for line in lines}
 
 
 def main(argv=None) -> None:
@@ -285,8 +282,7 @@ def main(argv=None) -> None:
     for seed in args.seeds:
       for name in (name for name in args.methods if (name, seed) not in done):
         line = bench.run(name, seed)
-        with open(path, "a", encoding="utf-8") as file:
-          file.write(json.dumps(line) + "\n")
+        append_json_line(path, line)
         first, last = line["curve"][0], line["curve"][-1]
         found = f"sampled {first['sampled']:.3f} to {last['sampled']:.3f}, {line['seconds']:.0f} s"
         print(f"seed {seed} {name}: {found}", file=sys.stderr, flush=True)

@@ -69,7 +69,7 @@ class RaroConfig(pg.PolicyGradientConfig):
 
   @property
   def grades_on_host(self) -> bool:
-    return self.verifier not in ("none", "token_match")
+    return self.verifier in rlvr.HOST_VERIFIERS
 
   def pairs(self, group_size: int) -> "PairCounts":
     """How many pairs of a question are judged and learnt from."""

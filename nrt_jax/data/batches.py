@@ -311,8 +311,6 @@ def name_examples(dataset, position, count: int, seed: int, shown: int = 4) -> s
   return ", ".join(names) + more
 
 
-
-
 def require_inside(dataset, position) -> None:
   """Raises UserError where the data set has no such position: it has become smaller since a checkpoint, say."""
   if not 0 <= position[1] < len(dataset) or position[0] < 0:

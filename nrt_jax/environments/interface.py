@@ -8,6 +8,8 @@ A turn may force tokens: they stand in the row, and in its cache, as if the poli
 them and nobody is trained on them.
 """
 
+import abc
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -26,7 +28,7 @@ class Turn:
   reward: jax.Array  # float32 []: added to what the row earns
 
 
-class Environment:
+class Environment(abc.ABC):
   """The base of all environments. Subclasses are immutable; everything that changes is in the state.
 
   Arrays have no axis of rows: the loop maps `init`, `step` and `verdict` over them. They must be traceable, and take
@@ -38,21 +40,21 @@ class Environment:
   reads_world: bool = False  # whether `init` reads the example's world: see `world_tokens`
 
   @classmethod
+  @abc.abstractmethod
   def open(cls, config, tokenizer, form) -> "Environment":
     """The environment of a run: config has the keys under `environment`. UserError where a word is not one token."""
-    raise NotImplementedError
 
   def check_world(self, ids) -> str | None:
     """What is wrong with a world, as the token ids of its text, if anything: "found ..., allowed: ..."."""
     return None
 
+  @abc.abstractmethod
   def init(self, row: Prompts):
     """The state before the first token: any tree of arrays of up to three axes. row: Prompts without the axis B."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def step(self, state, token) -> Turn:
     """What follows `token` (int32 []), sampled by the policy; stop tokens come, too, forced ones do not."""
-    raise NotImplementedError
 
   def verdict(self, state):
     """How right a row is that has ended: float32 [] in [0, 1]. A row that was cut at the length limit gets 0 unseen."""

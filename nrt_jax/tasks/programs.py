@@ -11,6 +11,7 @@ split. The trace is the path of the program on the (first) input: the executed i
 With the convention "swapped", signs that are one another's opposites have changed places: `>` and `<`, `+` and `-`.
 """
 
+import abc
 import dataclasses
 import functools
 import math
@@ -48,7 +49,7 @@ GIVES, NEXT = "gives", ";"  # words of a world
 
 
 @dataclasses.dataclass(frozen=True)
-class Programs:
+class Programs(abc.ABC):
   """Options of both languages; their own come after these."""
 
   split: str = "train"  # "train" or "test": no symbols that a question reads or prints, no random program is in both
@@ -92,29 +93,29 @@ class Programs:
   opposites = {}  # word -> the word that stands for it by the convention "swapped"
   memory = ""  # the option that is too small where a reference program runs out of memory
 
+  @abc.abstractmethod
   def limits_of(self, steps: int):
     """The interpreter's limits, with this one of steps."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def run_within(self, limits, program, inputs, path=None) -> outcome.Outcome:
     """A run of ids."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def kept(self, value: int) -> int:
     """What the language makes of a number that is too large for it."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def reference(self) -> list[int]:
     """A program of this kind, not of `print` or `random`."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def printing(self, values) -> list[int]:
     """A program that writes these values."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def random_program(self, rng) -> list[int]:
     """Any program, that may not end."""
-    raise NotImplementedError
 
   # ---- Questions and answers -----------------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ import pytest
 from paths import EXPERIMENTS
 
 from nrt_jax.errors import UserError
+from nrt_jax.files import append_json_line
 from nrt_jax.model import costs
 
 sys.path.append(str(EXPERIMENTS / "get_go"))
@@ -83,11 +84,11 @@ def test_the_table_has_means_and_deviations_over_seeds():
 def test_only_whole_lines_of_as_many_steps_are_finished(tmp_path):
   path = str(tmp_path / "results.jsonl")
   assert common.finished(path, 1.0) == {}
-  common.append(path, line("rl", 0, [1], 1, 1))
+  append_json_line(path, line("rl", 0, [1], 1, 1))
   with open(path, "a") as file:
     file.write('{"task": "t", "ar')
-  common.append(path, {**line("rl", 1, [1], 1, 1), "steps": 0.5})
-  common.append(path, line("nft", 1, [1], 1, 1))
+  append_json_line(path, {**line("rl", 1, [1], 1, 1), "steps": 0.5})
+  append_json_line(path, line("nft", 1, [1], 1, 1))
   assert set(common.finished(path, 1.0)) == {("t", "rl", 0), ("t", "nft", 1)}
 
 

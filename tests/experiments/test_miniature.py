@@ -11,6 +11,7 @@ from paths import EXPERIMENTS
 
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.errors import UserError
+from nrt_jax.files import append_json_line
 from nrt_jax.step import host_grading
 
 sys.path.append(str(EXPERIMENTS / "miniature"))
@@ -107,12 +108,12 @@ def test_a_table_takes_its_place_in_the_page():
 def test_finished_runs_are_those_with_whole_lines_and_as_many_steps(tmp_path):
   path, args = tmp_path / "results.jsonl", methods.read_flags(["--steps", "2", "--pretrain_steps", "2"])
   assert methods.finished(path, args) == {}
-  methods.append(path, line())
-  methods.append(path, line("grpo", 1, steps=3))
+  append_json_line(path, line())
+  append_json_line(path, line("grpo", 1, steps=3))
   with open(path, "a") as file:
     file.write('{"task": "running_sum", "meth')  # killed while writing
   assert set(methods.finished(path, args)) == {("running_sum", 0, "sft")}
-  methods.append(path, line("nft", 2))
+  append_json_line(path, line("nft", 2))
   assert set(methods.finished(path, args)) == {("running_sum", 0, "sft"), ("running_sum", 2, "nft")}
 
 

@@ -8,7 +8,7 @@ import pytest
 import toy
 from worlds import DONE, Echo, replay
 
-from nrt_jax.environments.interface import Environment
+from nrt_jax.environments.fixed_length import FixedLength
 from nrt_jax.rollout import episodes
 from nrt_jax.step import programs
 
@@ -77,22 +77,9 @@ def test_other_ways_to_sample_give_the_same(how):
   assert toy.largest_difference(got[1:], expected[1:]) < 1e-5
 
 
-class Marks(Environment):
-  """Ends every trace after two tokens of the policy's by writing the marker."""
-
-  forced = 1
-
-  def init(self, row):
-    return jnp.int32(0)
-
-  def step(self, state, token):
-    turn = self.silent(state + 1)
-    return turn.replace(forced_F=jnp.array([toy.MARKER], jnp.int32), count=jnp.where(state == 1, 1, 0))
-
-
 def test_an_environment_can_end_the_trace_by_the_marker():
   """A fixed number of tokens to think, then the answer's slot: the marker ends the row, whoever wrote it."""
-  rollouts = run(environment=Marks())[0]
+  rollouts = run(environment=FixedLength(2, (toy.MARKER,)))[0]
   own_N = rollouts.length_N == 3
   assert own_N.sum() > B and (rollouts.length_N <= 3).all()
   assert (rollouts.marker_N & rollouts.ended_N)[own_N].all() and rollouts.forced_NR[own_N, 2].all()

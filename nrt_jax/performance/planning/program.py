@@ -16,7 +16,7 @@ from nrt_jax.data import batches, packing, prompts
 from nrt_jax.data.critic_prompts import CriticForm
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_config
-from nrt_jax.step import host_grading, policy, programs, sizes, tools
+from nrt_jax.step import host_grading, opening, policy, programs, sizes, tools
 
 
 class Memory(NamedTuple):
@@ -71,12 +71,14 @@ def open_setup(run: RunConfig, devices: list) -> tuple[programs.Setup, bool]:
   known = place is not None and has_tokenizer(place)
   tokenizer, form = policy.open_tokenizer(run.model, run.prompt) if known else (None, placeholder_format(run))
   model = policy.read_architecture(run.model, form, run.parallel.tensor, mesh)
-  model = dataclasses.replace(model, trained=run.optimizer.trainable)
-  if run.environment is not None and not known:
+  if known:
+    setup = opening.open_setup(run, model, tokenizer, form, mesh)
+  elif run.environment is None:
+    model = dataclasses.replace(model, trained=run.optimizer.trainable)
+    setup = programs.Setup(run, model, form, mesh, placeholder_critic(run, form))
+  else:
     found = f"found {run.environment_name!r}, whose words are looked up in a tokenizer, and {place} has none"
     raise UserError(f"environment.name: {found}, allowed: prompt.tokenizer")
-  setup = programs.Setup(run, model, form, mesh, critic_form(run, form, tokenizer if known else None))
-  setup = setup._replace(environment=policy.open_environment(run, tokenizer, form))
   sizes.check(setup)
   return setup, not known
 
@@ -96,11 +98,11 @@ def placeholder_format(run: RunConfig) -> prompts.PromptFormat:
   return prompts.PromptFormat("plain", (), marker_ids, (size, size - 1), size - 1, size - 1, size + 1, (size,))
 
 
-def critic_form(run: RunConfig, form: prompts.PromptFormat, tokenizer):
-  """The form of the run's critic, if it has one; without a tokenizer, its template has a token for four letters."""
+def placeholder_critic(run: RunConfig, form: prompts.PromptFormat) -> CriticForm | None:
+  """The form of the run's critic, if it has one, where each four letters of its template are a token."""
   critic = getattr(run.algorithm, "critic", None)
-  if critic is None or tokenizer is not None:
-    return policy.open_critic(run, tokenizer, form)
+  if critic is None:
+    return None
   parts = [math.ceil(len(part) / 4) for part in re.split("|".join(map(re.escape, critic.slots)), critic.shown)]
   *middle, tail = (tuple(range(count)) for count in parts[1:])
   labels = tuple((i,) for i in range(len(critic.words)))
