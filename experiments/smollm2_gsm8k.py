@@ -1,57 +1,76 @@
 """NRT against SFT from a real instruct model: SmolLM2-135M-Instruct on GSM8K's questions and final answers alone.
 
-  command    python experiments/smollm2_gsm8k.py --model DIR --data PATH [--workdir RUNS] [--seeds 0 1]
-             [--steps N] [--questions N]
+  command    python experiments/smollm2_gsm8k.py --model DIR --data PATH [--on gpu] [--workdir RUNS] [--seeds 0 1]
+             [--methods nrt sft] [--steps N] [--questions N] [--set KEY=VALUE ...] [--report_only]
              DIR: SmolLM2-135M-Instruct in Hugging Face format. PATH: a directory with GSM8K's train.jsonl, test.jsonl.
   one run    nrt-jax train --config experiments/smollm2_gsm8k.py --workdir RUN --config.model.path=DIR
              --config.data.source=PATH/train.jsonl --config.evaluation.data.source=PATH/test.jsonl
   cost       not measured: by a step's time, about two hours on 2 CPU cores for two seeds. To try it in minutes:
              --seeds 0 --steps 2 --questions 8
-  expected   not measured yet; so far its test ran, on a tiny model, and one step of NRT on the real one
+  expected   not measured yet
 
 The reference answer is the number behind "####"; no worked solution is read. Both methods start from the same weights,
 chat with the model's own template and have the same marker, learning rate and number of steps. A step of NRT samples
-PROMPTS x SAMPLES traces and trains on as many answers; a step of the control trains on the answers of as many questions
-(PROMPTS * SAMPLES), so both train on equally many answers. The control sees more questions.
+prompts x samples traces and trains on as many answers; a step of the control trains on the answers of as many questions
+(prompts * samples), so both train on equally many answers. The control sees more questions.
 
 On 200 questions of the test file, at the start and at the end: log p of the reference answer per token behind the
 model's own trace, its gain over the empty trace, accuracy of greedy completions, and trace length. The same figures of
 the training steps, which are measured before each step trains on its questions, are in each run's metrics.jsonl.
+
+Runs are directories METHOD_SEED in RUNS and go on where they stopped. Processes with other --methods or --seeds may
+share RUNS; --report_only prints the table of all that have ended. A cure to try is a --set, in RUNS of its own.
 """
 
 import argparse
-import json
 import os
 import sys
+from dataclasses import dataclass
 
 from nrt_jax import config, training
 from nrt_jax.commands.configs import base_config, override, plain
-from nrt_jax.errors import UserError
-from nrt_jax.files import write_json
+from nrt_jax.errors import UserError, require_choice
+from nrt_jax.files import read_json_lines
 
 METHODS = ("nrt", "sft")
-PROMPTS, SAMPLES = 4, 4
-STEPS = 100
 STOPPED = 143  # exit code
-TRACE, ANSWER = 96, 8  # tokens
-EVALUATED, BATCH = 200, 50  # questions of the test file, and at a time
+ANSWER = 8  # tokens
+EVALUATED = 200  # questions of the test file
 SHOWN = ("answer_logp", "answer_logp_gain", "accuracy", "marker_fraction", "trace_length")
 
 
-def get_config(method: str = "nrt"):
+@dataclass(frozen=True)
+class Size:
+  """What a machine does in about two hours (2 CPU cores) or some minutes (a GPU)."""
+
+  steps: int
+  prompts: int  # of a step of NRT
+  samples: int  # of each prompt
+  trace: int  # tokens, at most
+  batch: int  # questions evaluated at a time
+  evaluations: int  # behind the first
+  settings: tuple = ()  # (dotted key, value)
+
+
+BFLOAT16 = (("model.compute_dtype", "bfloat16"), ("model.remat", "full"))
+SIZES = {"cpu": Size(100, 4, 4, 96, 50, 1), "gpu": Size(200, 16, 8, 256, 200, 4, BFLOAT16)}
+
+
+def get_config(method: str = "nrt", on: str = "cpu"):
+  size = SIZES[on]
   config = base_config(method, start="instruct")
   config.model.path = None  # DIR
-  config.total_steps = STEPS
+  config.total_steps = size.steps
 
   config.data.source = "train.jsonl"
   config.data.answer_after = "####"
   config.prompt.max_prompt_length = 160  # tokens; longer questions are dropped
   config.prompt.max_answer_length = ANSWER
   config.prompt.answer_in = "completion"  # the grader reads the last number: a cold model never writes the marker
-  config.sampling.max_trace_length = TRACE
+  config.sampling.max_trace_length = size.trace
 
-  config.prompts_per_step = PROMPTS if method == "nrt" else PROMPTS * SAMPLES
-  config.samples_per_prompt = SAMPLES
+  config.prompts_per_step = size.prompts if method == "nrt" else size.prompts * size.samples
+  config.samples_per_prompt = size.samples
   config.optimizer.learning_rate = 1e-5
   config.optimizer.warmup_steps = 10
   config.optimizer.eps = 1e-8
@@ -62,71 +81,97 @@ def get_config(method: str = "nrt"):
   config.evaluation.name = "test"
   config.evaluation.data = {**plain(config.data, ""), "source": "test.jsonl", "limit": EVALUATED}
   config.evaluation.grader = "gsm8k"
-  config.evaluation.every_steps = 0  # at the start and at the end
-  config.evaluation.batch_prompts = BATCH
-  config.checkpoint.every_steps = 50
+  config.evaluation.every_steps = size.steps // size.evaluations  # and at the start
+  config.evaluation.batch_prompts = size.batch
+  config.checkpoint.every_steps = size.steps // 2
   config.logging.tensorboard = False
+  for key, value in size.settings:
+    config.update_from_flattened_dict({key: value})
   return config
 
 
-def run(method: str, seed: int, workdir: str, overrides: dict) -> dict:
-  """Trains or resumes one run; returns its first and last evaluation and the metrics of its steps."""
-  values = plain(get_config(method), "")
+def train(method: str, seed: int, on: str, workdir: str, overrides: dict) -> None:
+  """Trains or resumes one run."""
+  values = plain(get_config(method, on), "")
   for key, text in {"seed": str(seed), **overrides}.items():
     override(values, key.split("."), text)
   print(f"\n== {method}, seed {seed}: {values['total_steps']} steps ==", file=sys.stderr)
   if not training.train(config.stages_of(values), workdir, values):
     sys.exit(STOPPED)  # by a signal, after saving; the same command resumes
-  with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
-    lines = [json.loads(line) for line in file]
+
+
+def read_run(workdir: str) -> dict | None:
+  """A run's evaluations and the metrics of its steps; None of a run that is not there or was evaluated once only."""
+  path = os.path.join(workdir, "metrics.jsonl")
+  lines = read_json_lines(path) if os.path.exists(path) else []
   evaluations = [line for line in lines if "eval/test/accuracy" in line]
   steps = [line for line in lines if "loss/total" in line]
-  return {"method": method, "seed": seed, "before": evaluations[0], "after": evaluations[-1], "steps": steps}
+  return {"evaluations": evaluations, "steps": steps} if len(evaluations) > 1 else None
 
 
-def print_table(results: list[dict]) -> None:
-  """The evaluations of each run at its start and its end."""
+def print_table(results: dict) -> None:
+  """The evaluations of each run; results: {(method, seed): its metrics}."""
   print("\ntest questions".ljust(24) + "".join(f"{name:>18}" for name in SHOWN))
-  for one in results:
-    for when in ("before", "after"):
-      cells = "".join(f"{one[when][f'eval/test/{name}']:>18.3f}" for name in SHOWN)
-      print(f"{one['method']}, seed {one['seed']}, {when}".ljust(23) + cells)
+  for (method, seed), one in results.items():
+    for line in one["evaluations"]:
+      cells = "".join(f"{line[f'eval/test/{name}']:>18.3f}" for name in SHOWN)
+      print(f"{method}, seed {seed}, step {line['step']}".ljust(23) + cells)
 
 
-def study(model: str, data: str, workdir: str, seeds: list[int], overrides: dict | None = None) -> list[dict]:
-  """All runs, under `workdir`; `overrides` maps dotted keys to values as text."""
-  files = {
-    "data.source": os.path.join(data, "train.jsonl"), "evaluation.data.source": os.path.join(data, "test.jsonl"),
-  }  # fmt: skip
-  overrides = {"model.path": model, **files, **(overrides or {})}
-  results = []
-  for seed in seeds:
-    for method in METHODS:
-      results.append(run(method, seed, os.path.join(workdir, f"{method}_{seed}"), overrides))
-      write_json(os.path.join(workdir, "results.json"), results)
-  print_table(results)
-  return results
+def files_in(data: str) -> dict:
+  """GSM8K's files in the directory `data`, as overrides."""
+  train_file, test_file = (os.path.join(data, f"{name}.jsonl") for name in ("train", "test"))
+  return {"data.source": train_file, "evaluation.data.source": test_file}
 
 
-def main(argv=None) -> None:
+def study(workdir: str, methods: list[str], seeds: list[int], on: str = "cpu", overrides: dict | None = None) -> dict:
+  """Runs what has not ended, unless `overrides` (dotted keys to values as text) is None; {(method, seed): metrics}."""
+  cells = {(method, seed): os.path.join(workdir, f"{method}_{seed}") for seed in seeds for method in methods}
+  for (method, seed), place in cells.items() if overrides is not None else ():
+    train(method, seed, on, place, overrides)
+  found = {cell: read_run(place) for cell, place in cells.items()}
+  return {cell: one for cell, one in found.items() if one is not None}
+
+
+def read_flags(argv=None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--model", required=True, metavar="DIR", help="SmolLM2-135M-Instruct in Hugging Face format")
-  parser.add_argument("--data", required=True, metavar="PATH", help="directory with GSM8K's train.jsonl and test.jsonl")
+  parser.add_argument("--model", metavar="DIR", help="SmolLM2-135M-Instruct in Hugging Face format")
+  parser.add_argument("--data", metavar="PATH", help="directory with GSM8K's train.jsonl and test.jsonl")
+  parser.add_argument("--on", default="cpu", help=f"sizes for: {', '.join(SIZES)} (%(default)s)")
   parser.add_argument("--workdir", default="runs/smollm2_gsm8k", metavar="RUNS", help="default: %(default)s")
+  parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD", help="default: nrt sft")
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED", help="default: 0 1")
   parser.add_argument("--steps", type=int, help="steps of each run, to try it")
   parser.add_argument("--questions", type=int, default=EVALUATED, help="of each evaluation (default: %(default)s)")
+  parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config, for all runs")
+  parser.add_argument("--report_only", action="store_true", help="run nothing, print what is there")
   args = parser.parse_args(argv)
-  overrides = {"evaluation.data.limit": str(args.questions)}
-  overrides["evaluation.batch_prompts"] = str(min(args.questions, BATCH))
-  if args.steps is not None:
-    overrides["total_steps"] = str(args.steps)
-  try:
-    study(args.model, args.data, args.workdir, args.seeds, overrides)
-  except UserError as error:
-    print(f"smollm2_gsm8k: {error}", file=sys.stderr)
-    sys.exit(2)
+  require_choice("--on", args.on, SIZES)
+  for method in args.methods:
+    require_choice("--methods", method, METHODS)
+  if not args.report_only and None in (args.model, args.data):
+    raise UserError("--model and --data: found neither or one, allowed: both, unless --report_only is given")
+  for text in args.set:
+    if "=" not in text:
+      raise UserError(f"--set: found {text!r}, allowed: KEY=VALUE")
+  return args
+
+
+def main(argv=None) -> None:
+  args = read_flags(argv)
+  overrides = None
+  if not args.report_only:
+    overrides = {"model.path": args.model, **files_in(args.data), "evaluation.data.limit": str(args.questions)}
+    overrides["evaluation.batch_prompts"] = str(min(args.questions, SIZES[args.on].batch))
+    if args.steps is not None:
+      overrides |= {"total_steps": str(args.steps), "evaluation.every_steps": "0"}
+    overrides |= dict(text.split("=", 1) for text in args.set)
+  print_table(study(args.workdir, args.methods, args.seeds, args.on, overrides))
 
 
 if __name__ == "__main__":
-  main()
+  try:
+    main()
+  except UserError as error:
+    print(f"smollm2_gsm8k: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -143,23 +143,27 @@ def test_smollm2_gsm8k_compares_both_methods_from_one_start(tmp_path, capsys):
   for name in ("train", "test"):
     write_problems(tmp_path / f"{name}.jsonl")
   small = {
+    "model.path": str(model), **smollm2_gsm8k.files_in(str(tmp_path)), "evaluation.every_steps": "0",
     "total_steps": "2", "prompts_per_step": "8", "samples_per_prompt": "2", "prompt.max_prompt_length": "48",
     "sampling.max_trace_length": "6", "evaluation.batch_prompts": "8", "evaluation.data.limit": "8",
     "logging.progress": "false",
   }  # fmt: skip
-  results = smollm2_gsm8k.study(str(model), str(tmp_path), str(tmp_path / "runs"), [3], small)
-  assert [(one["method"], one["seed"], len(one["steps"])) for one in results] == [("nrt", 3, 2), ("sft", 3, 2)]
-  first, second = (one["before"] for one in results)
+  place = str(tmp_path / "runs")
+  results = smollm2_gsm8k.study(place, ["nrt", "sft"], [3], "cpu", small)
+  assert {cell: len(one["steps"]) for cell, one in results.items()} == {("nrt", 3): 2, ("sft", 3): 2}
+  (first, last), (second, _) = (one["evaluations"] for one in results.values())
   figures = [f"eval/test/{name}" for name in smollm2_gsm8k.SHOWN]
   assert [first[name] for name in figures] == pytest.approx([second[name] for name in figures], abs=1e-5)
-  assert results[0]["after"]["eval/test/answer_logp"] != first["eval/test/answer_logp"]
+  assert last["eval/test/answer_logp"] != first["eval/test/answer_logp"]
+  smollm2_gsm8k.main(["--workdir", place, "--seeds", "3", "4", "--report_only"])  # there is no seed 4
   table = capsys.readouterr().out.strip().splitlines()
   assert table[0].split()[2:] == list(smollm2_gsm8k.SHOWN) and len(table) == 5
-  assert json.loads((tmp_path / "runs" / "results.json").read_text()) == results
+  assert [float(cell) for cell in table[2].split()[-5:]] == [float(f"{last[name]:.3f}") for name in figures]
 
 
-def test_smollm2_gsm8k_trains_on_equally_many_answers():
-  nrt, sft = (config.stages_of(smollm2_gsm8k.get_config(method))[0] for method in smollm2_gsm8k.METHODS)
+@pytest.mark.parametrize("on", smollm2_gsm8k.SIZES)
+def test_smollm2_gsm8k_trains_on_equally_many_answers(on):
+  nrt, sft = (config.stages_of(smollm2_gsm8k.get_config(method, on))[0] for method in smollm2_gsm8k.METHODS)
   assert nrt.prompts_per_step * nrt.samples_per_prompt == sft.prompts_per_step
   for part in ("model", "prompt", "optimizer", "evaluation", "data"):
     assert getattr(nrt, part) == getattr(sft, part)
