@@ -47,6 +47,16 @@ def test_no_mesh_and_no_memory_changes_a_digest():
   assert {one(a) for a in placed} == {digest(array)}
 
 
+def test_many_arrays_of_a_mesh_are_summed_one_at_a_time():
+  """Programs that sum over devices must not be in flight together: XLA:CPU hangs, within a few rounds of these."""
+  mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+  cut = NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))
+  leaves = {str(i): jax.device_put(np.full((32, 8), i, np.float32), cut) for i in range(60)}
+  for _ in range(10):
+    found = digests.of_arrays(leaves)
+  assert {name: int(value, 16) for name, value in found.items()} == {n: digest(np.asarray(a)) for n, a in leaves.items()}
+
+
 def test_every_single_bit_and_every_swap_is_seen():
   array = np.zeros(6, np.uint32)  # the plainest content: that of an optimizer's moments at the start
   found = {one(array)}
