@@ -97,10 +97,11 @@ def check_carry(runs: list[RunConfig]) -> None:
 def with_tokens(stages: list[Stage], always: set) -> list[Stage]:
   """The stages, of which each one's model knows the tokens that it does not use: those that are in no data so far.
 
-  always: ids that every stage uses. The last one uses all, for an exported model may write all.
+  always: ids that every stage uses, also such as the tokenizer lacks: config.json may name an end token of a larger
+  vocabulary. The last stage uses all, for an exported model may write all.
   """
   used = np.zeros(stages[0].setup.form.vocab_size_needed, bool)
-  used[sorted(always)] = True
+  used[[i for i in always if i < len(used)]] = True
   found = []
   for stage in stages:
     if stage.setup.run.tokens.active == "all" or len(found) == len(stages) - 1:

@@ -1,6 +1,7 @@
 """Runs of several stages at toy size: when they end, and what goes from one to the next."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -188,6 +189,18 @@ def test_a_stage_uses_the_tokens_of_its_data_and_the_last_one_all(widening):
   size = len(tokenizer)
   says = [startup.describe_data(stage).partition("; chance")[0] for stage in stages]
   assert says == [f"stage few: 40 examples; {size - 3} of {size} tokens", "stage all: 40 examples"]
+
+
+def test_the_models_own_end_token_may_lie_beyond_the_tokenizer(widening, tmp_path):
+  """As in a benchmark's directory: a published config.json beside a tokenizer of a few words."""
+  shutil.copytree(widening["model"]["path"], tmp_path / "model")
+  file = tmp_path / "model" / "config.json"
+  file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 600, "eos_token_id": 512}))
+  for stages in (widening["stages"], []):
+    values = changed(widening, model__path=str(tmp_path / "model"), stages=stages)
+    _, (first, *_) = startup.open_stages(config.stages_of(values))
+    assert 512 in first.setup.form.end_ids and first.setup.model.vocab_size == 600
+    assert first.setup.model.vocab_inactive == ((3, 4, 5) if stages else ())
 
 
 def test_new_rows_start_anew_and_old_ones_go_on_with_their_moments(widening, widened):
