@@ -5,9 +5,10 @@
              DIR: SmolLM2-135M-Instruct in Hugging Face format. PATH: a directory with GSM8K's train.jsonl, test.jsonl.
   one run    nrt-jax train --config experiments/smollm2_gsm8k.py --workdir RUN --config.model.path=DIR
              --config.data.source=PATH/train.jsonl --config.evaluation.data.source=PATH/test.jsonl
-  cost       not measured: by a step's time, about two hours on 2 CPU cores for two seeds. To try it in minutes:
-             --seeds 0 --steps 2 --questions 8
-  expected   not measured yet
+  cost       --on gpu: 4 runs side by side 9 minutes on an H100; on 2 CPU cores two hours for two seeds, by a step's
+             time. To try it in minutes: --seeds 0 --steps 2 --questions 8
+  expected   log p(answer) per token from -6.1 to -1.7 (NRT) and -1.5 (SFT); no method learns to solve the problems,
+             and NRT's traces turn to noise: docs/results/smollm2_gsm8k.md says why
 
 The reference answer is the number behind "####"; no worked solution is read. Both methods start from the same weights,
 chat with the model's own template and have the same marker, learning rate and number of steps. A step of NRT samples

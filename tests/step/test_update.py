@@ -180,6 +180,7 @@ def test_shared_prompts_give_the_same_log_probabilities(name, packed):
 def test_the_automatic_micro_batches_divide_the_prompts(monkeypatch, pieces, chosen):
   """As many as the caches need, or the next number that cuts six prompts evenly; one prompt at least."""
   made = setup(prompts_per_step=6)
+  made = made._replace(model=dataclasses.replace(made.model, platform="cpu"))
   size = 6 * made.rows_per_prompt * made._row_columns * made.model.intermediate_size
   monkeypatch.setattr(steps_setup, "CACHED", -(-size // pieces))
   assert made.micro_batches == chosen
