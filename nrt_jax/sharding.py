@@ -25,6 +25,7 @@ RULES = {
   "kv_heads": "tensor",
   "head_dim": None,
   "mlp": "tensor",
+  "expert": None,
   "norm": None,
 }
 
@@ -199,3 +200,24 @@ def on_own_rows(function, everywhere, rows):
   by_rows = spec_for(("batch",))
   specs = {"in_specs": (PartitionSpec(), by_rows), "out_specs": by_rows, "axis_names": set(by_rows[0])}
   return jax.shard_map(function, **specs, check_vma=False)(everywhere, rows)
+
+
+def on_own_parts(function, parts, axes, rows):
+  """function(parts, rows), run by each device on its own rows and its own part of `parts` along `tensor`, and summed
+  over `tensor`.
+
+  axes: the logical axes of each array of `parts`, which are gathered over the batch axes. Without a mesh (one device,
+  pmap), a plain call; inside `on_own_rows`, rows are the device's own already.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  ours = not mesh.empty and set(MESH_AXES) <= set(mesh.axis_names)
+  free = {axis for axis in MESH_AXES if ours and axis not in mesh.manual_axes}
+  if all(mesh.shape[axis] == 1 for axis in free):
+    return function(parts, rows)
+  by_rows = PartitionSpec() if mesh.manual_axes else spec_for(("batch",))
+  along = {name: entry if entry == "tensor" else None for name, entry in RULES.items()}
+  cut = jax.tree.map(lambda _, names: spec_for(names, along), parts, axes)
+  specs = {"in_specs": (cut, by_rows), "out_specs": PartitionSpec("tensor", *by_rows), "axis_names": free}
+  # Parts of the sum leave the devices as an axis: summed outside, they cost one reduction forward and one backward.
+  own = jax.shard_map(lambda parts, rows: function(parts, rows)[None], **specs, check_vma=False)
+  return own(parts, rows).sum(0)

@@ -601,3 +601,16 @@ def program_score(outputs, wanted, ended, length, weights):
     if sum(apart) == 0:
       total += weights.exact + weights.short * max(0, weights.max_length - length) / weights.max_length
   return total / best
+
+
+def experts(x, router, gate, up, down, chosen, normalised):
+  """One token through its `chosen` most probable experts: sum of weight x down(silu(gate x) * up x)."""
+  score = np.exp(x @ router - np.max(x @ router))
+  probability = score / score.sum()
+  best = sorted(range(len(probability)), key=lambda e: -probability[e])[:chosen]
+  total = sum(probability[e] for e in best) if normalised else 1.0
+  out = np.zeros(len(x))
+  for e in best:
+    g, u = x @ gate[e], x @ up[e]
+    out += probability[e] / total * ((g / (1 + np.exp(-g)) * u) @ down[e])
+  return out

@@ -12,10 +12,13 @@ ACTIVATIONS = ("silu", "gelu_tanh")
 REMATS = ("none", "dots", "full")  # saved for the backward pass: everything | matrix products | layer inputs
 FAMILIES = (
   "llama", "mistral", "qwen2", "qwen3", "smollm3", "granite", "olmo2", "olmo3", "gemma2", "gemma3_text", "phi3",
+  "qwen3_moe",
 )  # fmt: skip
 ROPE_TYPES = ("linear", "dynamic", "llama3", "yarn", "longrope")
 TRAINED = ("all", "token_rows")
-ADAPTABLE = ("q", "k", "v", "o", "gate", "up", "down")  # matrices that may have a low-rank adapter
+EXPERT_MATRICES = ("gate", "up", "down")  # what each expert has
+ADAPTABLE = ("q", "k", "v", "o", *EXPERT_MATRICES)  # matrices that may have a low-rank adapter
+EXPERT_PRODUCTS = ("auto", "sorted", "all")
 MOST_UNROLLED = 8  # layers that layer_loop "auto" unrolls on a CPU; compiling takes too long for more
 LORA = "_lora"  # suffix of the name of what is trained beside frozen weights: "q_lora" adapts "q"
 
@@ -77,6 +80,10 @@ class ModelConfig:
   norms: str = "pre"  # pre | post (OLMo) | both (Gemma)
   norm_offset: float = 0.0  # norms multiply by norm_offset + scale (Gemma: 1)
   activation: str = "silu"  # silu | gelu_tanh
+  num_experts: int = 0  # MLPs of each layer, of which a router chooses some for each token; 0: one MLP, for all tokens
+  num_experts_per_tok: int = 0  # experts that a token has
+  moe_intermediate_size: int = 0  # width of an expert, in place of intermediate_size
+  norm_topk_prob: bool = False  # whether the weights of a token's experts are divided by their sum
   attention_multiplier: float | None = None  # of the scores; None: head_dim**-0.5
   attn_logit_softcapping: float | None = None  # c: scores become c tanh(scores / c); XLA's attention alone has it
   embedding_multiplier: float = 1.0
@@ -91,6 +98,7 @@ class ModelConfig:
   platform: str | None = None  # cpu | gpu | tpu: the compilation target; None: the default backend
   attention: str = "auto"  # kernel for whole rows: xla | cudnn | splash | auto: by platform; decoding always uses xla
   attention_block: int = 512  # with xla, queries of a row whose scores are in memory at once; longer rows run in blocks
+  expert_product: str = "auto"  # sorted: each expert runs its tokens | all: all run all tokens | auto: all on CPUs
   head_chunk: int = 2048  # tokens per device whose logits are in memory at once
   lora_rank: int = 0  # rank of the adapters (nrt_jax/model/lora.py); 0 = no adapters, all parameters are trained
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
@@ -107,6 +115,8 @@ class ModelConfig:
     require_choice("optimizer.trainable", self.trained, TRAINED)
     require_choice("model.layer_loop", self.layer_loop, ("auto", "scan", "unroll"))
     require_choice("model.attention", self.attention, ATTENTION)
+    require_choice("model.expert_product", self.expert_product, EXPERT_PRODUCTS)
+    self._check_experts()
     if self.attention_block < 1:
       raise UserError(f"model.attention_block: found {self.attention_block}, allowed: 1 or more")
     for target in self.lora_targets:
@@ -134,6 +144,17 @@ class ModelConfig:
           f"model.{name}: found {len(layers)} entries, allowed: one for each of the {self.num_hidden_layers} layers"
         )
 
+  def _check_experts(self):
+    if not self.num_experts:
+      return
+    chosen, width = self.num_experts_per_tok, self.moe_intermediate_size
+    if not 1 <= chosen <= self.num_experts:
+      raise UserError(f"model.num_experts_per_tok: found {chosen}, allowed: 1 to num_experts = {self.num_experts}")
+    if width < 1:
+      raise UserError(f"model.moe_intermediate_size: found {width}, allowed with experts: 1 or more")
+    if self.mlp_bias:
+      raise UserError("model.mlp_bias: found True, allowed with experts: False")
+
   @property
   def target(self) -> str:
     """The platform that programs are compiled for, which may differ from the one that compiles them."""
@@ -151,6 +172,16 @@ class ModelConfig:
   @property
   def score_multiplier(self) -> float:
     return self.head_dim**-0.5 if self.attention_multiplier is None else self.attention_multiplier
+
+  @property
+  def dense_experts(self) -> bool:
+    """Whether all experts run all tokens. JAX's product of ragged groups does so on CPUs, with copies besides."""
+    return self.target == "cpu" if self.expert_product == "auto" else self.expert_product == "all"
+
+  @property
+  def active_width(self) -> int:
+    """Columns between the matrices of the MLPs that a token goes through."""
+    return self.num_experts_per_tok * self.moe_intermediate_size if self.num_experts else self.intermediate_size
 
   @property
   def scan_layers(self) -> bool:

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from nrt_jax.model import kernels, lora
+from nrt_jax.model import kernels, lora, mlp
 from nrt_jax.model.architecture import LORA, ModelConfig
 from nrt_jax.model.attention import MASKED, KVCache, put_slots, visible, write_cache
+from nrt_jax.model.axes import logical_axes
 from nrt_jax.model.rope import rotate, rotation, rotations
 from nrt_jax.sharding import constrain
 
@@ -49,20 +50,15 @@ class Adapter(nn.Module):
     return jnp.tensordot(low, b.astype(self.dtype), 1) * (self.alpha / self.rank)
 
 
-@jax.custom_vjp
-def gated(gate, up):
-  """silu(gate) * up, with gradients computed once: XLA:CPU would recompute them in the copies for both uses."""
-  return nn.silu(gate) * up
+class Weights(nn.Module):
+  """Matrices that are multiplied elsewhere: `shapes` has the name of each, its shape and deviation at the start."""
 
+  shapes: tuple
 
-def _gated_backward(saved, d_out):
-  gate, up = saved
-  s = nn.sigmoid(gate)
-  d_gate, d_up = d_out * up * s * (1 + gate * (1 - s)), d_out * gate * s
-  return jax.lax.optimization_barrier((d_gate, d_up))
-
-
-gated.defvjp(lambda gate, up: (gated(gate, up), (gate, up)), _gated_backward)
+  @nn.compact
+  def __call__(self):
+    return {name: self.param(name, nn.initializers.normal(std) if std else nn.initializers.zeros, shape)
+            for name, shape, std in self.shapes}  # fmt: skip
 
 
 class Block(nn.Module):
@@ -112,6 +108,27 @@ class Block(nn.Module):
     both_NT2F = self._dense("gate_up", (2, c.intermediate_size), c.mlp_bias)(y_NTD)
     return both_NT2F[..., 0, :], both_NT2F[..., 1, :]
 
+  def _mlp(self, y_NTD):
+    c = self.config
+    if c.num_experts:
+      weights = self._expert_weights()
+      return y_NTD if self.is_initializing() else mlp.experts(c, weights, y_NTD)
+    return self._dense("down", c.hidden_size, c.mlp_bias)(mlp.between(c, *self._gate_up(y_NTD)))
+
+  def _expert_weights(self):
+    """The parameters of router and experts, as they are stored."""
+    c = self.config
+    E, D, F = c.num_experts, c.hidden_size, c.moe_intermediate_size
+    fused = self.has_variable("params", "gate_up")
+    first = {"gate_up": (E, D, 2, F)} if fused else {"gate": (E, D, F), "up": (E, D, F)}
+    shapes, found = {"router": (D, E), **first, "down": (E, F, D)}, {}
+    for name, shape in shapes.items():
+      found[name] = Weights((("kernel", shape, c.initializer_range),), name=name)()
+      if c.lora_rank and name in c.lora_targets:
+        a, b = (E, shape[1], c.lora_rank), (E, c.lora_rank, shape[2])
+        found[name + LORA] = Weights((("a", a, shape[1] ** -0.5), ("b", b, 0.0)), name=name + LORA)()
+    return found
+
   @nn.compact
   def __call__(self, x_NTD, angles, caches, seen, slot=None):
     """`caches`: (key, value) of each cache segment for this layer; `seen`: see kernels.sight.
@@ -132,53 +149,8 @@ class Block(nn.Module):
     with jax.named_scope("attention"):
       mixed_NTHh = kernels.attend_by(c, rotate(q_NTHh, angles), segments, seen)
     x_NTD = self._add("attention", x_NTD, self._dense("o", c.hidden_size, c.output_bias, axis=(-2, -1))(mixed_NTHh))
-    gate, up = self._gate_up(self._before("mlp", x_NTD))
-    if c.activation == "gelu_tanh":
-      between = nn.gelu(gate) * up
-    else:
-      between = gated(gate, up) if c.target == "cpu" else nn.silu(gate) * up
-    x_NTD = self._add("mlp", x_NTD, self._dense("down", c.hidden_size, c.mlp_bias)(between))
+    x_NTD = self._add("mlp", x_NTD, self._mlp(self._before("mlp", x_NTD)))
     return constrain(x_NTD, "batch", None, None), (key, value)
-
-
-# Logical axes of each parameter, by the last two names of its path (in layers, after a leading "layers" axis).
-LOGICAL_AXES = {
-  ("embedder", "embedding"): ("vocab", "embed"),
-  ("head", "kernel"): ("embed", "vocab"),
-  ("q", "kernel"): ("embed", "heads", "head_dim"),
-  ("k", "kernel"): ("embed", "kv_heads", "head_dim"),
-  ("v", "kernel"): ("embed", "kv_heads", "head_dim"),
-  ("o", "kernel"): ("heads", "head_dim", "embed"),
-  ("gate", "kernel"): ("embed", "mlp"),
-  ("up", "kernel"): ("embed", "mlp"),
-  ("down", "kernel"): ("mlp", "embed"),
-  ("q", "bias"): ("heads", "head_dim"),
-  ("k", "bias"): ("kv_heads", "head_dim"),
-  ("v", "bias"): ("kv_heads", "head_dim"),
-  ("o", "bias"): ("norm",),
-  ("gate", "bias"): ("mlp",),
-  ("up", "bias"): ("mlp",),
-  ("down", "bias"): ("norm",),
-  ("embedder" + LORA, "rows"): ("norm", "embed"),
-  ("head" + LORA, "rows"): ("norm", "embed"),
-}
-
-
-def logical_axes(params):
-  """The logical axes of every parameter: a tree like `params` whose leaves are tuples of names."""
-
-  def one(path, leaf):
-    names = tuple(entry.key for entry in path)
-    if names[-1] == "scale":
-      axes = ("norm",) * (leaf.ndim - (names[0] == "layers"))
-    elif names[-1] in ("a", "b"):  # A has the matrix's inputs, B its outputs; the rank is not sharded
-      kernel, cut = LOGICAL_AXES[names[-2].removesuffix(LORA), "kernel"], leaf.ndim - 2
-      axes = (*kernel[:cut], "norm") if names[-1] == "a" else ("norm", *kernel[-cut:])
-    else:
-      axes = LOGICAL_AXES[names[-2:]]
-    return ("layers", *axes) if names[0] == "layers" else axes
-
-  return jax.tree_util.tree_map_with_path(one, params)
 
 
 def init_params(config: ModelConfig, key) -> dict:
@@ -222,7 +194,7 @@ def fuse_projections(layers, config: ModelConfig) -> dict:
   """Fuses query, key and value into one matrix, gate and up into another, for fewer and larger products.
 
   Works on stacked layers or a single one. Kernels are `[..., D, K, H / K + 2, h]` and `[..., D, 2, F]`: heads and F,
-  which a mesh shards, remain separate axes.
+  which a mesh shards, remain separate axes. Experts are among the leading ones.
   """
   layers = dict(layers)
 
@@ -259,8 +231,8 @@ def _remat(config: ModelConfig, layer):
   if config.remat == "none":
     return layer
   policies, policy = jax.checkpoint_policies, None
-  if config.remat == "dots":  # projections and values named by attention kernels, but no scores
-    named = policies.save_only_these_names(kernels.SAVED)
+  if config.remat == "dots":  # projections, and values named by attention kernels and experts, but no scores
+    named = policies.save_only_these_names(kernels.SAVED, mlp.SAVED)
     policy = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, named)
   return jax.checkpoint(layer, policy=policy, prevent_cse=not config.scan_layers)
 

@@ -15,7 +15,8 @@ SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", 
 # The largest sizes that are read, far above any model's: a wrong one must not cost hours or all memory.
 MOST = {
   "vocab_size": 2**26, "hidden_size": 2**20, "intermediate_size": 2**22, "num_hidden_layers": 10_000,
-  "num_attention_heads": 2**16, "num_key_value_heads": 2**16, "head_dim": 2**16,
+  "num_attention_heads": 2**16, "num_key_value_heads": 2**16, "head_dim": 2**16, "num_experts": 2**16,
+  "moe_intermediate_size": 2**22,
 }  # fmt: skip
 # activation -> the key of config.json that says it, and the values that mean it.
 ACTIVATIONS = {
@@ -32,6 +33,7 @@ SWITCHES = {
   if f.name in (
     "qk_norm", "qk_norm_joint", "norms", "norm_offset", "activation", "attention_multiplier", "embedding_multiplier",
     "residual_multiplier", "logits_scaling", "final_logit_softcapping", "attn_logit_softcapping", "rope_layers",
+    "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob",
   )
 }  # fmt: skip
 # Numbers that ModelConfig has under the same name, with their default where a family has them.
@@ -44,11 +46,13 @@ SCALARS = {
 def _parse_window(raw: dict, where: str, family: Family, layers: int) -> dict:
   """sliding_window and sliding_layers: of no layer, all layers, or those that layer_types names."""
   none, field = {"sliding_window": None, "sliding_layers": None}, functools.partial(read_field, raw, where)
-  if family.windows == "none" or (family.windows == "switched" and not field("use_sliding_window", bool, False)):
+  if family.windows == "none":
+    return none
+  if family.windows.startswith("switched") and not field("use_sliding_window", bool, False):
     return none
   # An explicit null means no window.
   window = field("sliding_window", int, None if "sliding_window" in raw else family.sliding_window)
-  if family.windows == "all" or (window is None and family.windows == "switched"):
+  if family.windows in ("all", "switched_all") or (window is None and family.windows == "switched"):
     return {**none, "sliding_window": window}
   slides = tuple(name == "sliding_attention" for name in _layer_types(raw, where, family, layers))
   if any(slides) and window is None:
@@ -139,6 +143,7 @@ def _parse_config(raw: dict, where: str) -> dict:
     "mlp_bias": biases["mlp_bias"],
     **(_gemma_scales(raw, where, fields["hidden_size"]) if "query_pre_attn_scalar" in family.reads else {}),
     **_parse_scalars(raw, where, family),
+    **(_parse_experts(raw, where) if "num_experts" in family.reads else {}),
     **family.fields,
   }
 
@@ -151,6 +156,28 @@ def _parse_scalars(raw: dict, where: str, family: Family) -> dict:
       default = neutral if key in raw else family.scalars.get(key, neutral)
       found[key] = read_field(raw, where, key, float, default)
   return found
+
+
+def _parse_experts(raw: dict, where: str) -> dict:
+  """Router and experts, which every layer must have. router_aux_loss_coef is of pretraining: no loss here has it."""
+  field = functools.partial(read_field, raw, where)
+  count = field("num_experts", int, field("num_local_experts", int, 128, MOST["num_experts"]), MOST["num_experts"])
+  for key, all_layers in (("decoder_sparse_step", (1, None)), ("mlp_only_layers", ([], None))):
+    if raw.get(key) not in all_layers:
+      found = f"{shown(raw[key])}, allowed: {all_layers[0]}"
+      raise UserError(f"{where}: {key}: found {found}: layers without experts beside others are not supported")
+  if raw.get("num_local_experts") not in (None, count):  # transformers 5 has the number under this name
+    found = f"{shown(raw['num_local_experts'])} with num_experts {count}"
+    raise UserError(f"{where}: num_local_experts: found {found}, allowed: the same number")
+  chosen = field("num_experts_per_tok", int, 8)
+  if chosen > count:
+    raise UserError(f"{where}: num_experts_per_tok: found {chosen}, allowed: 1 to num_experts = {count}")
+  return {
+    "num_experts": count,
+    "num_experts_per_tok": chosen,
+    "moe_intermediate_size": field("moe_intermediate_size", int, 768, MOST["moe_intermediate_size"]),
+    "norm_topk_prob": field("norm_topk_prob", bool, False),
+  }
 
 
 def _text_part(raw: dict, where: str, name: str) -> dict:
@@ -206,20 +233,27 @@ def hf_config(config: ModelConfig) -> dict:
   values["query_pre_attn_scalar"] = round(config.score_multiplier**-2)
   values["no_rope_layers"] = [int(turn) for turn in config.rope_layers or (1,) * config.num_hidden_layers]
   raw |= {key: value for key, value in values.items() if key in family.reads}
+  raw |= _experts_in_file(config) if "num_experts" in family.reads else {}
   raw |= rope_in_file(config, family) | _windows_in_file(config, family)
   _require_expressible(config, raw)
   return raw
+
+
+def _experts_in_file(config: ModelConfig) -> dict:
+  keys = ("num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob")
+  raw = {key: getattr(config, key) for key in keys}
+  return {**raw, "num_local_experts": config.num_experts, "decoder_sparse_step": 1, "mlp_only_layers": []}
 
 
 def _windows_in_file(config: ModelConfig, family: Family) -> dict:
   if family.windows == "none":
     return {}
   windows, raw = windows_of(config), {"sliding_window": config.sliding_window}
-  if family.windows == "switched":
+  if family.windows.startswith("switched"):
     raw["use_sliding_window"] = any(windows)
-    if "no_rope_layers" not in family.reads:
+    if family.windows == "switched" and "no_rope_layers" not in family.reads:
       raw["max_window_layers"] = next((i for i, window in enumerate(windows) if window), len(windows))
-  if family.windows != "all":
+  if family.windows in ("typed", "switched"):
     raw["layer_types"] = [LAYER_TYPES[window is not None] for window in windows]
   return raw
 

@@ -24,7 +24,8 @@ class Family:
   rope_theta: float = 10000.0
   tie_word_embeddings: bool = False
   reads: tuple[str, ...] = ()  # keys of NEUTRAL that it has, and of the two biases
-  windows: str = "none"  # none | all | typed: by layer_types | switched: by use_sliding_window, and then by layer_types
+  # none | all | switched_all: all by use_sliding_window | typed: by layer_types | switched: by both
+  windows: str = "none"
   full_every: int | None = None  # with typed, where layer_types is absent: every so many layers one does not slide
   sliding_window: int | None = None
   rope_types: tuple[str, ...] = ROPE_TYPES
@@ -84,6 +85,10 @@ FAMILIES = {
     "Phi3ForCausalLM", 4096, rms_norm_eps=1e-5, reads=("partial_rotary_factor",), windows="all",
     rope_types=("longrope",), rope_aliases={"su": "longrope", "yarn": "longrope"},
     original_max_position_embeddings=4096, fused=True,
+  ),
+  "qwen3_moe": Family(
+    "Qwen3MoeForCausalLM", 32768, num_key_value_heads=4, windows="switched_all", sliding_window=4096,
+    reads=("attention_bias", "num_experts", "num_local_experts"), fields={"qk_norm": True},
   ),
 }  # fmt: skip
 assert tuple(FAMILIES) == NAMES

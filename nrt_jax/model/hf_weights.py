@@ -89,9 +89,9 @@ class Stored(NamedTuple):
 
   def read(self, entry: Entry) -> np.ndarray:
     """What of it belongs to `entry`."""
-    if entry.rows is None:
+    if entry.rows is None and entry.stack is None:
       return self.file.get_tensor(self.name)
-    return self.file.get_slice(self.name)[entry.first : entry.first + entry.file_shape[0]]
+    return self.file.get_slice(self.name)[entry.part]
 
 
 def locate_tensors(directory, config: ModelConfig) -> dict:
@@ -100,7 +100,7 @@ def locate_tensors(directory, config: ModelConfig) -> dict:
   Raises UserError, with tensor and file, on a duplicate, unknown, missing or wrongly shaped tensor.
   """
   paths, weight_map = _weight_files(directory := Path(directory))
-  expected = {entry.name: entry for entry in tensor_entries(config)}
+  expected = {entry.name: entry for entry in stored_entries(directory, config)}
   optional = (HEAD,) if config.tie_word_embeddings else ()
   found, where = {}, {}
   for path in paths:
@@ -125,6 +125,15 @@ def locate_tensors(directory, config: ModelConfig) -> dict:
   return found
 
 
+def stored_entries(directory: Path, config: ModelConfig) -> list[Entry]:
+  """The entries of a directory's files: experts one by one, or a layer's in one tensor."""
+  entries = tensor_entries(config, stacked=True)
+  names = {entry.name for entry in entries if entry.stack is not None}
+  files = _weight_files(directory)[0] if names else ()
+  stacked = any(name in names for path in files for name in _open_file(path).keys())
+  return entries if stacked else tensor_entries(config)
+
+
 def _check_tensor(tensor, entry: Entry, path: Path) -> None:
   shape = tuple(tensor.get_shape())
   if shape != entry.whole_shape:
@@ -147,7 +156,8 @@ def load_params(directory, config: ModelConfig, shardings=None, dtype: str = "fl
   Raises UserError on unknown, missing, duplicate and wrongly shaped tensors, before any weight is read, and on a NaN or
   an infinity.
   """
-  directory, entries = Path(directory), tensor_entries(config)
+  directory = Path(directory)
+  entries = stored_entries(directory, config)
   files = locate_tensors(directory, config)
   placement = {}
   if shardings is not None:
@@ -156,13 +166,13 @@ def load_params(directory, config: ModelConfig, shardings=None, dtype: str = "fl
   params = {}
   for path, group in itertools.groupby(entries, key=lambda entry: entry.path):
     group = list(group)
-    stack = () if group[0].layer is None else (len(group),)
+    stack = tuple(i + 1 for i in group[-1].index)
     host = np.empty((*stack, *group[0].shape), np.float32 if path.endswith(".scale") else jnp.dtype(dtype))
     for entry in group:
       name = entry.name if entry.name in files else HEAD  # tied
-      layer = host[() if entry.layer is None else entry.layer]
-      layer[...] = _from_file(files[name].read(entry), entry)
-      if not np.isfinite(layer).all():
+      part = host[entry.index]
+      part[...] = _from_file(files[name].read(entry), entry)
+      if not np.isfinite(part).all():
         raise UserError(f"{directory}: tensor {name}: found NaN or infinity, allowed: finite weights")
     if config.tie_word_embeddings and group[0].name == EMBEDDING and HEAD in files:
       _require_tied(files.get(EMBEDDING, files[HEAD]), files[HEAD], directory)
@@ -256,7 +266,7 @@ def _plan_shards(tensors: list[list[Entry]], itemsize: int, max_bytes: int) -> l
 
 
 def _host_array(leaf, entry: Entry) -> np.ndarray:
-  piece = leaf if entry.layer is None else leaf[entry.layer]
+  piece = leaf[entry.index]
   if piece.shape != entry.shape:
     raise ValueError(f"{entry.path}: found {piece.shape}, the config asks for {entry.shape}")
   if isinstance(piece, jax.Array) and not piece.is_fully_addressable:

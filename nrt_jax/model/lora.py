@@ -1,7 +1,8 @@
 """Low-rank adapters: W + (alpha / rank) A B with W frozen (LoRA, arXiv 2106.09685, eq. 3), for all methods.
 
 Adapters are parameters next to the matrix they adapt ("q" and "q_lora"). Only they have gradients and optimizer state.
-Rollouts and exports read the merged W + (alpha / rank) A B, which a rollout computes once per step.
+Rollouts and exports read the merged W + (alpha / rank) A B, which a rollout computes once per step. Each expert has
+adapters of its own; a router has none.
 
 Tokens that a run adds to the vocabulary, such as its marker, mean nothing yet, and no adapter could change that. Their
 rows of embedding and head (`lora_rows`) are trained whole, as parameters of their own in place of the frozen rows.
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from nrt_jax.model.architecture import LORA, ModelConfig
+from nrt_jax.model.architecture import EXPERT_MATRICES, LORA, ModelConfig
 
 TOKEN_ROWS = ("embedder", "head")  # the parameters that are rows of tokens
 
@@ -73,8 +74,8 @@ def merge(params, config: ModelConfig) -> dict:
     target = name.removesuffix(LORA)
     kernel = layers[target]["kernel"]
     a, b = (pair[k].astype(jnp.float32) for k in ("a", "b"))
-    count = a.shape[0]  # layers
-    product = a.reshape(count, -1, config.lora_rank) @ b.reshape(count, config.lora_rank, -1)
+    lead = kernel.shape[: 2 if config.num_experts and target in EXPERT_MATRICES else 1]  # layers, and experts
+    product = a.reshape(*lead, -1, config.lora_rank) @ b.reshape(*lead, config.lora_rank, -1)
     total = kernel.astype(jnp.float32) + config.lora_alpha / config.lora_rank * product.reshape(kernel.shape)
     layers[target] = {**layers[target], "kernel": total.astype(kernel.dtype)}
   return {**frozen, "layers": layers, **_with_rows(adapters, frozen, config)}

@@ -13,7 +13,8 @@ from nrt_jax.environments.table import ENVIRONMENTS
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_config, hf_directory, hf_weights, kernels, lora
 from nrt_jax.model.architecture import ModelConfig
-from nrt_jax.model.decoder import init_params, logical_axes
+from nrt_jax.model.axes import logical_axes
+from nrt_jax.model.decoder import init_params
 from nrt_jax.rollout.sampler import BLOCK
 from nrt_jax.sharding import RULES, shardings_for
 

@@ -82,6 +82,11 @@ CASES = {
     layer_types=["sliding_attention", "full_attention"], attn_logit_softcapping=1.5, final_logit_softcapping=8.0,
     rope_parameters=ROPE, tie_word_embeddings=False,
   )),
+  # Widths of experts are multiples of 4: torch's product of groups wants rows of whole 16 bytes.
+  "qwen3_moe": ("qwen3_moe", dict(
+    num_attention_heads=4, num_key_value_heads=2, head_dim=10, rope_parameters=ROPE, num_experts=5,
+    num_experts_per_tok=2, moe_intermediate_size=8, norm_topk_prob=True,
+  )),
 }  # fmt: skip
 LENGTHS = (34, 34, 23, 7)  # of rows of 34 columns: past the 28 positions of LLAMA3, longer than every window
 NEW_TOKENS = 10

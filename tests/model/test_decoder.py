@@ -10,7 +10,8 @@ import toy
 from nrt_jax.errors import UserError
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.attention import KVCache, empty_cache, grow_cache
-from nrt_jax.model.decoder import decoding_params, forward, logical_axes, logits
+from nrt_jax.model.axes import logical_axes
+from nrt_jax.model.decoder import decoding_params, forward, logits
 
 EVERY_SWITCH = {
   "qkv_bias": True, "qk_norm": True, "qk_norm_joint": True, "output_bias": True, "mlp_bias": True,
@@ -19,6 +20,9 @@ EVERY_SWITCH = {
   "residual_multiplier": 0.7, "logits_scaling": 0.5, "final_logit_softcapping": 4.0,
   "attn_logit_softcapping": 3.0,
 }  # fmt: skip
+
+
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "norm_topk_prob": True}
 
 
 def toy_model(**over):
@@ -111,7 +115,10 @@ def test_rows_do_not_mix(params, token_NT):
 
 
 @pytest.mark.parametrize("loop", ["scan", "unroll"])
-@pytest.mark.parametrize("over", [{}, {"sliding_window": 4, **EVERY_SWITCH}], ids=["plain", "every_switch"])
+@pytest.mark.parametrize(
+  "over", [{}, {"sliding_window": 4, **EVERY_SWITCH}, {**EXPERTS, "expert_product": "sorted"}],
+  ids=["plain", "every_switch", "experts"],
+)  # fmt: skip
 def test_cache_path_equals_full_path(loop, over):
   """Ragged prompts prefilled once, each shared by 3 rows that go on token by token, against whole rows at once."""
   model = toy_model(layer_loop=loop, **over)
@@ -237,6 +244,9 @@ def test_initialisation():
 
 def test_logical_axes_of_every_parameter():
   params = toy.params(toy_model(**{**EVERY_SWITCH, "tie_word_embeddings": False}))
+  experts = logical_axes(toy.params(toy_model(**EXPERTS)))["layers"]
+  assert experts["down"]["kernel"] == ("layers", "expert", "mlp", "embed")
+  assert experts["router"]["kernel"] == ("layers", "embed", "expert")
   jax.tree.map(lambda p, axes: np.testing.assert_equal(len(axes), p.ndim), params, logical_axes(params))
 
 
@@ -245,5 +255,13 @@ def test_errors():
     ModelConfig(num_attention_heads=4, num_key_value_heads=3)
   with pytest.raises(UserError, match="model.sliding_layers: found 1"):
     ModelConfig(sliding_layers=(True,))
+  for change, message in (
+    ({"num_experts_per_tok": 6}, "num_experts_per_tok: found 6, allowed: 1 to num_experts = 5"),
+    ({"moe_intermediate_size": 0}, "moe_intermediate_size: found 0, allowed with experts: 1 or more"),
+    ({"mlp_bias": True}, "mlp_bias: found True, allowed with experts: False"),
+    ({"expert_product": "some"}, "expert_product: found 'some', allowed: all, auto, sorted"),
+  ):
+    with pytest.raises(UserError, match=f"model.{message}"):
+      ModelConfig(**{**EXPERTS, **change})
   with pytest.raises(UserError, match="model.remat: found 'some', allowed: dots, full, none"):
     ModelConfig(remat="some")

@@ -180,7 +180,7 @@ def test_defaults_are_those_of_transformers(family, tmp_path):
 
 
 @pytest.mark.parametrize(
-  "model_type", ["llama4_text", "qwen3_moe", "qwen2_moe", "mixtral", "gemma", "gemma3n", "phi", "olmo", "deepseek_v3"]
+  "model_type", ["llama4_text", "qwen2_moe", "mixtral", "gemma", "gemma3n", "phi", "olmo", "deepseek_v3"]
 )
 def test_other_architectures_are_refused_without_a_hint(model_type, tmp_path):
   """Who changed model_type to the nearest name would load such a model, and compute something else."""
@@ -205,6 +205,43 @@ def test_keys_that_a_family_does_not_read_are_refused(key, value, neutral, tmp_p
   with pytest.raises(UserError, match=f"config.json: {key}: found .*, allowed with model_type 'llama': None"):
     read(tmp_path, {**LLAMA31_8B, key: value})
   assert read(tmp_path, {**LLAMA31_8B, key: neutral}) == read(tmp_path, LLAMA31_8B)
+
+
+MOE = dict(
+  LLAMA31_8B, model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], rope_scaling=None, num_experts=16,
+  num_experts_per_tok=4, moe_intermediate_size=64, norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[],
+)  # fmt: skip
+
+
+def test_experts(tmp_path):
+  config = read(tmp_path, MOE)
+  assert (config.num_experts, config.num_experts_per_tok, config.moe_intermediate_size) == (16, 4, 64)
+  assert config.norm_topk_prob and config.qk_norm and not config.mlp_bias and config.sliding_window is None
+  renamed = {key: value for key, value in MOE.items() if key != "num_experts"} | {"num_local_experts": 16}
+  training_only = dict(router_aux_loss_coef=0.01, output_router_logits=True)
+  assert read(tmp_path, {**renamed, **training_only}) == config  # transformers 5's name; keys of pretraining
+  windowed = read(tmp_path, {**MOE, "use_sliding_window": True, "sliding_window": 9})
+  assert (windowed.sliding_window, windowed.sliding_layers) == (9, None)
+  for found in (config, windowed):
+    hf_config.write_config(found, tmp_path)
+    assert hf_weights.read_model_config(tmp_path) == found
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    (dict(mlp_only_layers=[0]), r"mlp_only_layers: found \[0\], allowed: \[\]: layers without experts"),
+    (dict(decoder_sparse_step=2), "decoder_sparse_step: found 2, allowed: 1: layers without experts"),
+    (dict(num_experts_per_tok=17), "num_experts_per_tok: found 17, allowed: 1 to num_experts = 16"),
+    (dict(num_experts=0), "num_experts: found 0, allowed: a positive integer"),
+    (dict(num_local_experts=8), "num_local_experts: found 8 with num_experts 16, allowed: the same"),
+    (dict(moe_intermediate_size=0), "moe_intermediate_size: found 0, allowed: a positive integer"),
+    (dict(norm_topk_prob="yes"), "norm_topk_prob: found 'yes', allowed: true or false"),
+  ],
+)
+def test_config_errors_of_experts(tmp_path, change, message):
+  with pytest.raises(UserError, match=f"config.json: {message}"):
+    read(tmp_path, {**MOE, **change})
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -240,6 +277,10 @@ def test_end_tokens_are_those_of_both_files(tmp_path):
     (dict(family="qwen2"), "model.qkv_bias: found False, allowed with Qwen2ForCausalLM: True"),
     (dict(family="qwen2", qkv_bias=True, qk_norm=True), "model.qk_norm: found True"),
     (dict(family="llama", hidden_size=130), "model.hidden_size: found 130"),
+    (
+      dict(family="qwen3", qk_norm=True, num_experts=2, num_experts_per_tok=1, moe_intermediate_size=8),
+      "model.moe_intermediate_size: found 8, allowed with Qwen3ForCausalLM: 0",
+    ),
   ],
 )
 def test_a_model_that_transformers_cannot_express_is_refused(options, message):

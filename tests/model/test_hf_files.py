@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from nrt_jax import sharding
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_weights
-from nrt_jax.model.decoder import logical_axes
+from nrt_jax.model.axes import logical_axes
 
 
 @pytest.fixture
@@ -148,6 +148,33 @@ def test_half_precision_becomes_float32(golden, case, dtype):
   half = load(directory)
   assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(half))
   jax.tree.map(lambda h, f: np.testing.assert_array_equal(h, f.astype(dtype).astype(np.float32)), half, full)
+
+
+def test_experts_are_read_one_by_one_or_stacked(golden):
+  """The second form by hand, from the first; and a mistake in either is named."""
+  directory = golden("qwen3_moe")
+  expected, experts = load(directory), "model.layers.{}.mlp.experts"
+
+  def stack(tensors):
+    for layer in map(experts.format, (0, 1)):
+      gate, up, down = (
+        np.stack([tensors.pop(f"{layer}.{e}.{name}_proj.weight") for e in range(5)]) for name in ("gate", "up", "down")
+      )
+      tensors |= {f"{layer}.gate_up_proj": np.concatenate([gate, up], 1), f"{layer}.down_proj": down}
+
+  rewrite(directory, stack)
+  jax.tree.map(np.testing.assert_array_equal, load(directory), expected)
+  stacked = experts.format(1) + ".gate_up_proj"
+  rewrite(directory, lambda tensors: tensors.update({stacked: tensors[stacked][:4]}))
+  message = rf"wrong shape of tensor {stacked}: found \(4, 16, 16\), by config.json: \(5, 16, 16"
+  with pytest.raises(UserError, match=message):
+    load(directory)
+  config = hf_weights.read_model_config(GOLDEN / "qwen3_moe")
+  hf_weights.save_params(expected, config, directory.with_name("again"))
+  last = experts.format(0) + ".4.up_proj.weight"
+  rewrite(directory.with_name("again"), lambda tensors: tensors.pop(last))
+  with pytest.raises(UserError, match=f"missing tensor {last}"):
+    load(directory.with_name("again"))
 
 
 def test_shardings(golden):

@@ -56,7 +56,8 @@ def assert_logits_close(found, expected, position, tolerance=TOLERANCE):
 @pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
 def test_golden_logits_and_greedy_tokens(case, layer_loop):
   expected = np.load(GOLDEN / case / "expected.npz")
-  config = hf_weights.read_model_config(GOLDEN / case, layer_loop=layer_loop)
+  product = "sorted" if layer_loop == "scan" else "all"  # of experts, where there are some
+  config = hf_weights.read_model_config(GOLDEN / case, layer_loop=layer_loop, expert_product=product)
   params = hf_weights.load_params(GOLDEN / case, config)
   token, position = expected["token"], expected["position"]
   found, greedy = run(params, config, token, position)
@@ -80,6 +81,7 @@ SENSITIVE = {
   "phi3_longrope": dict(long_rope=True),
   "gemma2": dict(attn_logit_softcapping=None),
   "gemma3": dict(local_rope_theta=None, attention_multiplier=None),
+  "qwen3_moe": dict(norm_topk_prob=False, num_experts_per_tok=3),
 }
 
 
@@ -119,6 +121,19 @@ def test_torch_to_us_and_back(case, tmp_path):
   again, again_greedy = torch_outputs(reloaded.eval(), token, position)
   assert_logits_close(again, expected, position, tolerance=1e-6)
   np.testing.assert_array_equal(again_greedy, greedy)
+
+
+@needs_torch
+def test_experts_of_a_layer_in_one_tensor(tmp_path):
+  """As transformers 5 holds them, and writes them when told to; all else writes them one by one."""
+  model = make_model("qwen3_moe", seed=5)
+  model.save_pretrained(tmp_path / "single")
+  model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+  config = hf_weights.read_model_config(tmp_path / "stacked")
+  single, stacked = (hf_weights.load_params(tmp_path / name, config) for name in ("single", "stacked"))
+  assert "model.layers.1.mlp.experts.down_proj" in hf_weights.locate_tensors(tmp_path / "stacked", config)
+  jax.tree.map(np.testing.assert_array_equal, single, stacked)
+  assert stacked["layers"]["down"]["kernel"].shape == (2, 5, 8, 16)
 
 
 @needs_torch

@@ -12,7 +12,8 @@ from nrt_jax.config import ModelSource
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_weights, lora
 from nrt_jax.model.architecture import ADAPTABLE, ModelConfig
-from nrt_jax.model.decoder import forward, init_params, logical_axes, logits
+from nrt_jax.model.axes import logical_axes
+from nrt_jax.model.decoder import forward, init_params, logits
 from nrt_jax.step import policy, programs
 
 ADDED = (toy.MARKER, toy.PAD)
@@ -45,6 +46,23 @@ def test_fresh_adapters_change_nothing():
   adapted = fresh()
   _, frozen = lora.split(adapted, MODEL)
   np.testing.assert_array_equal(hidden(adapted, MODEL), hidden(frozen, lora.without(MODEL)))
+
+
+def test_merged_experts_compute_the_same():
+  """Every expert has adapters of its own, cut as its matrices are; the router has none."""
+  sizes = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=8, expert_product="sorted")
+  config = dataclasses.replace(MODEL, **sizes)
+  params = trained_adapters(init_params(config, jax.random.key(1)), model=config)
+  axes = logical_axes(params)["layers"]
+  assert axes["up_lora"] == {"a": ("layers", "expert", "embed", "norm"), "b": ("layers", "expert", "norm", "mlp")}
+  assert axes["down_lora"] == {"a": ("layers", "expert", "mlp", "norm"), "b": ("layers", "expert", "norm", "embed")}
+  assert "router_lora" not in axes and params["layers"]["down_lora"]["a"].shape == (2, 5, 8, 3)
+  merged = lora.merge(params, config)
+  by_hand = params["layers"]["up"]["kernel"][1, 4] + 2 * (
+    params["layers"]["up_lora"]["a"][1, 4] @ params["layers"]["up_lora"]["b"][1, 4]
+  )
+  np.testing.assert_allclose(merged["layers"]["up"]["kernel"][1, 4], by_hand, atol=1e-5)
+  np.testing.assert_allclose(hidden(params, config), hidden(merged, lora.without(config)), atol=5e-5)
 
 
 @pytest.mark.parametrize("layer_loop", ["scan", "unroll"])
