@@ -50,7 +50,7 @@ class ModelSource:
   attention: str = "auto"  # auto | xla | cudnn | splash: kernel for whole rows; auto: by the platform of the devices
   attention_block: int = 512  # with xla: queries of a row whose scores are in memory at once
   long_rope: bool = False  # with longrope scaling: its long factors, for rows beyond the original length; all rows
-  expert_product: str = "auto"  # sorted: each expert runs its own tokens | all: all run all tokens | auto: all on CPUs
+  expert_product: str = "auto"  # sorted: each expert runs its tokens | all: all run all | auto: sorted on TPUs
   head_chunk: int = 2048  # tokens per device whose logits are in memory at once
   lora_rank: int = 0  # rank of the adapters; above 0, only they and the rows of added tokens are trained; 0 trains all
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank

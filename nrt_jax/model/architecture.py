@@ -98,7 +98,7 @@ class ModelConfig:
   platform: str | None = None  # cpu | gpu | tpu: the compilation target; None: the default backend
   attention: str = "auto"  # kernel for whole rows: xla | cudnn | splash | auto: by platform; decoding always uses xla
   attention_block: int = 512  # with xla, queries of a row whose scores are in memory at once; longer rows run in blocks
-  expert_product: str = "auto"  # sorted: each expert runs its tokens | all: all run all tokens | auto: all on CPUs
+  expert_product: str = "auto"  # sorted: each expert runs its tokens | all: all run all | auto: sorted on TPUs
   head_chunk: int = 2048  # tokens per device whose logits are in memory at once
   lora_rank: int = 0  # rank of the adapters (nrt_jax/model/lora.py); 0 = no adapters, all parameters are trained
   lora_alpha: float = 16.0  # adapters are scaled by alpha / rank
@@ -175,8 +175,8 @@ class ModelConfig:
 
   @property
   def dense_experts(self) -> bool:
-    """Whether all experts run all tokens. JAX's product of ragged groups does so on CPUs, with copies besides."""
-    return self.target == "cpu" if self.expert_product == "auto" else self.expert_product == "all"
+    """Whether all experts run all tokens. Except on TPUs JAX's product of ragged groups does so, too, at more cost."""
+    return self.target != "tpu" if self.expert_product == "auto" else self.expert_product == "all"
 
   @property
   def active_width(self) -> int:

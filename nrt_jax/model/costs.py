@@ -1,14 +1,15 @@
 """FLOPs and bytes of a step, from the architecture and the lengths alone: the numerators of MFU and rooflines.
 
 A multiplication and an addition are 2 FLOPs. Only matrix products and attention count, the usual convention (PaLM,
-arXiv 2204.02311, appendix B); recomputation to save memory is not a model FLOP. `config` is a ModelConfig.
+arXiv 2204.02311, appendix B); recomputation to save memory is not a model FLOP, and neither is what experts compute for
+tokens that did not choose them. `config` is a ModelConfig.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.architecture import EXPERT_MATRICES, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,33 @@ class Lengths:
 
 
 def matrix_shapes(config: ModelConfig) -> dict:
-  """(inputs, outputs) of each matrix of a layer."""
-  D, F = config.hidden_size, config.intermediate_size
+  """(inputs, outputs) of each matrix of a layer; of an expert's where there are experts."""
+  D, F = config.hidden_size, config.moe_intermediate_size if config.num_experts else config.intermediate_size
   heads, kv_heads = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+  router = {"router": (D, config.num_experts)} if config.num_experts else {}
   return {
-    "q": (D, heads), "k": (D, kv_heads), "v": (D, kv_heads), "o": (heads, D),
+    **router, "q": (D, heads), "k": (D, kv_heads), "v": (D, kv_heads), "o": (heads, D),
     "gate": (D, F), "up": (D, F), "down": (F, D),
   }  # fmt: skip
 
 
-def layer_matrix_size(config: ModelConfig) -> int:
-  """Entries of one layer's matrices, without biases, norms and adapters."""
-  return sum(a * b for a, b in matrix_shapes(config).values())
+def _layer_sum(config: ModelConfig, size, names, experts: float | None) -> float:
+  """The sum of size(inputs, outputs) over matrices of a layer, with so many of its experts; None: all."""
+  experts, total = config.num_experts if experts is None else experts, 0
+  for name, shape in matrix_shapes(config).items():
+    if name in names:
+      total += size(*shape) * (experts if config.num_experts and name in EXPERT_MATRICES else 1)
+  return total
 
 
-def adapter_size(config: ModelConfig) -> int:
-  """Entries of the low-rank adapters of one layer."""
-  shapes = matrix_shapes(config)
-  return config.lora_rank * sum(sum(shapes[name]) for name in config.lora_targets)
+def layer_matrix_size(config: ModelConfig, experts: float | None = None) -> float:
+  """Entries of one layer's matrices, without biases, norms and adapters, with so many of its experts (None: all)."""
+  return _layer_sum(config, lambda a, b: a * b, matrix_shapes(config), experts)
+
+
+def adapter_size(config: ModelConfig, experts: float | None = None) -> float:
+  """Entries of the low-rank adapters of one layer, with those of so many experts (None: all)."""
+  return config.lora_rank * _layer_sum(config, lambda a, b: a + b, config.lora_targets, experts)
 
 
 def added_row_size(config: ModelConfig) -> int:
@@ -75,6 +85,19 @@ def parameter_count(config: ModelConfig) -> int:
   return c.num_hidden_layers * layer + c.hidden_size + vocabulary
 
 
+def active_parameter_count(config: ModelConfig) -> int:
+  """The parameters that take part in one token: all but the experts that it did not choose."""
+  c = config
+  idle = layer_matrix_size(c) + adapter_size(c) - layer_matrix_size(c, c.num_experts_per_tok)
+  return parameter_count(c) - c.num_hidden_layers * (idle - adapter_size(c, c.num_experts_per_tok))
+
+
+def expected_experts(config: ModelConfig, tokens: float) -> float:
+  """The experts of a layer that `tokens` tokens choose, each as likely as another: E (1 - (1 - k / E)^tokens)."""
+  count = config.num_experts
+  return count and count * (1 - (1 - config.num_experts_per_tok / count) ** tokens)
+
+
 def seen_tokens(config: ModelConfig, start: float, count: float) -> float:
   """Total slots that `count` tokens after `start` others attend to, including themselves; mean over layers.
 
@@ -95,7 +118,8 @@ def forward_flops(config: ModelConfig, start: float, count: float, heads: float)
   """FLOPs of one row's forward pass: `count` tokens after `start` cached ones, `heads` of them through the head."""
   c = config
   attention = 4 * c.num_attention_heads * c.head_dim * seen_tokens(c, start, count)  # scores, weighted sums of values
-  return c.num_hidden_layers * (2 * layer_matrix_size(c) * count + attention) + 2 * head_size(c) * heads
+  matrices = layer_matrix_size(c, c.num_experts_per_tok)
+  return c.num_hidden_layers * (2 * matrices * count + attention) + 2 * head_size(c) * heads
 
 
 def train_flops(config: ModelConfig, count: float, heads: float) -> float:
@@ -106,8 +130,9 @@ def train_flops(config: ModelConfig, count: float, heads: float) -> float:
   forward = forward_flops(config, 0, count, heads)
   if not config.lora_rank:
     return 3 * forward
-  weights = config.num_hidden_layers * 2 * layer_matrix_size(config) * count + 2 * head_size(config) * heads
-  adapters = config.num_hidden_layers * 2 * adapter_size(config) * count
+  layers, chosen = config.num_hidden_layers, config.num_experts_per_tok
+  weights = layers * 2 * layer_matrix_size(config, chosen) * count + 2 * head_size(config) * heads
+  adapters = layers * 2 * adapter_size(config, chosen) * count
   return 3 * (forward + adapters) - weights
 
 
@@ -130,17 +155,22 @@ def cache_bytes_per_token(config: ModelConfig, bytes_each: float = 2) -> float:
   return 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * bytes_each
 
 
+def weight_bytes(config: ModelConfig, tokens: float, bytes_each: float = 2) -> float:
+  """Bytes of the matrices that a pass over `tokens` tokens reads: of experts, those expected to be chosen."""
+  layer = layer_matrix_size(config, expected_experts(config, tokens))
+  return bytes_each * (config.num_hidden_layers * layer + head_size(config))
+
+
 def decode_bytes(config: ModelConfig, rows: float, prompts: float, lengths: Lengths, bytes_each: float = 2) -> dict:
   """Bytes that decoding must read for one token of each row, averaged over the lengths of the growing trace.
 
-  `weights`: all matrices, read once for all rows; `prompt_cache`: read once for all samples of a prompt.
+  `weights`: read once for all rows; `prompt_cache`: read once for all samples of a prompt.
   """
-  weights = config.num_hidden_layers * layer_matrix_size(config) + head_size(config)
   token = cache_bytes_per_token(config, bytes_each)
   seen = seen_tokens(config, lengths.prompt, lengths.trace) / max(lengths.trace, 1)
   prompt = min(lengths.prompt, seen)
   return {
-    "weights": 2 * weights,
+    "weights": weight_bytes(config, rows),
     "prompt_cache": prompts * prompt * token,
     "trace_cache": rows * (seen - prompt) * token,
   }

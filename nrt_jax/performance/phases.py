@@ -242,8 +242,7 @@ def decode_bytes(setup: Setup, prompts, rollouts) -> float:
   length_N, length_B = np.asarray(rollouts.length_N), np.asarray(prompts.prompt_length_B).reshape(-1)
   loops = length_N.max(axis=-1).mean()  # under pmap each device has its own loop
   replicas = jax.device_count() // setup.run.parallel.tensor if setup.axis_name or setup.mesh is not None else 1
-  none = costs.Lengths(1, 1, 0, 0, 0, 0)
-  weights = costs.decode_bytes(model, 0, 0, none)["weights"] / 2 * width  # decode_bytes assumes bfloat16
+  weights = costs.weight_bytes(model, length_N.size / replicas, width)
   slots = 0.0
   for prompt, trace_G in zip(length_B, length_N.reshape(-1, G)):
     longest = float(trace_G.max())

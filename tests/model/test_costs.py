@@ -1,6 +1,7 @@
 """The chip table, and costs computed by hand and by counting."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ TINY = ModelConfig(
   vocab_size=11, hidden_size=6, intermediate_size=10, num_hidden_layers=3, num_attention_heads=4,
   num_key_value_heads=2, head_dim=4,
 )  # fmt: skip
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 3}
 LLAMA_8B = ModelConfig(
   vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32,
   num_key_value_heads=8, head_dim=128,
@@ -52,6 +54,8 @@ def test_parameters_of_llama_8b():
     {"lora_rank": 2, "lora_targets": ("q", "v", "down")},
     {"lora_rank": 2, "lora_rows": (1, 5)},
     {"lora_rank": 2, "lora_rows": (1, 5), "tie_word_embeddings": True},
+    EXPERTS,
+    {**EXPERTS, "lora_rank": 2, "lora_targets": ("q", "up", "down")},
   ],
 )
 def test_parameters_are_those_that_init_makes(changes):
@@ -103,6 +107,34 @@ def test_train_flops():
   adapters = 3 * 2 * 9 * 2 * (6 + 16)
   attention = forward - weights
   assert costs.train_flops(adapted, 9, 4) == 2 * weights + 3 * adapters + 3 * attention
+
+
+def test_costs_of_experts_are_those_of_the_chosen_ones():
+  """As a dense model of the width of two experts, and a router; memory as one of all five."""
+  config = dataclasses.replace(TINY, **EXPERTS)
+  chosen, all_ = (dataclasses.replace(TINY, intermediate_size=3 * count) for count in (2, 5))
+  router = 3 * 6 * 5  # layers x hidden x experts
+  assert config.active_width == 6 and TINY.active_width == 10
+  assert costs.parameter_count(config) == costs.parameter_count(all_) + router
+  assert costs.active_parameter_count(config) == costs.parameter_count(chosen) + router
+  assert costs.active_parameter_count(TINY) == costs.parameter_count(TINY)
+  assert costs.forward_flops(config, 2, 4, 3) == costs.forward_flops(chosen, 2, 4, 3) + 2 * 4 * router
+  assert costs.train_flops(config, 9, 4) == costs.train_flops(chosen, 9, 4) + 6 * 9 * router
+  adapted = {"lora_rank": 2, "lora_targets": ("q", "up", "down")}
+  mine, like = (dataclasses.replace(one, **adapted) for one in (config, chosen))
+  # Two experts' adapters have two A and two B each; the one wide matrix has one narrow side.
+  more = 3 * 2 * 9 * 2 * (2 * (6 + 3 + 3 + 6) - 2 * (6 + 6))
+  assert costs.train_flops(mine, 9, 4) == costs.train_flops(like, 9, 4) + 4 * 9 * router + 3 * more
+  adapters = 3 * 2 * ((6 + 16) + 5 * 2 * (6 + 3))
+  assert costs.state_bytes(mine)["optimizer"] == 8 * adapters
+  for rows in (1, 4):  # experts that rows choose, by all equally likely choices of pairs out of five
+    pairs = list(itertools.combinations(range(5), 2))
+    expected = np.mean([len(set().union(*choice)) for choice in itertools.product(pairs, repeat=rows)])
+    assert costs.expected_experts(config, rows) == pytest.approx(expected)
+    wide = dataclasses.replace(TINY, intermediate_size=3)
+    extra = 3 * (expected - 1) * 3 * 6 * 3 + router
+    assert costs.weight_bytes(config, rows) == pytest.approx(costs.weight_bytes(wide, rows) + 2 * extra)
+  assert costs.expected_experts(TINY, 4) == 0
 
 
 def test_step_flops_of_one_group():

@@ -174,6 +174,8 @@ def test_scan_equals_unroll(token_NT):
 
 def test_the_target_platform_decides_the_layer_loop():
   """Not the host's: a program may be compiled ahead of time for a TPU on a machine that has none."""
+  assert [toy_model(platform=p).dense_experts for p in ("cpu", "gpu", "tpu")] == [True, True, False]
+  assert toy_model(platform="tpu", expert_product="all").dense_experts
   assert toy_model().scan_layers == (jax.default_backend() != "cpu")
   assert [toy_model(platform=p).scan_layers for p in ("cpu", "gpu", "tpu")] == [False, True, True]
   assert not toy_model(platform="tpu", layer_loop="unroll").scan_layers

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from paths import ROOT
 
 from nrt_jax.model import costs, hf_config
 
@@ -107,7 +108,20 @@ MODELS = {
     2_533_539_840,
     dict(attention_multiplier=1 / 64, embedding_multiplier=12.0, logits_scaling=8.0, residual_multiplier=0.22),
   ),
+  "Qwen3-30B-A3B": (
+    json.loads((ROOT / "experiments" / "architectures" / "qwen3_30b_a3b" / "config.json").read_text()),
+    30_532_122_624,
+    dict(
+      num_experts=128, num_experts_per_tok=8, moe_intermediate_size=768, norm_topk_prob=True, head_dim=128,
+      sliding_window=None, qk_norm=True,
+    ),
+  ),
 }  # fmt: skip
+
+
+def test_active_parameters_of_qwen3_30b_a3b():
+  config = hf_config.read_model_config(ROOT / "experiments" / "architectures" / "qwen3_30b_a3b")
+  assert costs.active_parameter_count(config) == 3_353_032_704  # the card has 3.3 billion
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -5,7 +5,7 @@ import re
 from typing import NamedTuple
 
 from nrt_jax.model import costs
-from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.model.architecture import EXPERT_MATRICES, ModelConfig
 from nrt_jax.performance.planning.hlo import Instruction, Module, Run, phase_of, shapes, type_bytes
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
@@ -124,7 +124,8 @@ def weight_gathers(found: list[Collective], config: ModelConfig, mesh_shape: dic
 def weight_sizes(config: ModelConfig, mesh_shape: dict) -> set:
   """Entries of each matrix, alone, fused as q-k-v and gate-up, or stacked over layers; whole and sharded."""
   shapes_ = costs.matrix_shapes(config)
-  single = {name: math.prod(shape) for name, shape in shapes_.items()}
+  experts = {name: config.num_experts if name in EXPERT_MATRICES and config.num_experts else 1 for name in shapes_}
+  single = {name: math.prod(shape) * experts[name] for name, shape in shapes_.items()}
   fused = {single["q"] + single["k"] + single["v"], single["k"] + single["v"], single["gate"] + single["up"]}
   layer = {*single.values(), *fused}
   whole = layer | {size * config.num_hidden_layers for size in layer} | {costs.head_size(config)}

@@ -31,6 +31,7 @@ def saved_bytes(model: ModelConfig, tensor: int, length: int) -> int:
     num_attention_heads=model.num_attention_heads // tensor,
     num_key_value_heads=max(1, model.num_key_value_heads // tensor),
     intermediate_size=model.intermediate_size // tensor,
+    moe_intermediate_size=model.moe_intermediate_size // tensor,
     sliding_layers=None,
     rope_layers=None,
     vocab_size=8,

@@ -112,7 +112,9 @@ def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
   prompts = n.prompts / waves / ways
   read = costs.decode_bytes(setup.decoder, prompts * n.samples, prompts, n)
   cache = (prompts * n.prompt + prompts * n.samples * n.trace) * costs.cache_bytes_per_token(model) / tensor
-  scoring = waves * (read["weights"] / tensor + cache)
+  def weights(tokens):
+    return waves * costs.weight_bytes(setup.decoder, tokens) / tensor
+
   decoded, critic = n.trace * sum(read.values()), critic_lengths(setup)
   if critic is not None:
     own = critic.prompts / waves / ways
@@ -120,10 +122,10 @@ def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
   return {
     **found,
     "rollout_weights": 4 * shard + gathered,
-    "prefill": (1 if critic is None else 2) * waves * read["weights"] / tensor,
+    "prefill": (1 if critic is None else 2) * weights(prompts * n.prompt),
     "decode": waves * decoded / tensor,
-    "score_answer": scoring,
-    "score_empty_trace": scoring,
+    "score_answer": weights(prompts * n.samples * (n.marker + n.answer)) + waves * cache,
+    "score_empty_trace": weights(prompts * (n.marker + n.answer)) + waves * cache,
   }
 
 

@@ -65,6 +65,20 @@ def test_roofline_of_known_figures():
   assert found["decode"].hbm_bytes > weights
 
 
+def test_passes_read_the_experts_that_their_tokens_choose():
+  """Decoding 4 rows of a device reads fewer of 40 experts than prefilling its 10 tokens, and both fewer than all."""
+  experts = dict(num_experts=40, num_experts_per_tok=1, moe_intermediate_size=8)
+  mesh = dict(parallel__data=2, parallel__fsdp=2, parallel__tensor=2, prompt__max_prompt_length=5)
+  setup = toy.setup(model=dataclasses.replace(toy.MODEL, **experts), samples_per_prompt=2, **mesh)
+  found, model = roofline.hbm_bytes(setup, program.Rows(16, 16, 11)), setup.decoder
+  assert found["prefill"] == pytest.approx(costs.weight_bytes(model, 10) / 2)
+  few, more = (costs.weight_bytes(model, tokens) for tokens in (4, 10))
+  assert few < more < 2 * costs.parameter_count(model)
+  caches = found["decode"] - 6 * few / 2
+  assert 0 < caches < 6 * (more - few) / 2
+  assert roofline.model_flops(setup, program.Rows(16, 16, 11))["prefill"] == 8 * costs.forward_flops(model, 0, 5, 0)
+
+
 CRITIC = config.defaults("raro")["algorithm"]["critic"]
 
 
@@ -110,6 +124,9 @@ def test_what_a_layer_saves_follows_remat(tensor):
   assert saved["full"] == 16
   assert saved["dots"] == 16 + (16 + 2 * 8 + 2 * 32) / tensor + 16  # query, key, value, gate and up; attention's output
   assert saved["none"] > 2 * saved["dots"]
+  experts = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=16, platform="tpu")  # together as wide
+  experts = dataclasses.replace(toy.MODEL, remat="dots", **experts)
+  assert guess.saved_bytes(experts, tensor, 8) / (4 * 8) == saved["dots"] + 5  # and the router's scores
   adapted = dataclasses.replace(toy.MODEL, remat="full", lora_rank=2)
   rows = dataclasses.replace(adapted, lora_rows=(toy.MARKER,))  # an id beyond the few rows that are traced
   assert guess.saved_bytes(rows, tensor, 8) == guess.saved_bytes(adapted, tensor, 8)

@@ -127,6 +127,9 @@ def test_a_weight_gathered_for_each_token_is_found(golden):
   assert (only.bytes, only.times) == (16 * 32 * 2, 60) and "Block/gate" in only.scope
   other = dataclasses.replace(GOLDEN_MODEL, hidden_size=22, intermediate_size=48)
   assert not collectives.weight_gathers(found, other, MESH)
+  experts = dict(num_experts=5, num_experts_per_tok=2, moe_intermediate_size=7)
+  sizes = collectives.weight_sizes(dataclasses.replace(GOLDEN_MODEL, **experts), {"tensor": 7})
+  assert {5 * 16 * 7, 2 * 5 * 16 * 7, 5 * 16 * 7 * 2, 5 * 16 * 1} <= sizes  # all experts, gate and up, layers, a part
 
 
 CHAIN = """
