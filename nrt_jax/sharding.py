@@ -41,6 +41,7 @@ class ParallelConfig:
   data: int = -1  # devices along the data axis; -1: all that the other two axes leave
   fsdp: int = 1  # devices that share parameters, gradients and optimizer state
   tensor: int = 1  # devices that share heads, mlp and vocabulary
+  slices: int = 0  # parts of the data axis that only a slow network joins (DCN); 0: the TPU slices of the devices, or 1
   rollout_weights: str = "gathered"  # gathered over fsdp once per step | sharded: gathered for each generated token
   micro_batches: int = 0  # per minibatch, to bound the memory of the update; 0 = auto: 1, on CPUs more
   length_buckets: int = 1  # static widths of micro-batches: rows are grouped by length, each piece as wide as it needs
@@ -59,6 +60,10 @@ class ParallelConfig:
       raise UserError("parallel.share_prompts='packed': found parallel.length_buckets 1, allowed: 2 or more")
     if self.micro_batches < 0:
       raise UserError(f"parallel.micro_batches: found {self.micro_batches}, allowed: 0 (chosen for you) or more")
+    if self.slices < 0:
+      raise UserError(f"parallel.slices: found {self.slices}, allowed: 1 or more, or 0 for those that the devices have")
+    if self.kind == "pmap" and self.slices > 1:
+      raise UserError(f"parallel.slices: found {self.slices} with parallel.kind 'pmap', allowed: 1, or kind 'jit'")
     if self.data < 1 and self.data != -1:
       raise UserError(f"parallel.data: found {self.data}, allowed: 1 or more, or -1 for all remaining devices")
     for part in self.offload:
@@ -72,7 +77,10 @@ class ParallelConfig:
 
 
 def make_mesh(config: ParallelConfig, devices=None) -> jax.sharding.Mesh:
-  """The mesh ("data", "fsdp", "tensor") over `devices` (default: all). UserError if the shape does not fit."""
+  """The mesh ("data", "fsdp", "tensor") over `devices` (default: all). UserError if the shape does not fit.
+
+  With several slices, each holds an equal part of the data axis, and `fsdp` and `tensor` stay inside of it.
+  """
   devices = jax.devices() if devices is None else devices
   inner = config.fsdp * config.tensor
   data = len(devices) // inner if config.data == -1 else config.data
@@ -81,12 +89,47 @@ def make_mesh(config: ParallelConfig, devices=None) -> jax.sharding.Mesh:
       f"parallel: mesh data={config.data} x fsdp={config.fsdp} x tensor={config.tensor} does not fit "
       f"{len(devices)} devices (fsdp x tensor must divide them; data=-1 takes the rest)"
     )
-  shape, kinds = (data, config.fsdp, config.tensor), (AxisType.Auto,) * 3
+  groups = by_slice(devices, config.slices)
+  if data % len(groups):
+    raise UserError(
+      f"parallel.slices: found {len(groups)} with data={data} x fsdp={config.fsdp} x tensor={config.tensor}, allowed: "
+      "a divisor of data (fsdp and tensor stay inside a slice)"
+    )
+  kinds = (AxisType.Auto,) * 3
+  parts = [_slice_mesh((data // len(groups), config.fsdp, config.tensor), group, kinds) for group in groups]
+  return jax.sharding.Mesh(np.concatenate(parts), MESH_AXES, axis_types=kinds)
+
+
+def _slice_mesh(shape: tuple, devices: list, kinds: tuple) -> np.ndarray:
+  """The devices of one slice as an array of this shape, neighbors next to each other where the links allow it."""
   try:
-    return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices)
+    return jax.make_mesh(shape, MESH_AXES, axis_types=kinds, devices=devices).devices
   except NotImplementedError:  # a mesh axis that is no product of the slice's axes, such as 2 on 8 x 8: split one
-    split = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return jax.sharding.Mesh(split, MESH_AXES, axis_types=kinds)
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+
+
+def by_slice(devices: list, slices: int) -> list[list]:
+  """The devices of each slice. UserError if there are no `slices` (0: as many as there are) of equal size.
+
+  TPUs say which slice they belong to. Of all others an equal number that follow one another are a slice, so that
+  hosts are not split.
+  """
+  if devices[0].platform == "tpu":
+    own = [getattr(device, "slice_index", 0) for device in devices]  # those of a single slice may lack it
+    numbers = sorted(set(own))
+    if slices not in (0, len(numbers)):
+      raise UserError(f"parallel.slices: found {slices}, allowed: {len(numbers)}, the slices that the devices are of")
+    return [[device for device, at in zip(devices, own) if at == number] for number in numbers]
+  count = slices or 1
+  if len(devices) % count:
+    raise UserError(f"parallel.slices: found {count}, allowed: a divisor of the {len(devices)} devices")
+  size = len(devices) // count
+  return [devices[first : first + size] for first in range(0, len(devices), size)]
+
+
+def slices_of(mesh, config: ParallelConfig) -> int:
+  """The number of slices that a mesh of `config` spans."""
+  return len(by_slice(list(mesh.devices.flat), config.slices))
 
 
 def spec_for(logical_axes: tuple, rules: dict = RULES) -> PartitionSpec:

@@ -81,7 +81,10 @@ class Run:
 
   def train(self, workdir: str, distributed: str | None, python: str | None = None) -> list[str]:
     """The command of one host. `distributed`: None for one process, "" where the engine tells who is who, or HOST:…"""
-    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in self.overrides.items()}
+    overrides = dict(self.overrides)
+    if self.slices > 1:  # so that a run which finds other slices than these ends with one line
+      overrides["parallel.slices"] = self.slices
+    texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in overrides.items()}
     flags = [f"--config.{key}={text}" for key, text in texts.items()]
     joined = [] if distributed is None else ["--distributed", *([distributed] if distributed else [])]
     command = [python or self.python, "-m", "nrt_jax", "train", "--config", self.config, "--workdir", workdir]
@@ -194,6 +197,9 @@ def _check_text(run: Run) -> None:
 
 
 def _check_numbers(run: Run) -> None:
+  found = run.overrides.get("parallel.slices", run.slices)
+  if found not in (0, run.slices):
+    raise UserError(f"overrides: parallel.slices: found {found!r}, allowed: {run.slices}, the number of slices")
   for name, least in (("slices", 1), ("hosts", 1), ("retries", 0), ("stall_factor", 1)):
     if getattr(run, name) is not None and getattr(run, name) < least:
       raise UserError(f"{name}: found {getattr(run, name)!r}, allowed: {least} or more")

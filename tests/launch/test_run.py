@@ -40,6 +40,7 @@ def fails(capsys, argv) -> str:
     (LOCAL.replace("hosts: 2", ""), "hosts: found none for 4 devices"),
     (LOCAL.replace("cpu-4", "v6e-16"), "allowed by local: gpu-COUNT, cpu-COUNT"),
     (LOCAL + "slices: 2", "slices: found 2 of cpu-4, allowed: 1"),
+    (LOCAL + "overrides: {parallel.slices: 2}", "parallel.slices: found 2, allowed: 1, the number of slices"),
     (LOCAL + "retries: -1", "retries: found -1, allowed: 0 or more"),
     (LOCAL + "retries: many", "retries: found 'many', allowed: a whole number"),
     (LOCAL + "any_zone: 1", "any_zone: found 1, allowed: true or false"),
@@ -157,3 +158,9 @@ def test_the_page_explains_every_key():
   page = (DOCS / "launch.md").read_text()
   assert not [key for key in runs.FIELDS if f"`{key}`" not in page]
   assert all((ROOT / name).exists() for name in re.findall(r"experiments/\S+?\.py", page))
+
+
+def test_the_run_is_told_how_many_slices_it_gets():
+  one, two = (tpu_run(slices=count, overrides={"parallel.slices": 0}).train("runs/a", "") for count in (1, 2))
+  assert [word for word in one if "slices" in word] == ["--config.parallel.slices=0"]
+  assert [word for word in two if "slices" in word] == ["--config.parallel.slices=2"]

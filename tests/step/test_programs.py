@@ -82,7 +82,10 @@ def test_the_steps_do_something(plain):
 
 VARIANTS = {
   "mesh_8_1_1": {"parallel__data": 8},
-  "mesh_2_2_2_micro_4": {"parallel__data": 2, "parallel__fsdp": 2, "parallel__tensor": 2, "parallel__micro_batches": 4},
+  "mesh_2_2_2_slices_2_micro_4": {
+    "parallel__data": 2, "parallel__fsdp": 2, "parallel__tensor": 2, "parallel__slices": 2,
+    "parallel__micro_batches": 4,
+  },
   "mesh_1_4_2_waves_sharded_rollout": {
     "parallel__data": 1, "parallel__fsdp": 4, "parallel__tensor": 2, "parallel__rollout_weights": "sharded",
     "sampling__wave_prompts": 8,
@@ -226,7 +229,7 @@ def test_a_step_runs_one_executable(one_device):
   assert {name: counted[name] for name in names} == dict.fromkeys(names, 1)
 
 
-@pytest.mark.parametrize("name", ["one_device", "mesh_2_2_2_micro_4"])
+@pytest.mark.parametrize("name", ["one_device", "mesh_2_2_2_slices_2_micro_4"])
 def test_nothing_leaves_the_program_but_its_results(name):
   """No callback, infeed, outfeed, send or receive in the optimised program; states are written in place."""
   setup = toy.setup(**BASE, **VARIANTS.get(name, {}))
