@@ -614,3 +614,25 @@ def experts(x, router, gate, up, down, chosen, normalised):
     g, u = x @ gate[e], x @ up[e]
     out += probability[e] / total * ((g / (1 + np.exp(-g)) * u) @ down[e])
   return out
+
+
+def network_bytes(kind, size, slices, devices):
+  """Bytes that one of a slice's devices receives from other slices, for a result of `size` bytes: block by block.
+
+  What a slice lacks comes to it once. A sum is first made in pieces, each in one slice, and the pieces then exchanged.
+  """
+  here, all_slices, total = 0, range(slices), 0.0
+  for there in all_slices:
+    if there == here:
+      continue
+    if kind == "all-gather":
+      total += devices * size / (slices * devices)  # the blocks that the other slice has
+    elif kind == "reduce-scatter":
+      total += devices * size  # the other's share of this slice's part of the sum
+    elif kind == "all-reduce":
+      total += size / slices + size / slices  # the other's share of this slice's piece; then the other's piece
+    elif kind == "all-to-all":
+      total += devices * devices * size / (slices * devices)  # from each of the other's devices to each one here
+    else:
+      total += devices * size / (slices - 1)  # each device receives from one other
+  return total / devices

@@ -197,6 +197,9 @@ def _plan(parser: Parser) -> None:
   parser.add_argument(
     "--topology", required=True, metavar="NAME", help="the slice: v5p:4x4x4, v5e:4x4, or short v5p-128, v6e-64"
   )
+  parser.add_argument(
+    "--slices", type=_number(int, 1), default=1, metavar="N", help="how many of them, joined by DCN (1)"
+  )
   parser.add_argument("--stage", metavar="NAME", help="which stage of the run (the last)")
   parser.add_argument(
     "--sweep", nargs="?", type=_number(int, 1), const=3, metavar="N",
@@ -280,7 +283,8 @@ Compiles the step that `train` would run ahead of time for the named slice, on t
 needs on each device: memory against the chip's, FLOPs, collectives by phase, a roofline of the step, and whether it
 fits. model.path need only hold a config.json; no weights, data or tokenizer are read if there are none.
 Short names count as Google does: cores for v4, v5p and v7x, two to a chip (v5p-128 is v5p:4x4x4, 64 chips), chips for
-v5e and v6e. Needs libtpu: pip install 'jax[tpu]'. docs/plan.md says how to read the figures.""",
+v5e and v6e. With --slices, what crosses the network between them is listed, too. Needs libtpu: pip install 'jax[tpu]'.
+docs/plan.md says how to read the figures.""",
     example="""\
   nrt-jax plan --config experiments/my_run.py --topology v5p:4x4x4 --json plan.json --config.parallel.fsdp=16""",
     add_flags=_plan,

@@ -11,7 +11,7 @@ from nrt_jax.performance.planning import report, sweep, topology
 
 def run(args) -> None:
   output.check_file(args.json, "--json")
-  slice_ = topology.parse(args.topology)
+  slice_ = topology.parse(args.topology)._replace(slices=args.slices)
   topology.prepare()
   runs = config.stages_of(configs.load_config(args.config, args.overrides))
   chosen = choose_stage(runs, args.stage)

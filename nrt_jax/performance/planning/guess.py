@@ -113,6 +113,23 @@ def update_flops(setup: programs.Setup, rows: Rows) -> float:
   return planned + head + (planned / 3 - head if model.remat == "full" else 0)
 
 
+def gradient_bytes(setup: programs.Setup) -> float:
+  """Bytes of the float32 gradients that the devices of one tensor shard hold together."""
+  return 4 * costs.state_bytes(setup.model)["optimizer"] / 8 / setup.mesh.shape["tensor"]
+
+
+def network(setup: programs.Setup) -> dict:
+  """Bytes that one device receives from other slices, by phase: gradients.
+
+  XLA sums them for each micro-batch, before they are added up; those of micro-batches are in the compute dtype.
+  """
+  slices, mesh = sharding.slices_of(setup.mesh, setup.run.parallel), setup.mesh.shape
+  pieces = roofline.pieces_of(setup.run)
+  own = gradient_bytes(setup) / mesh["fsdp"] / (mesh["data"] // slices)
+  width = jnp.dtype(setup.model.compute_dtype).itemsize / 4 if pieces > 1 else 1
+  return {"update": setup.run.optimizer.minibatches * pieces * width * 2 * (slices - 1) / slices * own}
+
+
 def wire(setup: programs.Setup, rows: Rows) -> dict:
   """Bytes that one device receives, by phase.
 
@@ -126,8 +143,9 @@ def wire(setup: programs.Setup, rows: Rows) -> dict:
   again = model.remat == "full"
   pieces = run.optimizer.minibatches * roofline.pieces_of(run)
   tokens = rows.count * rows.length / ways
-  gradients = 4 * costs.state_bytes(model)["optimizer"] / 8 / mesh["tensor"]
-  data = 2 * (mesh["data"] - 1) / mesh["data"] / mesh["fsdp"]
+  gradients = gradient_bytes(setup)
+  inside = mesh["data"] // sharding.slices_of(setup.mesh, run.parallel)  # devices of the data axis in one slice
+  data = 2 * (inside - 1) / inside / mesh["fsdp"]
   found = {
     "update": (4 + again) * layers * tokens * D * 2 * ring
     + pieces * ((2 + again) * weights + gradients * others) + run.optimizer.minibatches * gradients * data,

@@ -54,6 +54,7 @@ class Module(NamedTuple):
 
   entry: str
   computations: dict
+  partitions: int | None = None  # devices that run it together, of one slice where libtpu compiled for several
 
 
 def phase_of(scope: str) -> str:
@@ -69,6 +70,7 @@ def phase_of(scope: str) -> str:
 def parse(text: str) -> Module:
   """Reads the text of a compiled program."""
   computations, entry, current = {}, None, None
+  partitions = re.match(r"HloModule .*\bnum_partitions=(\d+)", text)
   for line in text.splitlines():
     if line[:1] not in (" ", "\t", ""):
       header = HEADER.match(line)
@@ -79,7 +81,7 @@ def parse(text: str) -> Module:
       instruction = _instruction(line)
       if instruction is not None:
         current[instruction.name] = instruction
-  return Module(entry, computations)
+  return Module(entry, computations, int(partitions[1]) if partitions else None)
 
 
 def _instruction(line: str) -> Instruction | None:
@@ -199,7 +201,7 @@ class Run(NamedTuple):
 
   computation: str
   times: int  # executions in one run of the program
-  loops: tuple[str, ...]  # bodies of the while loops around it, outermost first
+  loops: tuple[str, ...]  # bodies of the while loops around it, outermost first; a condition is in its own loop
   guessed: bool  # a loop around it has an unknown trip count, taken as 1
   scope: str = ""  # of the instruction that calls it: a fusion may have a scope when its contents have none
 
@@ -227,7 +229,7 @@ def runs(module: Module) -> list[Run]:
       for callee, kind in callees:
         if callee not in module.computations:
           continue
-        inside = (*loops, callee) if kind == "body" else loops
+        inside = (*loops, instruction.attribute("body")) if kind in ("body", "condition") else loops
         trips_ = 1 if count is None else count
         visit(callee, times * trips_, inside, guessed or count is None, instruction.scope or scope)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 
+from nrt_jax import sharding
 from nrt_jax.model import kernels
 from nrt_jax.performance.planning import collectives, guess, hlo, program, roofline
 from nrt_jax.performance.planning.topology import Topology
@@ -34,7 +35,8 @@ def analyse(topology: Topology, setup, rows, placeholder: bool, compiled: list) 
       continue
     module = hlo.parse(one.text)
     runs = hlo.runs(module)
-    found[one.name] = collectives.collectives(module, runs, setup.mesh.size)
+    slices = sharding.slices_of(setup.mesh, setup.run.parallel)
+    found[one.name] = collectives.collectives(module, runs, setup.mesh.size, slices)
     flops[one.name] = hlo.flops_by_phase(module, runs)
   return Plan(topology, setup, rows, placeholder, compiled, found, flops)
 
@@ -49,7 +51,8 @@ def as_data(plan: Plan) -> dict:
   run, mesh = setup.run, dict(setup.mesh.shape)
   programs_ = [_program_data(plan, one, chip) for one in plan.compiled]
   data = {
-    "topology": str(plan.topology), "chips": plan.topology.chips, "devices": setup.mesh.size, "chip": chip.name,
+    "topology": str(plan.topology), "chips": plan.topology.chips * plan.topology.slices, "devices": setup.mesh.size,
+    "chip": chip.name, "slices": sharding.slices_of(setup.mesh, run.parallel), "dcn_bandwidth": chip.dcn_bandwidth,
     "mesh": mesh, "stage": run.stage, "algorithm": run.algorithm_name,
     "prompts_per_step": run.prompts_per_step, "samples_per_prompt": setup.samples_per_prompt,
     "wave_prompts": run.sampling.wave_prompts, "minibatches": run.optimizer.minibatches,
@@ -85,7 +88,8 @@ def _program_data(plan: Plan, one, chip) -> dict:
     "flops": sum(plan.flops[one.name].values()),
     "flops_by_phase": plan.flops[one.name],
     "xla_once": {"flops": one.flops_once, "bytes": one.bytes_once},
-    "collectives": _collective_rows(found),
+    "collectives": _collective_rows([c for c in found if c.wire_bytes or c.slices == 1]),
+    "between_slices": _network_rows([c for c in found if c.slices > 1], chip),
     "weights_in_token_loop": [{"kind": c.kind, "bytes": c.bytes, "times": c.times, "scope": c.scope} for c in weights],
     "loops_of_unknown_length": any(c.guessed for c in found),
   }
@@ -103,17 +107,33 @@ def _collective_rows(found: list) -> list:
   return sorted(rows.values(), key=lambda row: -row["wire_bytes"])
 
 
+def _network_rows(found: list, chip) -> list:
+  """One row per phase, kind and number of slices, largest first; seconds are null without a figure for the network."""
+  rows = {}
+  for c in found:
+    key = (c.phase, c.kind, c.slices, c.in_token_loop)
+    names = ("phase", "kind", "slices", "in_token_loop")
+    row = rows.setdefault(key, dict(zip(names, key), times=0, bytes=0, network=0))
+    row["times"] += c.times
+    row["bytes"] += c.bytes * c.times
+    row["network"] += c.network * c.times
+  for row in rows.values():
+    row["seconds"] = row["network"] / chip.dcn_bandwidth if chip.dcn_bandwidth else None
+  return sorted(rows.values(), key=lambda row: -row["network"])
+
+
 def estimates(plan: Plan) -> list:
   """roofline.Estimate of each phase, over all programs of the step."""
-  flops, wire = {}, {}
+  flops, wire, network = {}, {}, {}
   for one in plan.compiled:
     for phase, value in plan.flops[one.name].items():
       flops[phase] = flops.get(phase, 0) + value
     for c in plan.found[one.name]:
       wire[c.phase] = wire.get(c.phase, 0) + c.wire_bytes * c.times
+      network[c.phase] = network.get(c.phase, 0) + c.network * c.times
   if all(one.text is None for one in plan.compiled):
-    wire = guess.wire(plan.setup, plan.rows)
-  return roofline.estimate(plan.setup, plan.rows, device_chip(plan), flops, wire)
+    wire, network = guess.wire(plan.setup, plan.rows), guess.network(plan.setup)
+  return roofline.estimate(plan.setup, plan.rows, device_chip(plan), flops, wire, network)
 
 
 def _roofline_data(plan: Plan, chip) -> dict:
@@ -152,9 +172,9 @@ def as_text(data: dict) -> str:
     lines.append("no tokenizer: the vocabulary of config.json and the marker")
   for one in data["programs"]:
     lines += ["", f"{one['name']}: compiled in {one['compile_seconds']:.0f} s"]
-    lines += _memory_lines(one) if one["fits"] else _overflow_lines(one)
+    lines += [*_memory_lines(one), *_network_lines(one, data)] if one["fits"] else _overflow_lines(one)
   if "roofline" in data:
-    lines += ["", *_roofline_lines(data["roofline"])]
+    lines += ["", *_roofline_lines(data["roofline"], data["slices"])]
   lines += ["", "fits" if data["fits"] else "DOES NOT FIT"]
   return "\n".join(lines)
 
@@ -189,21 +209,40 @@ def _memory_lines(one: dict) -> list:
   return lines
 
 
+def _network_lines(one: dict, data: dict) -> list:
+  """What moves between slices, if there are several."""
+  if data["slices"] == 1 or not one["readable"]:
+    return []
+  rate = data["dcn_bandwidth"]
+  known = f"{rate * 8 / 1e9:.3g} Gbit/s for each device" if rate else f"no public figure for {data['chip']}, no times"
+  lines = [f"  between slices  over DCN ({known}): times, bytes of results, bytes received at least, seconds"]
+  for row in one["between_slices"]:
+    name = f"{row['phase']} {row['kind']} over {row['slices']}" + ", for every token" * row["in_token_loop"]
+    seconds = "?" if row["seconds"] is None else _short(row["seconds"])
+    sizes = f"{_gib(row['bytes']):>14}{_gib(row['network']):>14}{seconds:>10}"
+    lines.append(f"    {name:<44}{row['times']:>12,}{sizes}")
+  waits = sum(row["times"] for row in one["between_slices"] if row["in_token_loop"])
+  if waits:
+    lines.append(f"  slices wait for one another {waits:,} times in the loop over tokens; latency is not in the bound")
+  return lines
+
+
 def _overflow_lines(one: dict) -> list:
   over = one["overflow"]
   lines = [f"  DOES NOT FIT: {_gib(over['used'])} of {_gib(over['limit'])} per device"]
   return lines + ([f"  largest: {over['reason']}"] if over["reason"] else [])
 
 
-def _roofline_lines(data: dict) -> list:
+def _roofline_lines(data: dict, slices: int) -> list:
+  columns = ["seconds", "compute", "memory", "links"] + ["network"] * (slices > 1)
   least = f"{data['step_seconds']:.3g} s for a step at least"
   lines = [
     f"roofline: {least}, model FLOPs utilisation at most {data['mfu']:.0%}; longest: {data['bottleneck']}",
-    f"  {'phase':<20}{'seconds':>10}{'compute':>10}{'memory':>10}{'links':>10}  bottleneck",
+    f"  {'phase':<20}{''.join(f'{name:>10}' for name in columns)}  bottleneck",
   ]
   for p in sorted(data["phases"], key=lambda p: -p["seconds"]):
     if p["seconds"] >= 1e-4 * data["step_seconds"]:
-      times = "".join(f"{_short(p[key]):>10}" for key in ("seconds", "compute", "memory", "links"))
+      times = "".join(f"{_short(p[key]):>10}" for key in columns)
       lines.append(f"  {p['phase']:<20}{times}  {p['bottleneck']}")
   if "seconds_per_token_step" in data:
     lines.append(f"  one token of every row of a wave: {data['seconds_per_token_step'] * 1e3:.3g} ms")

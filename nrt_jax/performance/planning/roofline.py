@@ -1,4 +1,4 @@
-"""A lower bound on the time of a step on a slice: each phase takes the longest of compute, memory and link time.
+"""A lower bound on the time of a step on a slice: each phase takes the longest of compute, memory, links and network.
 
 All rates are peak rates, with full overlap within a phase. Latencies are ignored: a decoding step of a small batch,
 whose collectives move little data, takes longer.
@@ -26,14 +26,16 @@ class Estimate(NamedTuple):
   compute: float  # seconds
   memory: float
   links: float
+  network_bytes: float = 0.0  # from other slices
+  network: float = 0.0  # seconds; 0 where no figure for the network is public
 
   @property
   def seconds(self) -> float:
-    return max(self.compute, self.memory, self.links)
+    return getattr(self, self.bottleneck)
 
   @property
   def bottleneck(self) -> str:
-    return max(("compute", self.compute), ("memory", self.memory), ("links", self.links), key=lambda pair: pair[1])[0]
+    return max(("compute", "memory", "links", "network"), key=lambda name: getattr(self, name))
 
 
 def merged(by_phase: dict) -> dict:
@@ -129,19 +131,22 @@ def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
   }
 
 
-def estimate(setup: programs.Setup, rows: Rows, chip: Chip, compiled_flops: dict, wire: dict) -> list[Estimate]:
-  """The phases of a step. compiled_flops, wire: of one device, by phase, read from the program.
+def estimate(
+  setup: programs.Setup, rows: Rows, chip: Chip, compiled_flops: dict, wire: dict, network: dict
+) -> list[Estimate]:
+  """The phases of a step. compiled_flops, wire, network: of one device, by phase, read from the program.
 
   Uses the larger of compiled and model FLOPs: kernels hide theirs, and model FLOPs exclude recomputation.
   """
   devices = setup.mesh.size
   model = {phase: flops / devices for phase, flops in model_flops(setup, rows).items()}
-  least, compiled, links = hbm_bytes(setup, rows), merged(compiled_flops), merged(wire)
-  names = [name for name in (*model, *least, *links, *compiled)]
+  least, compiled, links, between = hbm_bytes(setup, rows), merged(compiled_flops), merged(wire), merged(network)
+  names = [name for name in (*model, *least, *links, *between, *compiled)]
   found = []
   for phase in dict.fromkeys(names):
     flops, moved = max(model.get(phase, 0), compiled.get(phase, 0)), least.get(phase, 0)
-    sent = links.get(phase, 0)
+    sent, crossing = links.get(phase, 0), between.get(phase, 0)
     seconds = (flops / chip.flops, moved / chip.hbm_bandwidth, sent / chip.link_bandwidth)
-    found.append(Estimate(phase, flops, moved, sent, *seconds))
+    crossed = crossing / chip.dcn_bandwidth if chip.dcn_bandwidth else 0.0
+    found.append(Estimate(phase, flops, moved, sent, *seconds, crossing, crossed))
   return found

@@ -93,7 +93,8 @@ def _guess(setup, rows, topology: Topology, state: float, micro_batches: int, wa
   run, model = program.with_layout(setup.run, *layout), dataclasses.replace(setup.model, remat=remat)
   setup = setup._replace(run=run, model=model)
   flops = {"gradients": guess.update_flops(setup, rows) / setup.mesh.size}
-  phases = roofline.estimate(setup, rows, topology.chip.per_device(), flops, guess.wire(setup, rows))
+  moved = guess.wire(setup, rows), guess.network(setup)
+  phases = roofline.estimate(setup, rows, topology.chip.per_device(), flops, *moved)
   return Layout(*layout, sum(p.seconds for p in phases), state + guess.working_bytes(setup, rows))
 
 

@@ -40,13 +40,15 @@ INSTALL = "libtpu is not installed: pip install 'jax[tpu]' brings the one that f
 
 
 class Topology(NamedTuple):
-  """A slice: `v5p:4x4x4`."""
+  """A slice, or several alike: `v5p:4x4x4`."""
 
   generation: str
   shape: tuple[int, ...]
+  slices: int = 1  # joined by the data-center network
 
   @property
   def chips(self) -> int:
+    """Of one slice."""
     return math.prod(self.shape)
 
   @property
@@ -54,7 +56,8 @@ class Topology(NamedTuple):
     return hardware.by_name(self.generation)
 
   def __str__(self):
-    return f"{self.generation}:{'x'.join(map(str, self.shape))}"
+    name = f"{self.generation}:{'x'.join(map(str, self.shape))}"
+    return name if self.slices == 1 else f"{self.slices} slices of {name}"
 
 
 def parse(text: str) -> Topology:
@@ -105,11 +108,13 @@ def prepare() -> None:
 
 
 def devices(topology: Topology) -> list:
-  """The devices of the slice, in JAX's order. UserError if libtpu knows no such slice."""
+  """The devices of the slices, in JAX's order. UserError if libtpu knows no such slice."""
   from jax.experimental import topologies
 
   generation = GENERATIONS[topology.generation]
   options = dict(generation.options)
+  if topology.slices > 1:
+    options["num_slices"] = topology.slices
   if topology.chips < 4:
     options["chips_per_host_bounds"] = (*topology.shape, 1, 1)[:3]
   name = f"{generation.libtpu}:{'x'.join(map(str, topology.shape))}"

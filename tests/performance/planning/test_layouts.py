@@ -6,10 +6,12 @@ import json
 import jax
 import pytest
 import toy
+from jax.experimental import mesh_utils
 
 from nrt_jax import __main__, config, sharding
 from nrt_jax.commands import configs
-from nrt_jax.model import costs
+from nrt_jax.errors import UserError
+from nrt_jax.model import costs, hf_config
 from nrt_jax.model.architecture import REMATS
 from nrt_jax.performance.planning import guess, program, roofline, sweep, topology
 from nrt_jax.step import hardware
@@ -52,9 +54,8 @@ def test_roofline_of_known_figures():
   setup = toy.setup(parallel__data=2, parallel__fsdp=2, parallel__tensor=2, prompt__max_prompt_length=5)
   rows = program.Rows(32, 16, 11)
   chip = hardware.Chip("x", (), flops=1e9, hbm_bytes=2**30, hbm_bandwidth=1e6, link_bandwidth=1e3)
-  found = {
-    e.phase: e for e in roofline.estimate(setup, rows, chip, {"gradients": 5e9}, {"sample_token": 700, "decode": 300})
-  }
+  wire = {"sample_token": 700, "decode": 300}
+  found = {e.phase: e for e in roofline.estimate(setup, rows, chip, {"gradients": 5e9}, wire, {})}
   assert found["update"].compute == 5.0  # compiled FLOPs are more than the model's
   assert found["decode"].links == 1.0
   assert found["decode"].bottleneck == "links" and found["decode"].seconds == 1.0
@@ -232,3 +233,32 @@ def test_a_mesh_may_cut_an_axis_of_the_slice():
   slice_ = topology.parse("v6e:8x8")
   mesh = sharding.make_mesh(sharding.ParallelConfig(data=4, fsdp=2, tensor=8), topology.devices(slice_))
   assert mesh.shape == {"data": 4, "fsdp": 2, "tensor": 8} and len({d.id for d in mesh.devices.flat}) == 64
+
+
+@with_libtpu
+def test_slices_of_a_tpu_are_those_that_its_devices_are_of():
+  """As JAX's own hybrid mesh has them; another number is one line."""
+  devices = topology.devices(topology.parse("v5p:2x2x1")._replace(slices=2))
+  mesh = sharding.make_mesh(sharding.ParallelConfig(fsdp=2, tensor=2), devices)
+  hybrid = mesh_utils.create_hybrid_device_mesh((1, 2, 2), (2, 1, 1), devices)
+  assert mesh.devices.tolist() == hybrid.tolist() and mesh.shape["data"] == 2
+  assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+  with pytest.raises(UserError, match="parallel.slices: found 4, allowed: 2, the slices"):
+    sharding.make_mesh(sharding.ParallelConfig(slices=4), devices)
+
+
+@with_libtpu
+def test_a_step_is_planned_for_two_slices(flags, tmp_path):
+  """What crosses between them are the gradients, once, and a few numbers; inside each, no group is larger than it."""
+  assert __main__.main([*flags, "--slices", "2"]) == 0
+  data = json.loads((tmp_path / "plan.json").read_text())
+  (one,) = data["programs"]
+  assert (data["chips"], data["slices"], data["mesh"]["data"]) == (8, 2, 2)
+  assert max(row["group"] for row in one["collectives"]) <= 4
+  sent = {}
+  for row in one["between_slices"]:
+    sent[row["phase"]] = sent.get(row["phase"], 0) + row["network"]
+  gradients = 4 * costs.parameter_count(hf_config.read_model_config(str(tmp_path))) / 4
+  assert sent["gradients"] == pytest.approx(gradients, rel=0.02)
+  assert sum(sent.values()) < 1.02 * sent["gradients"]
+  assert __main__.main([*flags, "--slices", "2", "--config.parallel.slices=4"]) == 2

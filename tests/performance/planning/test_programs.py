@@ -101,6 +101,33 @@ def test_text_and_data(step):
   assert "HBM per device" in text and "roofline" in text and text.endswith("fits")
 
 
+def test_of_two_slices_only_gradients_cross(step):
+  """The same program, its data axis over two slices: nothing of sampling, gradients once for each pass."""
+  setup, compiled = step
+  parallel = dataclasses.replace(setup.run.parallel, slices=2)
+  two = setup._replace(run=dataclasses.replace(setup.run, parallel=parallel))
+  slices = topology.parse("v5e:2x2")._replace(slices=2)
+  plan = report.analyse(slices, two, program.trained_rows(two), True, [compiled])
+  data = report.as_data(plan)
+  (one,) = data["programs"]
+  sent = {}
+  for row in one["between_slices"]:
+    assert row["slices"] == 2 and row["seconds"] == row["network"] / (25e9 / 8)
+    assert row["phase"] in ("gradients", "collect", "other")  # not prefill, decode, score_answer
+    sent[row["kind"]] = sent.get(row["kind"], 0) + row["network"]
+  # A quarter of float32 gradients on each device: of layers and embedding from the prompts' and the rows' passes, of
+  # the head from the rows'. Norms and metrics are a few numbers more.
+  model = setup.model
+  layers, table = model.num_hidden_layers * costs.layer_matrix_size(model), costs.head_size(model)
+  gradients = 4 / 4 * (2 * (layers + table) + table)
+  assert setup.shared_rows > 1 and 1 <= sent.pop("all-reduce") / gradients < 1.05
+  assert 0 < sum(sent.values()) < 0.2 * gradients  # prompts and rows that change places
+  assert data["chips"] == 8 and data["topology"] == "2 slices of v5e:2x2"
+  text = report.as_text(json.loads(json.dumps(data)))
+  assert "between slices  over DCN (25 Gbit/s for each device)" in text and "network" in text
+  assert "between slices" not in report.as_text({**data, "slices": 1})
+
+
 def test_rows_are_those_of_one_draw():
   """However often groups may be drawn again; waves divide a draw, not a part of one."""
   lengths = {"prompt__max_prompt_length": 5, "prompt__max_answer_length": 4, "parallel__fsdp": 2, "parallel__data": 4}

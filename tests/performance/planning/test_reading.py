@@ -106,7 +106,7 @@ def test_collectives_with_their_bytes(golden):
     ("all-gather", "decode", 16 * 32 * 2, 60, 2, True),  # in two fusions, with one channel
     ("all-reduce", "decode", 8 * 16 * 2, 60, 2, True),
     ("all-gather", "sample_token", 8 * 40 * 4, 20, 2, True),
-    ("all-reduce", "collect", 1, 20, 4, False),  # whether all rows have ended
+    ("all-reduce", "collect", 1, 20, 4, True),  # whether all rows have ended, in the loop's condition
     ("all-reduce", "decode", 8 * 16 * 2, 30, 2, True),
     ("collective-permute", "gradients", 16 * 32 * 2, 4, 2, False),
     ("reduce-scatter", "gradients", 4 * 32 * 4, 1, 4, False),  # without a scope of its own: its fusion's
@@ -170,21 +170,6 @@ def test_a_gather_that_runs_beside_an_inner_loop_counts_once_per_layer():
   module = hlo.parse(CHAIN)
   (one,) = collectives.collectives(module, hlo.runs(module), devices=2)
   assert (one.kind, one.times, one.bytes) == ("all-gather", 32, 32)
-
-
-@pytest.mark.parametrize(
-  "attributes,size",
-  [
-    ("replica_groups={{0,1,2},{3,4,5}}", 3),
-    ("replica_groups=[16,4]<=[64]", 4),
-    ("replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_1'}", 8),
-    ("replica_groups=mesh['a'=2,'b'=8], device_ids=([8,2]T(1,0)) {'a','b'}", 16),
-    ("replica_groups=mesh['a'=2,'b'=8] {'a','b':(2)4}", 8),
-    ("replica_groups={}", 64),
-  ],
-)
-def test_group_sizes_in_every_notation(attributes, size):
-  assert collectives._group_size(", channel_id=1, " + attributes + ", dimensions={0}", 64) == size
 
 
 def test_the_innermost_scope_is_the_phase():
