@@ -3,9 +3,12 @@ old file or the new one. What is appended is a line, of which a reader skips one
 """
 
 import contextlib
+import fcntl
+import filecmp
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 
@@ -43,8 +46,12 @@ def write_text(path, text: str, errors: str = "strict") -> None:
 
 
 def append_json_line(path, value) -> None:
-  """Appends a line of JSON, after ending an incomplete one that an interrupted writer may have left."""
+  """Appends a line of JSON, after ending an incomplete one that an interrupted writer may have left.
+
+  Processes may append to one file at once.
+  """
   with open(path, "a+b") as file:
+    _lock(file)  # until it is closed
     file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
     broken = file.read(1) not in (b"", b"\n")
     file.write(b"\n" * broken + json_lines([value]).encode())
@@ -54,8 +61,39 @@ def read_json_lines(path) -> list:
   """The values of the lines; none without a file, nor of an incomplete line."""
   found = []
   if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8", errors="replace") as file:  # a line may be cut off within a character
       for text in file:
         with contextlib.suppress(json.JSONDecodeError):
           found.append(json.loads(text))
   return found
+
+
+def fill_directory(path: str, write) -> None:
+  """Makes a directory of files by write(temporary name) and a renaming; one that holds the same files stays as it is.
+
+  Processes may do so at once, and read it afterwards.
+  """
+  temporary = f"{path}.{os.getpid()}.tmp"
+  shutil.rmtree(temporary, ignore_errors=True)
+  os.makedirs(temporary)
+  write(temporary)
+  with open(f"{path}.lock", "ab") as file:
+    _lock(file)
+    if _same_files(temporary, path):
+      shutil.rmtree(temporary)
+    else:
+      shutil.rmtree(path, ignore_errors=True)
+      os.rename(temporary, path)
+
+
+def _same_files(one: str, other: str) -> bool:
+  names = os.listdir(one)
+  if not os.path.isdir(other) or sorted(os.listdir(other)) != sorted(names):
+    return False
+  return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
+
+
+def _lock(file) -> None:
+  """Waits until no other process has this file locked. Where the file system has no locks, nothing is locked."""
+  with contextlib.suppress(OSError):
+    fcntl.lockf(file, fcntl.LOCK_EX)

@@ -1,6 +1,15 @@
-"""Lines of JSON that an interrupted writer may have cut off. What is written as a whole is tested where it is used."""
+"""Lines of JSON that an interrupted writer may have cut off, and what processes write at once.
 
-from nrt_jax.files import append_json_line, read_json_lines
+What is written as a whole is tested where it is used.
+"""
+
+import os
+import subprocess
+import sys
+
+from paths import ROOT
+
+from nrt_jax.files import append_json_line, fill_directory, read_json_lines
 
 
 def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
@@ -9,7 +18,43 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
   append_json_line(path, {"a": 1})
   with open(path, "a") as file:
     file.write('{"a": ')
+  with open(path, "ab") as file:
+    file.write('"\u00e9'.encode()[:-1])  # cut off within a character
   assert read_json_lines(path) == [{"a": 1}]
   append_json_line(path, {"a": float("nan"), "b": (1, 2)})
   append_json_line(path, {"a": 3})
   assert read_json_lines(path) == [{"a": 1}, {"a": None, "b": [1, 2]}, {"a": 3}]
+
+
+APPEND = """
+import sys
+from nrt_jax.files import append_json_line
+for number in range(20):  # each longer than a buffer
+  append_json_line(sys.argv[1], {"process": int(sys.argv[2]), "number": number, "text": "\u00e9" * 20000})
+"""
+
+
+def test_processes_append_to_one_file(tmp_path):
+  path = str(tmp_path / "lines.jsonl")
+  programs = [subprocess.Popen([sys.executable, "-c", APPEND, path, str(number)], cwd=ROOT) for number in range(3)]
+  assert [program.wait() for program in programs] == [0, 0, 0]
+  found = sorted((line["process"], line["number"]) for line in read_json_lines(path))
+  assert found == [(process, number) for process in range(3) for number in range(20)]
+
+
+def write_two(directory: str, text: str = "one") -> None:
+  for name in ("a", "b"):
+    with open(os.path.join(directory, name), "w") as file:
+      file.write(text)
+
+
+def test_a_directory_is_filled_once_and_anew_if_it_differs(tmp_path):
+  path = str(tmp_path / "model")
+  fill_directory(path, write_two)
+  before = os.stat(os.path.join(path, "a")).st_ino
+  fill_directory(path, write_two)
+  assert os.stat(os.path.join(path, "a")).st_ino == before and sorted(os.listdir(path)) == ["a", "b"]
+  fill_directory(path, lambda directory: write_two(directory, "two"))
+  with open(os.path.join(path, "b")) as file:
+    assert file.read() == "two"
+  assert sorted(os.listdir(tmp_path)) == ["model", "model.lock"]

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 
+import cells
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,7 +26,7 @@ from nrt_jax.data import batches
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
-from nrt_jax.files import append_json_line, read_json_lines
+from nrt_jax.files import append_json_line, fill_directory, read_json_lines
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.rollout import scoring
@@ -80,11 +81,7 @@ class Bench:
     """environment: its keys, where the policy samples in one; window: tokens that each layer sees; None: all."""
     self.sets, self.lengths, self.model_path = sets, lengths, os.path.join(root, "model")
     self.environment = environment
-    tokenizer = word_tokenizer(sets.words, self.model_path)
-    sizes = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=LAYERS, num_attention_heads=4)
-    sizes |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=256)
-    sizes |= {} if window is None else dict(family="mistral", sliding_window=window)
-    hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), **sizes), self.model_path)
+    fill_directory(self.model_path, lambda path: write_model(path, sets.words, window))
     run = self.config(Phase("sft", 1, next(iter(sets.train))))
     self.tokenizer, self.form = policy.open_tokenizer(run.model, run.prompt)
     self.model = policy.read_architecture(run.model, self.form)
@@ -219,6 +216,15 @@ class Bench:
       counts["flops"] += sum(throughput.model_flops(work, tokens).values())
 
 
+def write_model(directory: str, words: tuple, window: int | None) -> None:
+  """The tokenizer and the architecture of the models, in Hugging Face format."""
+  tokenizer = word_tokenizer(words, directory)
+  sizes = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=LAYERS, num_attention_heads=4)
+  sizes |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=256)
+  sizes |= {} if window is None else dict(family="mistral", sliding_window=window)
+  hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), **sizes), directory)
+
+
 SHOWN = ("reward/mean", "trace/length_mean", "answer/logp", "policy/entropy")
 
 
@@ -261,8 +267,20 @@ def study(args, tasks: dict, make_bench) -> None:
   """Runs what is not finished yet. tasks: name -> {arm: phases}; make_bench: (task, directory) -> Bench."""
   path = os.path.join(args.workdir, "results.jsonl")
   os.makedirs(args.workdir, exist_ok=True)
-  workdir.keep_compiled(args.workdir)
   done = finished(path, args.steps)
+  if args.processes > 1:
+    left = [(task, seed, arm) for task in args.tasks for seed in args.seeds for arm in args.arms if arm in tasks[task]]
+    same = ["--workdir", args.workdir, "--steps", str(args.steps)]
+    cells.run(
+      [
+        ["--tasks", task, "--seeds", str(seed), "--arms", arm, *same]
+        for task, seed, arm in left
+        if (task, arm, seed) not in done
+      ],
+      args.processes,
+    )
+    return
+  workdir.keep_compiled(args.workdir)
   for task in args.tasks:
     bench = None
     for seed in args.seeds:
@@ -288,11 +306,13 @@ def read_flags(description: str, tasks: dict, workdir_name: str, argv=None):
   parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
   parser.add_argument("--workdir", default=workdir_name, help="results, models, programs (%(default)s)")
   parser.add_argument("--steps", type=float, default=1.0, help="factor on the steps of all phases, to try it")
+  parser.add_argument("--processes", type=int, default=1, help="so many at a time, each an arm of a seed (%(default)s)")
   parser.add_argument("--report_only", action="store_true", help="run nothing, report what is finished")
   args = parser.parse_args(argv)
   for flag, found, allowed in (("--tasks", args.tasks, tasks), ("--arms", args.arms, arms)):
     for name in found:
       require_choice(flag, name, allowed)
+  cells.require_count(args.processes)
   if not 0 < args.steps < float("inf"):
     raise UserError(f"--steps: found {args.steps}, allowed: above 0")
   return args

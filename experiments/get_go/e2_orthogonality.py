@@ -2,6 +2,7 @@
 
     python experiments/get_go/e2_orthogonality.py                     # five seeds, under runs/get_go_e2; it resumes
     python experiments/get_go/e2_orthogonality.py --seeds 0 --arms rl sft_answers_10_rl
+    python experiments/get_go/e2_orthogonality.py --processes 16      # an arm of a seed in each
     python experiments/get_go/e2_orthogonality.py --report_only
 
 arXiv 2502.19402 fine-tunes a 1.5B model on 100 items of a vector task: RL alone reaches 93 per cent of the test, RL

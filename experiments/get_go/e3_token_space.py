@@ -2,6 +2,7 @@
 
     python experiments/get_go/e3_token_space.py                       # both tasks, five seeds; it resumes
     python experiments/get_go/e3_token_space.py --tasks chain --seeds 0 --arms rl ntp_30_rl
+    python experiments/get_go/e3_token_space.py --processes 16        # an arm of a seed in each
     python experiments/get_go/e3_token_space.py --report_only
 
 Random models of 2 layers of width 64. Two tasks: `parity` of ten bits, which such a model cannot answer in one pass,

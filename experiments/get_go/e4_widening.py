@@ -2,6 +2,7 @@
 
     python experiments/get_go/e4_widening.py                       # five seeds, under runs/get_go_e4; it resumes
     python experiments/get_go/e4_widening.py --seeds 0 --arms widen direct
+    python experiments/get_go/e4_widening.py --processes 16        # an arm of a seed in each
     python experiments/get_go/e4_widening.py --report_only
 
 Three symbols are to be reversed ("reverse 3 0 2", "2 0 3"), rewarded if right, with Dr. GRPO. Every run starts with the
@@ -30,6 +31,7 @@ import os
 import sys
 import time
 
+import cells
 import numpy as np
 
 from nrt_jax import training, workdir
@@ -37,7 +39,7 @@ from nrt_jax.commands.configs import base_config, plain
 from nrt_jax.config import stages_of
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.files import append_json_line, read_json_lines
+from nrt_jax.files import append_json_line, fill_directory, read_json_lines
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.records.checkpoint import Checkpoints
@@ -84,13 +86,12 @@ def values_of(arm: str, model: str, seed: int, steps: int = STEPS, form_steps: i
   return plain(config, "")
 
 
-def make_model(directory: str) -> str:
+def make_model(directory: str) -> None:
   """A small random model whose tokenizer has the symbols of the last alphabet, and no word of another kind."""
   tokenizer = word_tokenizer((*symbols(0, SIZES[-1]), "reverse"), directory)
   shape = dict(hidden_size=64, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4)
   shape |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=64)
   hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), **shape), directory)
-  return directory
 
 
 def measure(directory: str, runs: list) -> dict:
@@ -115,8 +116,7 @@ def measure(directory: str, runs: list) -> dict:
 def run(root: str, arm: str, seed: int, steps: int, form_steps: int) -> dict:
   """Trains an arm; its line of results.jsonl."""
   clock, model = time.monotonic(), os.path.join(root, "model")
-  if not os.path.isdir(model):
-    make_model(model)
+  fill_directory(model, make_model)
   directory = os.path.join(root, f"{arm}_{seed}_{steps}_{form_steps}")
   values = values_of(arm, model, seed, steps, form_steps)
   runs = stages_of(values)
@@ -157,20 +157,26 @@ def main(argv=None) -> None:
   parser.add_argument("--workdir", default="runs/get_go_e4", help="results, runs, programs (%(default)s)")
   parser.add_argument("--steps", type=int, default=STEPS, help="at most, for each alphabet (%(default)s)")
   parser.add_argument("--form_steps", type=int, default=FORM_STEPS, help="of the supervised stage (%(default)s)")
+  parser.add_argument("--processes", type=int, default=1, help="so many at a time, each an arm of a seed (%(default)s)")
   parser.add_argument("--report_only", action="store_true", help="run nothing, report what is finished")
   args = parser.parse_args(argv)
   for arm in args.arms:
     require_choice("--arms", arm, ARMS)
+  cells.require_count(args.processes)
   path, limits = os.path.join(args.workdir, "results.jsonl"), (args.steps, args.form_steps)
   if not args.report_only:
     os.makedirs(args.workdir, exist_ok=True)
-    workdir.keep_compiled(args.workdir)
     done = finished(path, *limits)
-    for seed in args.seeds:
-      for arm in (arm for arm in args.arms if (arm, seed) not in done):
-        line = run(args.workdir, arm, seed, *limits)
-        append_json_line(path, line)
-        print(f"seed {seed} {arm}: {line['samples']} samples, {line['seconds']:.0f} s", file=sys.stderr, flush=True)
+    left = [(arm, seed) for seed in args.seeds for arm in args.arms if (arm, seed) not in done]
+    if args.processes > 1:
+      same = ["--workdir", args.workdir, "--steps", str(args.steps), "--form_steps", str(args.form_steps)]
+      cells.run([["--seeds", str(seed), "--arms", arm, *same] for arm, seed in left], args.processes)
+      left = []
+    workdir.keep_compiled(args.workdir)
+    for arm, seed in left:
+      line = run(args.workdir, arm, seed, *limits)
+      append_json_line(path, line)
+      print(f"seed {seed} {arm}: {line['samples']} samples, {line['seconds']:.0f} s", file=sys.stderr, flush=True)
   report(finished(path, *limits))
 
 

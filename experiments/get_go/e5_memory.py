@@ -2,6 +2,7 @@
 
     python experiments/get_go/e5_memory.py                     # five seeds, under runs/get_go_e5; it resumes
     python experiments/get_go/e5_memory.py --seeds 0 --tasks memory weights
+    python experiments/get_go/e5_memory.py --processes 16      # an arm of a seed in each
     python experiments/get_go/e5_memory.py --report_only
 
 arXiv 2502.19402 proposes a reasoner with a small context window and a large external memory that it learns to read. A
