@@ -17,6 +17,7 @@ sys.path.append(str(EXPERIMENTS / "get_go"))
 import common
 import e2_orthogonality as e2
 import e3_token_space as e3
+import report
 from common import Phase
 
 # ---- Arms ------------------------------------------------------------------------------------------------------------
@@ -59,22 +60,22 @@ def line(arm, seed, accuracies, sampled, flops) -> dict:
 
 def test_accuracy_at_a_budget_lies_between_its_points():
   curve = line("rl", 0, [0.2, 0.4, 0.8, 1.0], 400, 4e12)["curve"]
-  assert common.at_budget(curve, "sampled", 200) == 0.4
-  assert common.at_budget(curve, "sampled", 250) == pytest.approx(0.6)
-  assert common.at_budget(curve, "flops", 3.5e12) == pytest.approx(0.9)
-  assert np.isnan(common.at_budget(curve, "flops", 5e12))
-  assert common.at_budget([{"sampled": 0}, *curve], "sampled", 100) == 0.2  # a point without an evaluation
+  assert report.at_budget(curve, "sampled", 200) == 0.4
+  assert report.at_budget(curve, "sampled", 250) == pytest.approx(0.6)
+  assert report.at_budget(curve, "flops", 3.5e12) == pytest.approx(0.9)
+  assert np.isnan(report.at_budget(curve, "flops", 5e12))
+  assert report.at_budget([{"sampled": 0}, *curve], "sampled", 100) == 0.2  # a point without an evaluation
 
 
 def test_budgets_are_what_all_arms_that_sample_have_used():
   lines = [line("rl", 0, [1], 300, 4e12), line("nft", 0, [1], 200, 5e12), line("ntp", 0, [1], 0, 1e12)]
-  assert common.budgets(lines) == {"sampled": 200, "flops": 4e12}
-  assert common.budgets(lines[2:]) == {"sampled": 0, "flops": 1e12}
+  assert report.budgets(lines) == {"sampled": 200, "flops": 4e12}
+  assert report.budgets(lines[2:]) == {"sampled": 0, "flops": 1e12}
 
 
 def test_the_table_has_means_and_deviations_over_seeds():
   lines = [line("rl", seed, ends, 300e3, 4e12) for seed, ends in enumerate(([0.2, 0.4], [0.4, 0.8]))]
-  head, rule, rl, ntp = common.report([*lines, line("ntp", 0, [0.5], 0, 1e12)]).split("\n")
+  head, rule, rl, ntp = report.table([*lines, line("ntp", 0, [0.5], 0, 1e12)]).split("\n")
   assert head.startswith("| arm | seeds | test, greedy | test at 300k sampled | test at 4.00 TFLOP | pass_1 |")
   assert rl.startswith("| rl | 2 | 0.600 ± 0.283 | 0.600 ± 0.283 | 0.600 ± 0.283 | 0.500 ± 0.000 |")
   assert rl.endswith("| 300k | 4.00 | 2 |") and ntp.startswith("| ntp | 1 | 0.500 |  |  | 0.500 |")
