@@ -234,6 +234,7 @@ def verifier_free_rows(config, samples, group_size, minibatches, marker, limit):
   gains = rewards if config.baseline == "none" else rewards - base_rewards
   gains = np.maximum(gains, 0) if config.baseline == "subtract_and_clip" else gains
   advantages = group_advantages(gains, group_size, config.center, config.scale, np.ones(len(samples), bool))
+  advantages = encouraged(config, advantages)
   weights = [answer_weights(config.reward, s["c"], s["base"]) for s in samples]
   if config.answer_weight == "scaled":
     weights = standardised_tokens(weights, group_size)
@@ -266,6 +267,11 @@ def verifier_free_rows(config, samples, group_size, minibatches, marker, limit):
         row["answer"][t] = config.answer_coef * weights[n][t - first_marker - len(marker)] * answer_w[n]
     rows.append({"tokens": tokens, "reward": rewards[n], "advantage": advantages[n], **row})
   return rows
+
+
+def encouraged(config, advantages):
+  """Quiet-STaR (arXiv 2403.09629) reinforces only what is better than the mean: other traces have no gradient."""
+  return [a if a > 0 or not config.positive_only else 0.0 for a in advantages]
 
 
 def trace_loss(name, logp, behaviour, coef, low, high):

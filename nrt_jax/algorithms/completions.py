@@ -71,7 +71,7 @@ class NoverConfig(pg.PolicyGradientConfig):
   clip_high: float = 1.2
   kl_coef: float = 0.1
   normalisation: str = "sequence"  # GRPO's; unknown
-  base_policy = "current"  # no setting: the reward has no baseline
+  base_policy, base_place = "current", "empty_trace"  # no settings: the reward has no baseline
   train_forced_marker = False  # nor is anything put in by force
 
   def __post_init__(self):

@@ -56,6 +56,8 @@ class Tools(NamedTuple):
   # (prompts, attempt: prompts -> Attempt) -> (prompts [B], Attempt.sampled [N, ...], Attempt.sums): calls `attempt` on
   # one part of the prompts after another, until enough groups vary, and keeps as many prompts as the step trains on
   draw: Callable = draw_once
+  # (params, prompts) -> AnswerScores right behind the prompts, without prompt.trace_open and marker [B]
+  score_bare: Callable | None = None
   temperature: float = 1.0  # sampling.temperature
   # the tokens that end a completion, any of which ends an answer as well as the one that the reference has
   end_ids: tuple = ()

@@ -71,6 +71,7 @@ class PolicyGradientConfig(UpdateConfig):
   center: str = "mean"  # advantage: less the group's mean | leave_one_out | multi_sample (JEPO's bound) | none
   scale: str = "std"  # by the group's unbiased std (a flat group gets 0) | advantage_std: of what was centred | none
   advantage_clip: float = 0.0  # advantages are limited to ±this; 0 = off
+  positive_only: bool = False  # True: negative advantages become 0, so that nothing is discouraged (Quiet-STaR)
   trace_loss: str = "cispo"  # reinforce | truncated_importance | ppo_clip | cispo | sequence_clip (GSPO)
   clip_low: float = 0.8  # smallest ratio of the trust region, absolute
   clip_high: float = 1.28  # largest; the cap of truncated_importance, whose ratio is always to the sampler
@@ -219,6 +220,8 @@ def group_advantages(tools: Tools, config: PolicyGradientConfig, reward_N, rollo
   advantage_N = advantages.group_advantages(reward_N, G, config.center, config.scale, valid_N, magnitude_N)
   if config.advantage_clip:
     advantage_N = advantages.clip_advantages(advantage_N, -config.advantage_clip, config.advantage_clip)
+  if config.positive_only:
+    advantage_N = jnp.maximum(advantage_N, 0)
   return advantage_N, counts_N
 
 

@@ -25,6 +25,7 @@ from nrt_jax.objectives import advantages, rewards
 ANSWER_WEIGHTS = ("derived", "one", "scaled", "group_softmax", "none")
 TOKEN_WEIGHTS = ("one", "spread")
 POLICIES = ("current", "reference")
+BASE_PLACES = ("empty_trace", "prompt")
 UNMARKED = ("keep", "zero", "mask", "penalty")
 
 
@@ -37,6 +38,7 @@ class LikelihoodConfig(pg.PolicyGradientConfig):
   score_policy: str = "current"  # whose probabilities c_i after the trace are: current | reference
   baseline: str = "subtract_and_clip"  # of the empty trace: none | subtract | subtract_and_clip, max(0, R - R_base)
   base_policy: str = "current"  # whose empty-trace probabilities are weights and baseline: current | reference
+  base_place: str = "empty_trace"  # of that answer | prompt: behind it, without trace_open and marker (RLP)
 
   def __post_init__(self):
     super().__post_init__()
@@ -44,6 +46,7 @@ class LikelihoodConfig(pg.PolicyGradientConfig):
     require_choice("algorithm.token_weight", self.token_weight, TOKEN_WEIGHTS)
     require_choice("algorithm.baseline", self.baseline, rewards.BASELINES)
     require_policies(self, "score_policy", "base_policy")
+    require_choice("algorithm.base_place", self.base_place, BASE_PLACES)
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class Scored(NamedTuple):
 
   logp_NA: jax.Array  # log c_i after the trace, under score_policy
   empty_NA: jax.Array  # after an empty trace, under score_policy
-  base_NA: jax.Array  # after an empty trace, under base_policy
+  base_NA: jax.Array  # without a trace, at base_place, under base_policy
   mask_NA: jax.Array  # bool, tokens of the answer
 
 
@@ -119,14 +122,20 @@ def score(tools: Tools, config, states, prompts, traces, scores, empty) -> Score
   G, prompts_N = tools.samples_per_prompt, repeat_rows(prompts, tools.samples_per_prompt)
   mask_NA = jnp.arange(prompts.answer_BA.shape[1])[None] < prompts_N.answer_length_B[:, None]
   logp_NA, empties = scores.answer_logp_NA, {"current": repeat_rows(empty.answer_logp_NA, G)}
-  if "reference" in (config.score_policy, config.base_policy):
+  bare = config.base_place == "prompt"
+  if "reference" in (config.score_policy, None if bare else config.base_policy):
     of_reference = tools.score_empty_trace(states.reference, prompts)
     empties["reference"] = repeat_rows(of_reference.answer_logp_NA, G)
   if config.score_policy == "reference":
     batch = build_rows(tools, config, prompts_N, traces, scores)
     logp_NA = jnp.where(mask_NA, tools.score_batch(states.reference, batch)[:, -mask_NA.shape[1] :], 0)
   empty_NA = empties[config.score_policy]
-  return Scored(settle_ties(traces, logp_NA, empty_NA, G), empty_NA, empties[config.base_policy], mask_NA)
+  if bare:
+    params = states.reference if config.base_policy == "reference" else states.policy.params
+    base_NA = repeat_rows(tools.score_bare(params, prompts).answer_logp_NA, G)
+  else:
+    base_NA = empties[config.base_policy]
+  return Scored(settle_ties(traces, logp_NA, empty_NA, G), empty_NA, base_NA, mask_NA)
 
 
 class Rewarded(NamedTuple):

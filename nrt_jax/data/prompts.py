@@ -83,6 +83,7 @@ class PromptFormat:
   answer_template: str = "{answer}"
   answer_in: str = "behind_marker"
   like_ids: tuple[int, ...] = ()  # rows of tokens that the model lacks start as the mean of theirs; () = of all
+  open_ids: tuple[int, ...] = ()  # what ends every prompt, prompt.trace_open; unknown, and empty, with a chat template
   end_ids: tuple[int, ...] = ()  # eos_id, then what else ends the model's text: its files' end tokens, a turn's end
 
   def __post_init__(self):
@@ -157,6 +158,7 @@ def make_format(tokenizer, config: PromptConfig, end_ids=()) -> PromptFormat:
     added_ids=added_ids,
     answer_template=config.answer_template,
     answer_in=config.answer_in,
+    open_ids=() if chat else tuple(encode(tokenizer, [config.trace_open])[0]),
     end_ids=end_ids,
   )
 

@@ -5,12 +5,18 @@ import dataclasses
 from nrt_jax.config import RunConfig
 from nrt_jax.data.critic_prompts import CriticHeads
 from nrt_jax.data.worlds import Worlds
+from nrt_jax.errors import UserError
 from nrt_jax.step import policy
 from nrt_jax.step.setup import Setup
 
 
 def open_setup(run: RunConfig, model, tokenizer, form, mesh=None) -> Setup:
   """The Setup of a stage, whose tokenizer, PromptFormat and architecture are those of the whole run."""
+  if getattr(run.algorithm, "base_place", None) == "prompt" and form.template == "chat" and run.prompt.trace_open:
+    raise UserError(
+      f"algorithm.base_place: found 'prompt' with prompt.trace_open {run.prompt.trace_open!r} and a chat template, "
+      "which may write it itself, allowed: prompt.template plain, or a text that holds {question}"
+    )
   model = dataclasses.replace(model, trained=run.optimizer.trainable)
   critic, environment = policy.open_critic(run, tokenizer, form), policy.open_environment(run, tokenizer, form)
   return Setup(run, model, form, mesh, critic, environment=environment)

@@ -149,6 +149,15 @@ def score_empty_trace(setup: Setup, params, prompts: Prompts):
   return score_empty(setup, weights, prompts, *sampler.prefill(weights, setup.decoder, prompts))
 
 
+def score_bare(setup: Setup, params, prompts: Prompts):
+  """As `score_empty_trace`, of answers that nothing stands before but the prompt as it is without prompt.trace_open."""
+  count = len(setup.form.open_ids)
+  shorter_BP = jnp.roll(prompts.prompt_BP, count, axis=1).at[:, :count].set(setup.form.pad_id)
+  bare = prompts.replace(prompt_BP=shorter_BP, prompt_length_B=prompts.prompt_length_B - count)
+  setup = setup._replace(form=dataclasses.replace(setup.form, marker_ids=()))
+  return score_empty_trace(setup, params, bare)
+
+
 def shares_prompts(setup: Setup, batch) -> bool:
   """Whether the rows of each group are run behind one copy of their prompt."""
   return setup.shared_rows > 1 and batch.prompt_NP is not None
@@ -252,6 +261,7 @@ def make_tools(setup: Setup) -> Tools:
     rollout=functools.partial(rollout, setup),
     complete=functools.partial(complete, setup),
     score_empty_trace=functools.partial(score_empty_trace, setup),
+    score_bare=functools.partial(score_bare, setup),
     log_probs=functools.partial(log_probs, setup),
     score_batch=functools.partial(score_batch, setup),
     score_start=functools.partial(score_start, setup),

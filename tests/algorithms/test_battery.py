@@ -93,6 +93,7 @@ PLAIN_TOOLS = programs.make_tools(battery_setup(parallel__share_prompts="off"))
 log_probs = jax.jit(PLAIN_TOOLS.log_probs, static_argnames="entropy_gradient")
 score_batch = jax.jit(PLAIN_TOOLS.score_batch)
 score_empty_trace = jax.jit(PLAIN_TOOLS.score_empty_trace)
+score_bare = jax.jit(PLAIN_TOOLS.score_bare)
 
 
 @jax.jit
@@ -111,7 +112,9 @@ class Case:
     setup = battery_setup(algorithm, **{f"algorithm__{key}": value for key, value in over.items()})
     self.name, self.algorithm, self.config = name, setup.algorithm, setup.run.algorithm
     self.G, self.rows_together = setup.samples_per_prompt, setup.rows_together
-    self.tools = programs.make_tools(setup)._replace(score_batch=score_batch, score_empty_trace=score_empty_trace)
+    self.tools = programs.make_tools(setup)._replace(
+      score_batch=score_batch, score_empty_trace=score_empty_trace, score_bare=score_bare
+    )
     policy = TrainState(jnp.int32(0), jnp.int32(0), toy.params(MODEL), (), KEY)
     self.states = States(policy, toy.params(MODEL, seed=7), setup.algorithm.memory(self.config, setup.critic))
     if setup.critic is not None:  # in the case's tools, so that `collect` may be given another

@@ -37,7 +37,7 @@ class Hand:
     logp_NR = np.zeros(token_NR.shape, np.float32)
     answer_NA = np.zeros((HAND_B * HAND_G, HAND_A), np.float32)
     marker_NM = rng.uniform(-3, -0.1, (HAND_B * HAND_G, 2)).astype(np.float32)
-    bases = {kind: rng.uniform(0.02, 0.9, (HAND_B, HAND_A)) for kind in ("current", "reference")}
+    bases = {kind: rng.uniform(0.02, 0.9, (HAND_B, HAND_A)) for kind in ("current", "reference", "prompt")}
     for n, (stop, length) in enumerate(HAND_ENDS):
       b = n // HAND_G
       answer = self.prompts.answer_BA[b, : self.prompts.answer_length_B[b]].tolist()
@@ -75,6 +75,7 @@ class Hand:
     return programs.make_tools(setup)._replace(
       rollout=lambda *_: rolled,
       score_empty_trace=lambda *_: jax.tree.map(jnp.asarray, self.empty["reference"]),
+      score_bare=lambda *_: jax.tree.map(jnp.asarray, self.empty["prompt"]),
       log_probs=None,
       score_batch=lambda *_: jnp.asarray(self.reference_NL),
       score_start=lambda _, batch: batch,
@@ -120,6 +121,8 @@ HAND_CASES = [
     ("nrt_log_prob_one", {"normalisation": "token", "scale": "none"}, 2),
     ("nrt_arithmetic_token", {"answer_weight": "derived", "train_forced_marker": True}, 1),
     ("nrt_inverse_scaled_frozen", {"normalisation": "token", "kl_coef": 0.0, "entropy_coef": 0.0}, 1),
+    ("rlp", {}, 1),
+    ("nrt_log_prob_one", {"center": "mean", "scale": "none", "positive_only": True}, 1),
   ]
 ]
 
@@ -129,7 +132,8 @@ def test_coefficients_and_loss_by_hand(name, over, minibatches):
   """Every token's coefficient and the loss of every term, against lists: emitted and forced markers, all ends."""
   config = ALGORITHMS["nrt"].config(**{**CASES[name][1], **over, "ratio_base": "sampler"})
   collected, logp_NL, slope_NL, metrics = hand().outcome("nrt", config, minibatches)
-  samples = [{**s, "base": s["bases"][config.base_policy]} for s in hand().lists]
+  kind = "prompt" if config.base_place == "prompt" else config.base_policy
+  samples = [{**s, "base": s["bases"][kind]} for s in hand().lists]
   expected = reference.verifier_free_rows(config, samples, HAND_G, minibatches, MARKER_IDS, HAND_R)
   batch, totals = collected.batch, {"trace": 0.0, "answer": 0.0, "format": 0.0}
   np.testing.assert_allclose(collected.samples["reward"], [row["reward"] for row in expected], rtol=2e-5)
@@ -213,6 +217,7 @@ SAMPLED_KEYS = {
   "center": ({"scale": "none"}, "leave_one_out"),
   "scale": ({}, "none"),
   "advantage_clip": ({}, 0.5),
+  "positive_only": ({}, True),
   "trace_loss": ({"ratio_base": "sampler"}, "reinforce"),
   "ratio_base": ({}, "sampler"),
   "clip_low": ({"baseline": "none", "trace_loss": "ppo_clip", "clip_low": 0.0, "ratio_base": "sampler"}, 1.0),
@@ -237,6 +242,7 @@ KEY_CHANGES = {
     "reward": ({}, "geometric_mean"),
     "baseline": ({"scale": "none"}, "none"),
     "base_policy": ({"reference": "frozen"}, "reference"),
+    "base_place": ({}, "prompt"),
     "token_weight": ({}, "spread"),
     "score_policy": ({"reference": "frozen"}, "reference"),
     "unmarked": ({"baseline": "none"}, "zero"),
@@ -277,6 +283,7 @@ def test_every_key_is_felt(name):
     ({"kl_estimator": "k1"}, "algorithm.kl_estimator: found 'k1', allowed: k2, k3"),
     ({"ratio_base": "reference"}, "algorithm.ratio_base: found 'reference', allowed: sampler, update"),
     ({"answer_weight": "two"}, "algorithm.answer_weight: found 'two'"),
+    ({"base_place": "marker"}, "algorithm.base_place: found 'marker', allowed: empty_trace, prompt"),
   ],
 )
 def test_errors(over, text):
