@@ -451,6 +451,12 @@ def own_answer(completion, ended, marker, width):
   return answer[:width] if ended and answer else None
 
 
+def begins(own, ended, answer, ends):
+  """RPT (arXiv 2506.08007): an own answer, its end token left out, whose tokens are the first ones of the reference."""
+  wanted = answer[:-1] if answer[-1] in ends else answer
+  return bool(ended and 0 < len(own) <= len(wanted) and all(a == b for a, b in zip(own, wanted)))
+
+
 def hidden(tokens, forbidden, sequences, neutral):
   """An answer in which each forbidden token, and each token of a forbidden sequence, is the neutral one."""
   bad = {t for t, token in enumerate(tokens) if token in forbidden}

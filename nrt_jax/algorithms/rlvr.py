@@ -23,14 +23,14 @@ from nrt_jax.tasks import table as tasks
 
 # On the host, between two programs: the task's own grader ("host"), or one of GRADERS. In the program: the others.
 HOST_VERIFIERS = ("host", *(name for name in tasks.GRADERS if name != "none"))
-VERIFIERS = ("token_match", "environment", *HOST_VERIFIERS)
+VERIFIERS = ("token_match", "token_prefix", "environment", *HOST_VERIFIERS)
 
 
 @dataclass(frozen=True)
 class GrpoConfig(pg.PolicyGradientConfig):
   """GRPO as published: DeepSeekMath, arXiv 2402.03300, eq. 3 and 4, and section 4.2."""
 
-  verifier: str = "token_match"  # in the program, as environment is | host: the data's | a row of tasks.GRADERS, too
+  verifier: str = "token_match"  # in the program, as token_prefix, environment | host: the data's | a row of GRADERS
   wrong_reward: float = 0.0  # of a wrong answer; a right one has 1
   format_reward: float = 0.0  # added where the completion has the marker and ended; DeepSeek-R1 (2501.12948) has one
   scale: str = "std"  # section 4.1.2
@@ -143,7 +143,8 @@ def verify(tools: Tools, config, prompts_N, rollouts):
     return tools.host_label_N
   if config.verifier == "environment":
     return rollouts.verdict_N
-  return token_match(tools.marker_ids, prompts_N, rollouts, tools.end_ids).astype(jnp.float32)
+  match = token_prefix if config.verifier == "token_prefix" else token_match
+  return match(tools.marker_ids, prompts_N, rollouts, tools.end_ids).astype(jnp.float32)
 
 
 def token_match(marker_ids, prompts_N, rollouts, end_ids=()):
@@ -151,15 +152,37 @@ def token_match(marker_ids, prompts_N, rollouts, end_ids=()):
 
   Any of `end_ids` is as good as the reference's; a completion that was cut at the limit is not right.
   """
-  R, A = rollouts.token_NR.shape[1], prompts_N.answer_BA.shape[1]
-  start_N = rows.find_marker(rollouts.token_NR, rollouts.length_N, marker_ids) + len(marker_ids)
-  column_NA = start_N[:, None] + jnp.arange(A)[None]
-  own_NA = jnp.take_along_axis(rollouts.token_NR, jnp.minimum(column_NA, R - 1), axis=1)
+  A = prompts_N.answer_BA.shape[1]
+  own_NA, start_N = behind_marker(marker_ids, rollouts, A)
   beyond_NA = jnp.arange(A)[None] >= prompts_N.answer_length_B[:, None]
   ends = lambda token: jnp.isin(token, jnp.asarray(end_ids, jnp.int32))
   same_NA = (own_NA == prompts_N.answer_BA) | (ends(own_NA) & ends(prompts_N.answer_BA))
   as_long_N = rollouts.length_N - start_N == prompts_N.answer_length_B
   return (same_NA | beyond_NA).all(axis=1) & as_long_N & rollouts.ended_N
+
+
+def token_prefix(marker_ids, prompts_N, rollouts, end_ids=()):
+  """Whether what stands behind the first marker, up to the end token, begins the reference answer: bool `[N]`.
+
+  One token is enough; RPT (arXiv 2506.08007) rewards a continuation of any length that is right so far, where its end
+  is the end of a token of the text.
+  """
+  A = prompts_N.answer_BA.shape[1]
+  own_NA, start_N = behind_marker(marker_ids, rollouts, A)
+  last_N = jnp.take_along_axis(prompts_N.answer_BA, prompts_N.answer_length_B[:, None] - 1, axis=1)[:, 0]
+  words_N = prompts_N.answer_length_B - jnp.isin(last_N, jnp.asarray(end_ids, jnp.int32))  # a document's has no end
+  own_length_N = rollouts.length_N - 1 - start_N
+  beyond_NA = jnp.arange(A)[None] >= own_length_N[:, None]
+  same_N = ((own_NA == prompts_N.answer_BA) | beyond_NA).all(axis=1)
+  return same_N & (own_length_N >= 1) & (own_length_N <= words_N) & rollouts.ended_N
+
+
+def behind_marker(marker_ids, rollouts, width: int):
+  """The first `width` tokens behind the first marker, of any kind beyond the completion, and where they start."""
+  start_N = rows.find_marker(rollouts.token_NR, rollouts.length_N, marker_ids) + len(marker_ids)
+  column_NA = start_N[:, None] + jnp.arange(width)[None]
+  last = rollouts.token_NR.shape[1] - 1
+  return jnp.take_along_axis(rollouts.token_NR, jnp.minimum(column_NA, last), axis=1), start_N
 
 
 def varies(label_N, counts_N, group_size: int):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nrt_jax import arrays, errors
-from nrt_jax.data import columns, order, overlong, prompts, readers
+from nrt_jax.data import columns, documents, order, overlong, prompts, readers
 from nrt_jax.data.hints import AnswerHints
 from nrt_jax.tasks import multiple_choice
 from nrt_jax.tasks import table as tasks
@@ -34,6 +34,8 @@ class DataConfig:
   trace_column: str | None = None  # a given trace; an example without one (absent, null or "") has none
   choices_column: str | None = None  # list of choices, shown as "(A) ..." below the question; the answer is its letter
   messages_column: str | None = None  # replaces question and answer: the last assistant turn is the answer (tulu 3)
+  document_column: str | None = None  # replaces question and answer: plain text, cut at a random token
+  horizon: int = 1  # tokens of a document behind the cut: the answer, without end token
   world_column: str | None = None  # what an environment knows of an example: see docs/environments.md
   weight_column: str | None = None  # how often an example is drawn: in proportion to this number; None = all alike
   shuffle_seed: int | None = None  # shuffles the source before offset and limit; None = its own order
@@ -48,6 +50,7 @@ class DataConfig:
   def __post_init__(self):
     object.__setattr__(self, "task_options", errors.pairs("data.task_options", self.task_options))
     leasts = {"offset": 0, "limit": 1, "examples": 1, "max_trace_length": 0, "packing": 0, "shuffle_seed": 0}
+    leasts["horizon"] = 1
     for key, least in leasts.items():
       value = getattr(self, key)
       if value is not None and value < least:
@@ -57,6 +60,11 @@ class DataConfig:
     if self.answer_after == "" or (self.answer_after and without_texts):
       found = f"found {self.answer_after!r} with source {self.source!r}, choices_column {self.choices_column!r}"
       raise errors.UserError(f"data.answer_after: {found}, allowed: null, or a text in answers of a file or the hub")
+    others = ("answer_after", "trace_column", "choices_column", "messages_column")
+    other = next((key for key in others if getattr(self, key)), None)
+    if self.document_column and (other or self.source.startswith(TASK)):
+      beside = f"data.{other}" if other else "a task, which has no columns"
+      raise errors.UserError(f"data.document_column: found {self.document_column!r} with {beside}, allowed: null")
     if self.weight_column and (self.packing or self.source.startswith(TASK)):
       without = "a task, which has no columns" if self.source.startswith(TASK) else "data.packing"
       raise errors.UserError(f"data.weight_column: found {self.weight_column!r} with {without}, allowed: null")
@@ -155,7 +163,9 @@ def _to_example(config, row, where) -> Example:
   trace = None
   if config.trace_column and not columns.missing(row, config.trace_column):
     trace = columns.text(row, config.trace_column, where)
-  if config.messages_column:
+  if config.document_column:
+    question, answer = columns.text(row, config.document_column, where), ""
+  elif config.messages_column:
     question, answer = columns.split_messages(columns.column(row, config.messages_column, where), where)
   elif config.choices_column:
     question, answer = _letter_choices(config, row, where)
@@ -188,7 +198,7 @@ class TokenDataset:
 
   examples: list
   prompts: list  # int32 arrays, 1 to P tokens each
-  answers: list  # int32 arrays, 1 to A tokens, the end token included unless the answer was cut
+  answers: list  # int32 arrays, 1 to A tokens, the end token included unless the answer was cut, or of a document
   traces: list  # int32 arrays, 0 to R tokens, without marker
   widths: tuple[int, int, int]  # P, A, R: the same for every batch, so that nothing is compiled twice
   pad_id: int
@@ -217,6 +227,8 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
   worlds.Worlds. Raises UserError where a policy says so, a prompt has no tokens, or no example is left.
   """
   hints = AnswerHints(tokenizer, form, prompt) if hints is True else hints
+  cuts = documents.cut(tokenizer, form, data, prompt, examples) if data.document_column else None
+  examples = cuts.examples if cuts else examples
   where = [example.where for example in examples]
   limits = {
     "prompt": (prompt.max_prompt_length, prompt.overlong_prompt),
@@ -225,16 +237,19 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
   }
   traces = [example.trace or "" if data.max_trace_length else "" for example in examples]
   questions = [example.question for example in examples]
-  ids = {"prompt": prompts.encode_prompts(tokenizer, form, prompt, questions, where)}
+  ids = {"prompt": cuts.prompts if cuts else prompts.encode_prompts(tokenizer, form, prompt, questions, where)}
   if hints:
     limits[hints.kind], ids[hints.kind] = (hints.width, prompt.overlong_prompt), hints.encode(examples)
-  ids["answer"] = prompts.encode_answers(tokenizer, form, [example.answer for example in examples])
+  answers = [example.answer for example in examples]
+  ids["answer"] = cuts.answers if cuts else prompts.encode_answers(tokenizer, form, answers)
   ids["trace"] = prompts.encode_traces(tokenizer, form, traces)
 
   def shorten(kind, i):
     limit = limits[kind][0]
     if hints and kind == hints.kind:
       return hints.cut(examples[i])
+    if kind == "prompt" and cuts:
+      return cuts.shortened(i, limit)
     if kind == "prompt":  # its end asks for the answer, so it loses its start
       return prompts.cut_prompt(tokenizer, form, prompt, questions[i], limit)
     return ids[kind][i][:limit]

@@ -44,6 +44,29 @@ def test_any_end_token_ends_a_right_answer_and_none_is_wrong():
   assert not rlvr.token_match(MARKER_IDS, cut, rollouts, (EOS, END)).any()
 
 
+def test_token_prefix():
+  """References with and without an end token; own answers that are shorter, as long, longer, wrong, or not there."""
+  END, EOS = 17, toy.EOS
+  references = [[4, 5, EOS], [4, 5, 6]]
+  tails = [[4], [4, 5], [4, 5, 6], [5], [4, 6], [], [4, 5, EOS]]
+  completions = [(ids, tail, end) for ids in references for tail in tails for end in (EOS, END, None)]
+  prompts_N, N = toy.prompts(1), len(completions)
+  token_NR, length_N = np.full((N, 9), 4, np.int32), np.zeros(N, np.int32)
+  for n, (_, tail, end) in enumerate(completions):
+    text = [1, *MARKER_IDS, *tail, *([] if end is None else [end])]
+    token_NR[n, : len(text)], length_N[n] = text, len(text)
+  prompts_N = repeat_rows(prompts_N, N).replace(
+    answer_BA=jnp.array([c[0] for c in completions]), answer_length_B=jnp.full(N, 3)
+  )
+  ended_N = jnp.array([end is not None for *_, end in completions])
+  found = rlvr.token_prefix(MARKER_IDS, prompts_N, Rollouts(token_NR, length_N, None, ended_N, None), (EOS, END))
+  expected = [reference.begins(tail, end is not None, ids, (EOS, END)) for ids, tail, end in completions]
+  np.testing.assert_array_equal(found, expected)
+  assert 8 <= sum(expected) <= N - 8
+  nowhere = Rollouts(np.full((N, 9), 4, np.int32), length_N, None, ended_N, None)
+  assert not rlvr.token_prefix(MARKER_IDS, prompts_N, nowhere, (EOS, END)).any()
+
+
 @pytest.mark.parametrize(
   "name,over,minibatches",
   [
