@@ -128,8 +128,10 @@ def score_answers(params, config: ModelConfig, marker_ids, answer_NA, answer_len
   column = jnp.arange(suffix.shape[1])[None]
   valid = column < M + answer_length_N[:, None]
   position = jnp.where(valid, start_N[:, None] + column, -1)
-  hidden, _ = forward(params, config, suffix[:, :-1], position[:, :-1], caches)
-  hidden = jnp.concatenate([hidden_ND[:, None].astype(hidden.dtype), hidden], 1)
+  hidden = hidden_ND[:, None]
+  if suffix.shape[1] > 1:  # a single token is predicted from what is there
+    more, _ = forward(params, config, suffix[:, :-1], position[:, :-1], caches)
+    hidden = jnp.concatenate([hidden.astype(more.dtype), more], 1)
   logp, _ = token_log_probs(params, config, hidden, suffix)
   logp = jnp.where(valid, logp, 0.0)
   return AnswerScores(marker_logp_NM=logp[:, :M], answer_logp_NA=logp[:, M:])

@@ -111,6 +111,11 @@ def hand():
   return Hand()
 
 
+RLP = {  # arXiv 2510.01265
+  "reward": "log_prob", "baseline": "subtract", "base_policy": "reference", "base_place": "prompt",
+  "reference": "moving_average", "center": "leave_one_out", "scale": "none", "answer_weight": "none",
+  "format_coef": 0.0, "trace_loss": "ppo_clip", "normalisation": "sequence",
+}  # fmt: skip
 HAND_CASES = [
   (name, over, minibatches)
   for name, over, minibatches in [
@@ -121,7 +126,7 @@ HAND_CASES = [
     ("nrt_log_prob_one", {"normalisation": "token", "scale": "none"}, 2),
     ("nrt_arithmetic_token", {"answer_weight": "derived", "train_forced_marker": True}, 1),
     ("nrt_inverse_scaled_frozen", {"normalisation": "token", "kl_coef": 0.0, "entropy_coef": 0.0}, 1),
-    ("rlp", {}, 1),
+    ("nrt_paper", RLP, 1),
     ("nrt_log_prob_one", {"center": "mean", "scale": "none", "positive_only": True}, 1),
   ]
 ]

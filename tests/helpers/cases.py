@@ -25,14 +25,6 @@ CASES = {
       "reference": "frozen", "kl_coef": 0.1, "entropy_coef": 0.01,
     },
   ),
-  "rlp": (
-    "nrt",
-    {
-      "reward": "log_prob", "baseline": "subtract", "base_policy": "reference", "base_place": "prompt",
-      "reference": "moving_average", "center": "leave_one_out", "scale": "none", "answer_weight": "none",
-      "format_coef": 0.0, "trace_loss": "ppo_clip", "normalisation": "sequence",
-    },
-  ),
   "sft_prompt": ("sft", {"train_prompt": True, "train_marker": False, "normalisation": "sequence"}),
   **{name: (name, {}) for name in ALGORITHMS if name != "nrt"},
   "raro": ("raro", {"critic": {"max_length": 9}}),

@@ -24,7 +24,10 @@ def test_the_bare_prompt_has_neither_trace_open_nor_marker():
   prompts = prompts.replace(prompt_BP=prompt_BP, prompt_length_B=length_B)
   setup = toy.setup(model=MODEL, prompt_format=dataclasses.replace(toy.form(), open_ids=opened))
   params = toy.params(MODEL)
-  found = jax.jit(functools.partial(tools.score_bare, setup))(params, prompts)
+  score_bare = jax.jit(functools.partial(tools.score_bare, setup))
+  found = score_bare(params, prompts)
+  one = score_bare(params, prompts.replace(answer_BA=prompts.answer_BA[:, :1], answer_length_B=np.ones(2, np.int32)))
+  np.testing.assert_allclose(one.answer_logp_NA, found.answer_logp_NA[:, :1], rtol=1e-4, atol=1e-5)
   assert found.marker_logp_NM.shape == (2, 0)
   token_NL, position_NL = np.full((2, 9), toy.PAD), np.full((2, 9), -1)
   rows = [
