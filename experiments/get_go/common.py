@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import report
+from lanes import Lane
 
 from nrt_jax import rows, workdir
 from nrt_jax.algorithms import policy_gradient as pg
@@ -50,6 +51,9 @@ class Phase:
   samples: int = 1  # of each prompt
   settings: tuple = ()  # (dotted config key, value) pairs over the method's defaults
   given: bool = False  # a start that is given to all arms: it counts no tokens and no FLOPs
+  # Trained at the same time, by an optimizer of its own: from the same parameters each of the two makes its step, and
+  # the mean of both is where the next one begins (parallel averaging, arXiv 2606.04272)
+  beside: "Phase | None" = None
 
   @property
   def whole(self) -> bool:
@@ -147,6 +151,10 @@ class Bench:
     found = {"pass_1": right.mean(), f"pass_{SAMPLES}": right.any(axis=1).mean()}
     return {**found, "entropy": -own.sum() / tokens, "kl_start": (own.sum() - others.sum()) / tokens}
 
+  def also(self, params) -> dict:
+    """What else a study measures at the end of an arm: name -> number."""
+    return {}
+
   # ---------------------------------------------------------------------------------------------------------- runs
 
   def run(self, arm: tuple, seed: int) -> dict:
@@ -161,6 +169,7 @@ class Bench:
     end = self.probe(at["params"], start["params"])
     for name in self._held_out:
       end |= self.accuracy(at["params"], name)
+    end |= self.also(at["params"])
     return {"curve": rounded(at["curve"]), "end": rounded(end), "cpu_seconds": round(time.process_time() - clock, 1)}
 
   def forget(self) -> None:
@@ -175,46 +184,37 @@ class Bench:
     return {"params": params, "curve": [], "counts": {"sampled": 0.0, "trained": 0.0, "flops": 0.0}}
 
   def _run_phase(self, at: dict, phase: Phase, seed: int, number: int) -> dict:
-    run = self.config(phase)
-    setup = opening.open_setup(run, self.model, self.tokenizer, self.form)
-    if (run.data, run.environment) not in self._datasets:
-      self._datasets[run.data, run.environment] = self._load(run.data, opening.second_texts(setup, self.tokenizer))
-    data, position = self._datasets[run.data, run.environment], batches.Position()
-    # A step donates its states, so they must not share buffers with where other arms go on from.
-    states = programs.init_states(setup, jax.tree.map(jnp.copy, at["params"]), jax.random.key(1000 * number + seed))
+    lanes = [Lane(self, one, at["params"], 1000 * number + seed) for one in (phase, phase.beside) if one is not None]
     counts, curve = dict(at["counts"]), list(at["curve"])
     points = {round(phase.steps * share / POINTS) for share in range(1, POINTS + 1)}
-    history = []
     for step in range(1, phase.steps + 1):
-      batch, position = batches.batch(data, position, phase.prompts, seed)
-      batch = jax.device_put(batch)
-      train_step, work = self._program(phase, setup, states, batch)
-      states, metrics, _ = train_step(states, batch)
-      history.append(metrics)
+      for lane in lanes:
+        lane.step(seed)
+      if len(lanes) > 1:
+        mean = jax.tree.map(lambda *params: sum(params) / len(params), *(lane.params for lane in lanes))
+        for lane in lanes:
+          lane.go_on_from(mean)
       if step in points:
-        lines = [{name: float(value) for name, value in line.items()} for line in jax.device_get(history)]
-        self._count(counts, phase, work, lines)
-        shown = {name: float(np.mean([line[name] for line in lines])) for name in SHOWN if name in lines[0]}
-        accuracy = {} if phase.given and step < phase.steps else self.accuracy(states.policy.params, "test")
+        shown = [lane.take_metrics(counts) for lane in lanes][0]
+        accuracy = {} if phase.given and step < phase.steps else self.accuracy(lanes[0].params, "test")
         curve.append({"phase": number, "step": step, **counts, **accuracy, **shown})
-        history = []
-    return {"params": states.policy.params, "curve": curve, "counts": counts}
+    return {"params": lanes[0].params, "curve": curve, "counts": counts}
 
-  def _program(self, phase: Phase, setup: programs.Setup, states, batch):
+  def dataset(self, run: RunConfig, setup: programs.Setup) -> batches.TokenDataset:
+    """What a phase trains on, read once."""
+    key = run.data, run.environment
+    if key not in self._datasets:
+      self._datasets[key] = self._load(run.data, opening.second_texts(setup, self.tokenizer))
+    return self._datasets[key]
+
+  def program(self, phase: Phase, setup: programs.Setup, states, batch):
     """The compiled step, and the Work that its FLOPs are counted by; compiled once for all seeds."""
-    key = dataclasses.replace(phase, given=False)
+    key = dataclasses.replace(phase, given=False, beside=None)
     if key not in self._programs:
       compiled = host_grading.compile_programs(setup, states, batch)
       work = throughput.Work(setup, throughput.phases_in(compiled), None)
       self._programs[key] = host_grading.assemble(setup, self.tokenizer, *compiled), work
     return self._programs[key]
-
-  def _count(self, counts: dict, phase: Phase, work, lines: list) -> None:
-    for line in lines if not phase.given else ():
-      tokens = throughput.take_tokens(line)
-      counts["sampled"] += tokens.get("generated", 0.0)
-      counts["trained"] += tokens["trained"]
-      counts["flops"] += sum(throughput.model_flops(work, tokens).values())
 
 
 def write_model(directory: str, words: tuple, window: int | None) -> None:
@@ -224,9 +224,6 @@ def write_model(directory: str, words: tuple, window: int | None) -> None:
   sizes |= dict(num_key_value_heads=4, head_dim=16, max_position_embeddings=256)
   sizes |= {} if window is None else dict(family="mistral", sliding_window=window)
   hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), **sizes), directory)
-
-
-SHOWN = ("reward/mean", "trace/length_mean", "answer/logp", "policy/entropy")
 
 
 def build_probe(setup: programs.Setup, sampling):

@@ -36,6 +36,8 @@ def table(lines: list) -> str:
   first = [f"{key}, greedy" for key in extra]
   equal = [f"test at {limits['sampled'] / 1e3:,.0f}k sampled", f"test at {limits['flops'] / 1e12:.2f} TFLOP"]
   probes = [*(key for key in lines[0]["end"] if key.startswith("pass_")), "entropy", "kl_start", "test_trace"]
+  known = {*probes, *extra, *(f"{key}_trace" for key in extra)}
+  probes += [key for key in lines[0]["end"] if key not in known]
   head = ["arm", "seeds", *first, *equal, *probes, "sampled", "TFLOP", "CPU s"]
   rows = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
   for arm in dict.fromkeys(line["arm"] for line in lines):
