@@ -7,6 +7,7 @@ Each finished arm of a seed is one line of results.jsonl.
 """
 
 import argparse
+import copy
 import dataclasses
 import os
 import sys
@@ -111,12 +112,12 @@ class Bench:
     values["model"].update(path=self.model_path, weights="random")
     values["prompt"].update(max_prompt_length=lengths.prompt, max_answer_length=lengths.answer)
     values["sampling"]["max_trace_length"] = lengths.trace + (1 + lengths.answer if phase.whole else 0)
-    values["data"].update(self.sets.train[phase.data])
+    values["data"].update(copy.deepcopy(self.sets.train[phase.data]))  # a phase's settings are its own
     if phase.algorithm == "sft":
       values["data"]["max_trace_length"] = lengths.trace
     values["optimizer"].update(eps=1e-8, learning_rate=1e-3)
     if self.environment is not None and ALGORITHMS[phase.algorithm].lives_in_worlds:
-      values["environment"] = self.environment
+      values["environment"] = dict(self.environment)
     for key, value in phase.settings:
       override(values, key.split("."), str(value))
     return stages_of(values)[0]
