@@ -54,7 +54,8 @@ def test_many_arrays_of_a_mesh_are_summed_one_at_a_time():
   leaves = {str(i): jax.device_put(np.full((32, 8), i, np.float32), cut) for i in range(60)}
   for _ in range(10):
     found = digests.of_arrays(leaves)
-  assert {name: int(value, 16) for name, value in found.items()} == {n: digest(np.asarray(a)) for n, a in leaves.items()}
+  expected = {name: digest(np.asarray(leaf)) for name, leaf in leaves.items()}
+  assert {name: int(value, 16) for name, value in found.items()} == expected
 
 
 def test_every_single_bit_and_every_swap_is_seen():
