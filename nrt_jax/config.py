@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from nrt_jax import curricula
 from nrt_jax.algorithms.table import ALGORITHMS
-from nrt_jax.data.batches import TASK, DataConfig
 from nrt_jax.data.prompts import PromptConfig
+from nrt_jax.data.sources import TASK, DataConfig
 from nrt_jax.environments.table import ENVIRONMENTS
 from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation.held_out import EvaluationConfig

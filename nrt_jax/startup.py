@@ -13,7 +13,7 @@ import numpy as np
 from nrt_jax import resuming, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.config import RunConfig
-from nrt_jax.data import batches, control_tokens, overlong, packing
+from nrt_jax.data import batches, control_tokens, overlong, packing, sources
 from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights, token_rows
@@ -162,7 +162,7 @@ def describe_data(stage: Stage) -> str:
   evaluated = "" if held is None else f"; evaluation: {overlong.summary(len(held), held.counts)}"
   idle, size = len(stage.setup.model.vocab_inactive), stage.setup.form.vocab_size_needed
   tokens = f"; {size - idle:,} of {size:,} tokens" if idle else ""
-  task = batches.task_of(run.data) if stage.setup.algorithm.samples_traces else None
+  task = sources.task_of(run.data) if stage.setup.algorithm.samples_traces else None
   likely = "" if task is None else chance.describe(task, run.samples_per_prompt)
   examples = f"stage {run.stage}: {overlong.summary(len(rows.examples), rows.counts)}{packed}{evaluated}{tokens}"
   return f"{examples}; {likely}" if likely else examples

@@ -14,7 +14,7 @@ CONFINED = {
   "safetensors": ("model.hf_weights",),
   "transformers": ("model.hf_weights", "data.prompts", "data.endings"),
   "tokenizers": ("data.prompts", "data.control_tokens"),
-  "datasets": ("data.batches", "tasks"),
+  "datasets": ("data.sources", "tasks"),
   "pyarrow": ("data.readers",),
   "math_verify": ("tasks.symbolic",),
   "ml_collections": ("commands",),

@@ -9,7 +9,7 @@ import pytest
 import toy
 
 from nrt_jax import config, resuming
-from nrt_jax.data.batches import Example
+from nrt_jax.data.sources import Example
 from nrt_jax.errors import UserError
 
 INPUTS = {

@@ -25,7 +25,7 @@ from nrt_jax.algorithms import policy_gradient as pg
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.commands.configs import base_config, override, plain
 from nrt_jax.config import RunConfig, stages_of
-from nrt_jax.data import batches
+from nrt_jax.data import batches, sources
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out
@@ -122,10 +122,10 @@ class Bench:
       override(values, key.split("."), str(value))
     return stages_of(values)[0]
 
-  def _data(self, values: dict) -> batches.DataConfig:
-    return batches.DataConfig(**values)
+  def _data(self, values: dict) -> sources.DataConfig:
+    return sources.DataConfig(**values)
 
-  def _load(self, data: batches.DataConfig, texts=False) -> batches.TokenDataset:
+  def _load(self, data: sources.DataConfig, texts=False) -> batches.TokenDataset:
     """texts: of an environment's worlds, or False."""
     prompt = self.config(Phase("sft", 1, next(iter(self.sets.train)))).prompt
     return batches.load_dataset(data, prompt, self.tokenizer, self.form, texts)

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 from common import Lengths, Phase, Sets
 
-from nrt_jax.data import batches
+from nrt_jax.data import batches, sources
 from nrt_jax.errors import UserError
 from nrt_jax.step import opening
 from nrt_jax.step.tools import make_tools
@@ -83,7 +83,7 @@ class Bench(common.Bench):
     """Examples of the test split that show their working, as one batch."""
     data = {**self.sets.train["pretraining"], "split": "test", "examples": EXAMPLES["test"]}
     data["task_options"] = {**data["task_options"], "trace_share": 1.0}
-    loaded = self._load(batches.DataConfig(**data, max_trace_length=self.lengths.trace))
+    loaded = self._load(sources.DataConfig(**data, max_trace_length=self.lengths.trace))
     return jax.device_put(next(batches.eval_batches(loaded, len(loaded)))[0])
 
   @functools.cached_property

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nrt_jax.data import batches, prompts
-from nrt_jax.data.batches import DataConfig
+from nrt_jax.data import batches, prompts, sources
+from nrt_jax.data.sources import DataConfig
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.rollout.sampler import SamplingConfig, check_temperature
 from nrt_jax.tasks import grading, symbolic
@@ -97,7 +97,7 @@ def grader(config: DataConfig, name: str | None = None):
   """
   if name is not None:
     return tasks.GRADERS[name]
-  task = batches.task_of(config)
+  task = sources.task_of(config)
   return grading.exact_match if task is None else task.grade
 
 

@@ -12,7 +12,7 @@ import toy
 from nrt_jax import startup
 from nrt_jax.algorithms import rationalization
 from nrt_jax.arrays import AnswerScores, Rollouts
-from nrt_jax.data import batches, order, prompts
+from nrt_jax.data import batches, order, prompts, sources
 from nrt_jax.errors import UserError
 from nrt_jax.step import programs
 from nrt_jax.step.state import States, TrainState
@@ -156,9 +156,9 @@ def dataset(question="what is one plus two", **over):
   tokenizer = prompts.word_tokenizer(WORDS, special=("<|response_start|>",))
   template = "{question} the answer is {answer} explain"
   config = prompts.PromptConfig(**{"hint_template": template, "max_prompt_length": 8, "max_answer_length": 4, **over})
-  examples = [batches.Example(question, "three", None, "here"), batches.Example("what", "two", None, "there")]
+  examples = [sources.Example(question, "three", None, "here"), sources.Example("what", "two", None, "there")]
   form = prompts.make_format(tokenizer, config)
-  return tokenizer, lambda hints: batches.tokenize(examples, batches.DataConfig(), config, tokenizer, form, hints)
+  return tokenizer, lambda hints: batches.tokenize(examples, sources.DataConfig(), config, tokenizer, form, hints)
 
 
 def test_hints_show_the_answer_in_the_prompt_template():

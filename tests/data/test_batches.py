@@ -9,9 +9,10 @@ import pytest
 from paths import DATA
 
 from nrt_jax import errors
-from nrt_jax.data import batches, overlong, prompts
-from nrt_jax.data.batches import DataConfig, Position
+from nrt_jax.data import batches, overlong, prompts, sources
+from nrt_jax.data.batches import Position
 from nrt_jax.data.prompts import PromptConfig
+from nrt_jax.data.sources import DataConfig
 
 GSM8K = DATA / "gsm8k"
 WORDS = [f"{kind}{i}" for kind in "qat" for i in range(40)] + ["+", "?", "w"]
@@ -34,7 +35,7 @@ def make_dataset(words, examples, data_options=(), **prompt_options):
 def make_examples(lengths):
   """Examples of (prompt, answer, trace) lengths in words."""
   texts = [[" ".join([f"{kind}{i}"] * n) for kind, n in zip("qat", length)] for i, length in enumerate(lengths)]
-  return [batches.Example(q, a, t or None, f"x.jsonl:{i + 1}") for i, (q, a, t) in enumerate(texts)]
+  return [sources.Example(q, a, t or None, f"x.jsonl:{i + 1}") for i, (q, a, t) in enumerate(texts)]
 
 
 def test_columns_are_aligned_and_padded_with_the_tokenizers_pad(words):
@@ -77,7 +78,7 @@ def test_overlong_examples_are_dropped_and_counted_once(words):
 
 def test_overlong_examples_are_cut_and_counted(words):
   tokenizer, form = words
-  example = batches.Example("q0 q1 q2 q3 q4 q5 q6 q7", "a0 a1 a2 a3 a4", "t0 t1 t2", "x:1")
+  example = sources.Example("q0 q1 q2 q3 q4 q5 q6 q7", "a0 a1 a2 a3 a4", "t0 t1 t2", "x:1")
   options = {"overlong_prompt": "cut_left", "overlong_answer": "cut"}
   dataset = make_dataset(words, [example], {"max_trace_length": 2, "overlong_trace": "cut"}, **options)
   texts = [prompts.decode(tokenizer, ids[0]) for ids in (dataset.prompts, dataset.answers, dataset.traces)]
@@ -88,7 +89,7 @@ def test_overlong_examples_are_cut_and_counted(words):
 
 
 def test_a_prompt_of_which_the_template_alone_is_left_is_dropped(words):
-  examples = [batches.Example(f"q0{' q1' * count}", "a0", None, f"x:{count}") for count in (1, 6)]
+  examples = [sources.Example(f"q0{' q1' * count}", "a0", None, f"x:{count}") for count in (1, 6)]
   words = words[0], dataclasses.replace(words[1], template="? ? ? {question} + +")
   cut = make_dataset(words, examples, overlong_prompt="cut_left")
   assert [prompts.decode(words[0], ids) for ids in cut.prompts] == ["? ? ? q1 + +"] * 2
@@ -206,7 +207,7 @@ def test_evaluation_sees_every_example_once(seven, batch_size, hosts):
 @pytest.mark.skipif(not (GSM8K / "test.jsonl").exists(), reason="../shared/data/gsm8k is not on this machine")
 def test_gsm8k_goes_through_whole():
   config = DataConfig(source=str(GSM8K / "test.jsonl"), limit=200)
-  examples = batches.load_examples(config)
+  examples = sources.load_examples(config)
   assert len(examples) == 200 and examples[0].question.startswith("Janet’s ducks")
   tokenizer = prompts.byte_pair_tokenizer([f"{e.question}\n{e.answer}" for e in examples], 600)
   prompt = PromptConfig(template="Question: {question}\nAnswer:", max_prompt_length=150, max_answer_length=160)

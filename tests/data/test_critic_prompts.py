@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from nrt_jax import errors
-from nrt_jax.data import batches, chat_templates, control_tokens, critic_prompts, prompts
+from nrt_jax.data import batches, chat_templates, control_tokens, critic_prompts, prompts, sources
 from nrt_jax.data.critic_prompts import CriticConfig, CriticHeads
 from nrt_jax.data.prompts import PromptConfig
 
@@ -34,7 +34,7 @@ class Critic:
     self.heads = CriticHeads(tokenizer, self.form, prompt, critic, self.made.head_width)
 
   def head(self, question):
-    return self.heads.encode([batches.Example(question, "72", None, "here")])[0]
+    return self.heads.encode([sources.Example(question, "72", None, "here")])[0]
 
   def text(self, question, answers=ANSWERS):
     """The whole prompt, put together from its pieces."""
@@ -220,7 +220,7 @@ def test_words_before_an_answer_on_the_questions_line_are_forbidden_too():
 def test_a_cut_head_loses_the_questions_oldest_words_and_none_of_the_templates(template, question):
   prompt = dataclasses.replace(CHAT, template=template, system="Be brief.")
   critic = Critic(chats.tokenizer("chatml"), prompt)
-  head, example = critic.head(question), batches.Example(question, "72", None, "here")
+  head, example = critic.head(question), sources.Example(question, "72", None, "here")
   cut_to = lambda width: dataclasses.replace(critic.heads, width=width).cut(example)
   cuts = list(itertools.takewhile(lambda cut: cut is not None, map(cut_to, range(len(head), 0, -1))))
   texts = [prompts.decode(critic.tokenizer, cut) for cut in cuts]
@@ -238,7 +238,7 @@ def dataset(tmp_path, critic, questions, **prompt):
   path = tmp_path / "data.jsonl"
   path.write_text("".join(json.dumps({"question": q, "answer": "7"}) + "\n" for q in questions))
   prompt = dataclasses.replace(critic.prompt, **prompt)
-  return batches.load_dataset(batches.DataConfig(source=str(path)), prompt, critic.tokenizer, critic.form, critic.heads)
+  return batches.load_dataset(sources.DataConfig(source=str(path)), prompt, critic.tokenizer, critic.form, critic.heads)
 
 
 def test_a_data_set_holds_the_heads(tmp_path):
@@ -275,7 +275,7 @@ def test_overlong_heads_are_dropped_cut_or_refused_by_their_own_key(tmp_path):
 
 def test_a_question_that_the_chat_template_refuses_names_its_line():
   critic = Critic(chats.tokenizer("mistral_v3"))
-  example = batches.Example([turn("user", "a"), turn("user", "b")], "7", None, "x.jsonl:2")
+  example = sources.Example([turn("user", "a"), turn("user", "b")], "7", None, "x.jsonl:2")
   with pytest.raises(errors.UserError, match="^x.jsonl:2: prompt.template: .* the turns user, user: roles must al"):
     critic.heads.encode([example])
 

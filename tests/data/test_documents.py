@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nrt_jax.data import batches, documents, prompts
-from nrt_jax.data.batches import DataConfig
 from nrt_jax.data.prompts import PromptConfig
+from nrt_jax.data.sources import DataConfig
 from nrt_jax.errors import UserError
 
 TEXTS = [" ".join(f"w{(7 * i + k) % 30}" for k in range(2 + 3 * i)) for i in range(8)]  # 2 to 23 words

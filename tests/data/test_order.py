@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from nrt_jax.data import batches, order, prompts
-from nrt_jax.data.batches import DataConfig
+from nrt_jax.data import batches, order, prompts, sources
+from nrt_jax.data.sources import DataConfig
 from nrt_jax.errors import UserError
 
 
@@ -69,12 +69,12 @@ def test_batches_follow_the_weights_from_any_position(tmp_path):
 )
 def test_weights_are_checked(tmp_path, weights, text):
   with pytest.raises(UserError, match=text):
-    batches.load_examples(weighted_file(tmp_path, weights))
+    sources.load_examples(weighted_file(tmp_path, weights))
 
 
 def test_weights_of_a_csv_file(tmp_path):
   (tmp_path / "rows.csv").write_text("question,answer,often\nq,a,0.5\nr,b,2\n")
-  examples = batches.load_examples(DataConfig(source=str(tmp_path / "rows.csv"), weight_column="often"))
+  examples = sources.load_examples(DataConfig(source=str(tmp_path / "rows.csv"), weight_column="often"))
   assert [example.weight for example in examples] == [0.5, 2.0]
 
 

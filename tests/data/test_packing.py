@@ -13,7 +13,7 @@ from paths import DATA
 
 from nrt_jax import config, startup
 from nrt_jax.algorithms import sft
-from nrt_jax.data import batches, packing
+from nrt_jax.data import batches, packing, sources
 from nrt_jax.errors import UserError
 from nrt_jax.model import decoder
 from nrt_jax.step import programs
@@ -28,7 +28,7 @@ def token_dataset(lengths, widths=(6, 5, 4)):
   """Examples of random tokens; lengths: of prompt, answer and trace."""
   rng = np.random.default_rng(4)
   ids = [[rng.integers(0, toy.MARKER, n).astype(np.int32) for n in column] for column in zip(*lengths)]
-  examples = [batches.Example("q", "a", None, f"file:{i + 1}") for i in range(len(lengths))]
+  examples = [sources.Example("q", "a", None, f"file:{i + 1}") for i in range(len(lengths))]
   return batches.TokenDataset(examples, *ids, widths, toy.PAD, {})
 
 
@@ -213,7 +213,7 @@ def test_config_errors():
   with pytest.raises(UserError, match="data.packing: found 64, allowed: 0, or algorithm.name sft"):
     toy.run_config("nrt", data__packing=64)
   with pytest.raises(UserError, match="data.packing: found -1, allowed: 0 or more"):
-    batches.DataConfig(packing=-1)
+    sources.DataConfig(packing=-1)
   values = config.defaults("sft")
   values["evaluation"]["data"] = {"packing": 8}
   with pytest.raises(UserError, match="evaluation.data.packing: found 8, allowed: 0"):

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from nrt_jax import errors
-from nrt_jax.data import batches
-from nrt_jax.data.batches import DataConfig
+from nrt_jax.data import sources
+from nrt_jax.data.sources import DataConfig
 
 PAIRS = [{"question": f"q{i} + {i} ?", "answer": f"a{i}"} for i in range(5)]
 
@@ -34,7 +34,7 @@ def write_parquet(path, rows):
 
 
 def pairs_of(source, **options):
-  return [(e.question, e.answer, e.trace) for e in batches.load_examples(DataConfig(source=source, **options))]
+  return [(e.question, e.answer, e.trace) for e in sources.load_examples(DataConfig(source=source, **options))]
 
 
 WANTED = [(row["question"], row["answer"], None) for row in PAIRS]
@@ -75,12 +75,12 @@ def test_a_hub_id_is_loaded_through_datasets(tmp_path, monkeypatch):
 def test_a_task_is_a_source():
   config = DataConfig(source="task:running_sum", examples=6, task_options={"trace_share": 1.0, "n_digits": 5})
   hash(config)
-  examples = batches.load_examples(config)
+  examples = sources.load_examples(config)
   assert len(examples) == 6 and all(len(e.trace.split()) == 5 for e in examples)
-  test = batches.load_examples(DataConfig(split="test", examples=6, task_options=(("n_digits", 5),)))
+  test = sources.load_examples(DataConfig(split="test", examples=6, task_options=(("n_digits", 5),)))
   assert not {e.question for e in examples} & {e.question for e in test}
   with pytest.raises(errors.UserError, match="^data.source: task: found 'sums', allowed: befunge, .*running_sum"):
-    batches.load_examples(DataConfig(source="task:sums"))
+    sources.load_examples(DataConfig(source="task:sums"))
 
 
 def test_the_column_map_and_numbers(tmp_path):

@@ -11,7 +11,7 @@ import toy
 
 from nrt_jax import errors, sharding
 from nrt_jax.data import prompts
-from nrt_jax.data.batches import DataConfig, Example
+from nrt_jax.data.sources import DataConfig, Example
 from nrt_jax.evaluation import held_out
 from nrt_jax.evaluation.held_out import EvaluationConfig
 from nrt_jax.rollout import scoring

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nrt_jax import errors
-from nrt_jax.data import batches, prompts
+from nrt_jax.data import prompts, sources
 from nrt_jax.tasks import countdown, expressions, splits
 from nrt_jax.tasks import table as tasks
 
@@ -239,8 +239,8 @@ def test_words_cover_every_text():
 
 
 def test_it_is_a_source():
-  config = batches.DataConfig(source="task:countdown_small", examples=5, task_options={"trace_share": 1.0})
-  assert [(e.question, e.answer, e.trace) for e in batches.load_examples(config)] == [
+  config = sources.DataConfig(source="task:countdown_small", examples=5, task_options={"trace_share": 1.0})
+  assert [(e.question, e.answer, e.trace) for e in sources.load_examples(config)] == [
     make("countdown_small").example(i) for i in range(5)
   ]
 

@@ -9,7 +9,7 @@ import reference
 import toy
 
 from nrt_jax import errors, startup
-from nrt_jax.data import batches, prompts
+from nrt_jax.data import batches, prompts, sources
 from nrt_jax.step import programs
 from nrt_jax.tasks import chance, machine, splits
 from nrt_jax.tasks import table as tasks
@@ -238,11 +238,11 @@ def test_one_config_evaluates_in_and_out_of_distribution():
   task = tasks.make_task("parity", "test", options)
   tokenizer = prompts.word_tokenizer(tasks.vocabulary(task))
   for shift in ({}, *task.shifts().values()):
-    data = batches.DataConfig(source="task:parity", split="test", examples=4, task_options={**options, **shift})
-    for example in batches.load_examples(data):
+    data = sources.DataConfig(source="task:parity", split="test", examples=4, task_options={**options, **shift})
+    for example in sources.load_examples(data):
       assert tokenizer.unk_token_id not in tokenizer(example.question)["input_ids"]
-    assert batches.task_of(data) == dataclasses.replace(task, **shift)
-  assert batches.task_of(batches.DataConfig(source="rows.jsonl")) is None
+    assert sources.task_of(data) == dataclasses.replace(task, **shift)
+  assert sources.task_of(sources.DataConfig(source="rows.jsonl")) is None
 
 
 # ---- Bad options -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import pytest
 from paths import DATA
 
 from nrt_jax import errors
-from nrt_jax.data import batches, prompts
+from nrt_jax.data import prompts, sources
 from nrt_jax.tasks import grading, long_answer, running_sum, splits, verse
 from nrt_jax.tasks import table as tasks
 
@@ -236,8 +236,8 @@ def test_a_refrain_is_not_tested(tmp_path):
 def test_verse_as_a_source(tmp_path):
   poem(tmp_path)
   options = {"path": str(tmp_path / "poem.txt"), "question_lines": 2, "answer_lines": 1}
-  assert len(batches.load_examples(batches.DataConfig(source="task:verse", task_options=options))) == 18
-  assert len(batches.load_examples(batches.DataConfig(source="task:verse", task_options=options, examples=4))) == 4
+  assert len(sources.load_examples(sources.DataConfig(source="task:verse", task_options=options))) == 18
+  assert len(sources.load_examples(sources.DataConfig(source="task:verse", task_options=options, examples=4))) == 4
   assert tasks.make_task("verse", "test", options).grade is None
 
 

@@ -8,7 +8,7 @@ import pytest
 from graders import GENEROUS, real, rows
 
 from nrt_jax import errors
-from nrt_jax.data import batches
+from nrt_jax.data import sources
 from nrt_jax.tasks import grading, multiple_choice
 from nrt_jax.tasks import table as tasks
 
@@ -131,8 +131,8 @@ def test_choices_become_text_and_letter():
 def test_a_column_of_choices(tmp_path):
   path = tmp_path / "rows.jsonl"
   path.write_text('{"question": "Which?", "options": ["red", "blue"], "answer": 1}\n')
-  config = batches.DataConfig(source=str(path), choices_column="options")
-  (example,) = batches.load_examples(config)
+  config = sources.DataConfig(source=str(path), choices_column="options")
+  (example,) = sources.load_examples(config)
   assert (example.question, example.answer) == ("Which?\n(A) red\n(B) blue", "(B)")
   for row, message in (
     ('{"question": "?", "options": ["red", "blue"], "answer": 2}', "rows.jsonl:1: found the answer 2, allowed: index"),
@@ -141,7 +141,7 @@ def test_a_column_of_choices(tmp_path):
   ):
     path.write_text(row + "\n")
     with pytest.raises(errors.UserError, match=message):
-      batches.load_examples(config)
+      sources.load_examples(config)
 
 
 def test_bbh_answers():
@@ -155,8 +155,8 @@ def test_bbh_answers():
 
 
 def test_mmlu_rows():
-  config = batches.DataConfig(source=str(real("math_eval/mmlu_stem.jsonl")), choices_column="choices")
-  examples, found = batches.load_examples(config), rows("math_eval/mmlu_stem.jsonl")
+  config = sources.DataConfig(source=str(real("math_eval/mmlu_stem.jsonl")), choices_column="choices")
+  examples, found = sources.load_examples(config), rows("math_eval/mmlu_stem.jsonl")
   assert len(examples) == len(found) == 3018
   for example, row in zip(examples, found):
     lines = example.question.split("\n")
