@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from nrt_jax import rows
 from nrt_jax.algorithms import policy_gradient as pg
-from nrt_jax.algorithms import verifier_free
+from nrt_jax.algorithms import settings, verifier_free
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import UserError
@@ -43,8 +43,8 @@ class RlprConfig(verifier_free.LikelihoodConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    pg.require_range(self, "format_share", 0, 1)
-    pg.require_range(self, "std_average_decay", 0, 1)
+    settings.require_range(self, "format_share", 0, 1)
+    settings.require_range(self, "std_average_decay", 0, 1)
     for key in ("std_filter", "repetition_penalty"):
       if getattr(self, key) < 0:
         raise UserError(f"algorithm.{key}: found {getattr(self, key)}, allowed: 0 (off) or more")
@@ -57,7 +57,7 @@ class RlprConfig(verifier_free.LikelihoodConfig):
 
 
 @dataclass(frozen=True)
-class NoverConfig(pg.PolicyGradientConfig):
+class NoverConfig(settings.PolicyGradientConfig):
   """NOVER: arXiv 2505.16022, rank of the reasoning perplexity in the group, and an efficiency term."""
 
   score_policy: str = "reference"  # the perplexity's policy follows the trained one | current

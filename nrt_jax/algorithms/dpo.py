@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from nrt_jax.algorithms import policy_gradient as pg
-from nrt_jax.algorithms import rlvr, sft, verifier_free
+from nrt_jax.algorithms import rlvr, settings, sft, verifier_free
 from nrt_jax.algorithms.interface import Algorithm, Collected, Tools
 from nrt_jax.arrays import LossSums, TrainBatch, repeat_rows
 from nrt_jax.errors import UserError, require_choice
@@ -47,8 +47,8 @@ class DpoConfig:
     require_choice("algorithm.chosen", self.chosen, CHOSEN)
     require_choice("algorithm.verifier", self.verifier, VERIFIERS)
     require_choice("algorithm.reward", self.reward, rewards.AGGREGATIONS)
-    require_choice("algorithm.reference", self.reference, pg.REFERENCES)
-    pg.require_range(self, "reference_decay", 0, 1)
+    require_choice("algorithm.reference", self.reference, settings.REFERENCES)
+    settings.require_range(self, "reference_decay", 0, 1)
     if self.beta <= 0:
       raise UserError(f"algorithm.beta: found {self.beta}, allowed: above 0")
     for key in ("min_gap", "chosen_coef"):

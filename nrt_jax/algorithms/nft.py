@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 
 from nrt_jax.algorithms import policy_gradient as pg
-from nrt_jax.algorithms import rlvr, verifier_free
+from nrt_jax.algorithms import rlvr, settings, verifier_free
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import TrainBatch, repeat_rows
 from nrt_jax.errors import UserError, require_choice
@@ -35,7 +35,7 @@ UNIT_REWARDS = ("prob", "geometric_mean", "arithmetic_mean")  # of the aggregati
 
 
 @dataclass(frozen=True)
-class NftConfig(pg.UpdateConfig):
+class NftConfig(settings.UpdateConfig):
   """Defaults are the paper's; "code" is NVlabs/NFT."""
 
   verifier: str = "token_match"  # one of rlvr.VERIFIERS | likelihood: of the reference answer after the trace

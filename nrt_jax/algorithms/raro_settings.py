@@ -4,8 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from nrt_jax.algorithms import policy_gradient as pg
-from nrt_jax.algorithms import replay, rlvr
+from nrt_jax.algorithms import replay, rlvr, settings
 from nrt_jax.algorithms.interface import Role
 from nrt_jax.data.critic_prompts import CriticConfig
 from nrt_jax.errors import UserError, require_choice
@@ -16,7 +15,7 @@ VERIFIERS = ("none", *rlvr.VERIFIERS)
 
 
 @dataclass(frozen=True)
-class RaroConfig(pg.PolicyGradientConfig):
+class RaroConfig(settings.PolicyGradientConfig):
   """RARO: arXiv 2511.21667. [S4] is a third-party re-implementation, the only source of the values marked so."""
 
   critic: CriticConfig = field(default_factory=CriticConfig)
@@ -50,7 +49,7 @@ class RaroConfig(pg.PolicyGradientConfig):
     require_choice("algorithm.unparsed", self.unparsed, UNPARSED_VERDICTS)
     require_choice("algorithm.verifier", self.verifier, VERIFIERS)
     for key in ("tau_policy", "tau_critic", "replay_share", "corrupt_share", "accuracy_floor", "accuracy_decay"):
-      pg.require_range(self, key, 0, 1)
+      settings.require_range(self, key, 0, 1)
     for key in ("lambda_policy", "lambda_critic", "label_coef"):
       if getattr(self, key) < 0:
         raise UserError(f"algorithm.{key}: found {getattr(self, key)}, allowed: 0 or more")

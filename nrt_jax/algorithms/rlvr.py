@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from nrt_jax import rows
 from nrt_jax.algorithms import policy_gradient as pg
+from nrt_jax.algorithms import settings
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import repeat_rows
 from nrt_jax.errors import UserError, require_choice
@@ -27,7 +28,7 @@ VERIFIERS = ("token_match", "token_prefix", "environment", *HOST_VERIFIERS)
 
 
 @dataclass(frozen=True)
-class GrpoConfig(pg.PolicyGradientConfig):
+class GrpoConfig(settings.PolicyGradientConfig):
   """GRPO as published: DeepSeekMath, arXiv 2402.03300, eq. 3 and 4, and section 4.2."""
 
   verifier: str = "token_match"  # in the program, as token_prefix, environment | host: the data's | a row of GRADERS

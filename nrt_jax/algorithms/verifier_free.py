@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from nrt_jax import rows
 from nrt_jax.algorithms import policy_gradient as pg
+from nrt_jax.algorithms import settings
 from nrt_jax.algorithms.interface import Algorithm, Attempt, Collected, Tools
 from nrt_jax.arrays import TrainBatch, repeat_rows
 from nrt_jax.errors import UserError, require_choice
@@ -30,7 +31,7 @@ UNMARKED = ("keep", "zero", "mask", "penalty")
 
 
 @dataclass(frozen=True)
-class LikelihoodConfig(pg.PolicyGradientConfig):
+class LikelihoodConfig(settings.PolicyGradientConfig):
   """Settings of a reward f(c). Defaults are the paper's form of NRT-WS(-log p): nrt.md section 3a."""
 
   reward: str = "weighted_sum_log_prob"  # f: one of rewards.AGGREGATIONS
