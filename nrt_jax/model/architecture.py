@@ -179,9 +179,11 @@ class ModelConfig:
     return self.target != "tpu" if self.expert_product == "auto" else self.expert_product == "all"
 
   @property
-  def active_width(self) -> int:
-    """Columns between the matrices of the MLPs that a token goes through."""
-    return self.num_experts_per_tok * self.moe_intermediate_size if self.num_experts else self.intermediate_size
+  def mlp_columns(self) -> int:
+    """Entries between the matrices of the MLPs that run a token."""
+    if not self.num_experts:
+      return self.intermediate_size
+    return (self.num_experts if self.dense_experts else self.num_experts_per_tok) * self.moe_intermediate_size
 
   @property
   def scan_layers(self) -> bool:

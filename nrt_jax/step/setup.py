@@ -126,7 +126,7 @@ class Setup(NamedTuple):
     if self.run.parallel.micro_batches or self.model.target != "cpu":
       return self.run.parallel.micro_batches or 1
     groups = max(1, self._groups_per_update)
-    size = groups * self._rows_of_group * self._row_columns * self.model.active_width
+    size = groups * self._rows_of_group * self._row_columns * self.model.mlp_columns
     return next(p for p in range(1, groups + 1) if p == groups or (groups % p == 0 and size <= p * CACHED))
 
   @property

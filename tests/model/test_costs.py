@@ -114,7 +114,8 @@ def test_costs_of_experts_are_those_of_the_chosen_ones():
   config = dataclasses.replace(TINY, **EXPERTS)
   chosen, all_ = (dataclasses.replace(TINY, intermediate_size=3 * count) for count in (2, 5))
   router = 3 * 6 * 5  # layers x hidden x experts
-  assert config.active_width == 6 and TINY.active_width == 10
+  columns = [dataclasses.replace(config, expert_product=how).mlp_columns for how in ("sorted", "all")]
+  assert columns == [6, 15] and TINY.mlp_columns == 10
   assert costs.parameter_count(config) == costs.parameter_count(all_) + router
   assert costs.active_parameter_count(config) == costs.parameter_count(chosen) + router
   assert costs.active_parameter_count(TINY) == costs.parameter_count(TINY)
