@@ -15,7 +15,6 @@ LOGICAL_AXES = {
   ("router", "kernel"): ("embed", "expert"),
   ("gate", "kernel"): ("embed", "mlp"),
   ("up", "kernel"): ("embed", "mlp"),
-  ("gate_up", "kernel"): ("embed", "norm", "mlp"),
   ("down", "kernel"): ("mlp", "embed"),
   ("q", "bias"): ("heads", "head_dim"),
   ("k", "bias"): ("kv_heads", "head_dim"),

@@ -119,9 +119,7 @@ class Block(nn.Module):
     """The parameters of router and experts, as they are stored."""
     c = self.config
     E, D, F = c.num_experts, c.hidden_size, c.moe_intermediate_size
-    fused = self.has_variable("params", "gate_up")
-    first = {"gate_up": (E, D, 2, F)} if fused else {"gate": (E, D, F), "up": (E, D, F)}
-    shapes, found = {"router": (D, E), **first, "down": (E, F, D)}, {}
+    shapes, found = {"router": (D, E), "gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}, {}
     for name, shape in shapes.items():
       found[name] = Weights((("kernel", shape, c.initializer_range),), name=name)()
       if c.lora_rank and name in c.lora_targets:
@@ -194,7 +192,7 @@ def fuse_projections(layers, config: ModelConfig) -> dict:
   """Fuses query, key and value into one matrix, gate and up into another, for fewer and larger products.
 
   Works on stacked layers or a single one. Kernels are `[..., D, K, H / K + 2, h]` and `[..., D, 2, F]`: heads and F,
-  which a mesh shards, remain separate axes. Experts are among the leading ones.
+  which a mesh shards, remain separate axes. Experts are left alone: their product takes two axes and would copy three.
   """
   layers = dict(layers)
 
@@ -204,8 +202,9 @@ def fuse_projections(layers, config: ModelConfig) -> dict:
 
   K, h = config.num_key_value_heads, config.head_dim
   qkv = joined("qkv", lambda x: (*x.shape[:-2], K, -1, h))
-  gate_up = joined(("gate", "up"), lambda x: (*x.shape[:-1], 1, -1))
-  return {**layers, "qkv": qkv, "gate_up": gate_up}
+  if config.num_experts:
+    return {**layers, "qkv": qkv}
+  return {**layers, "qkv": qkv, "gate_up": joined(("gate", "up"), lambda x: (*x.shape[:-1], 1, -1))}
 
 
 def decoding_params(params, config: ModelConfig, rules: dict | None = None):

@@ -42,7 +42,7 @@ def between(config, gate, up):
 
 
 def route(config, x_MD, router_DE):
-  """(weight_Mk float32, expert_Mk): the experts of each token, most probable first (Qwen3, arXiv 2505.09388, 2).
+  """(weight_Mk float32, expert_Mk): the k most probable experts of each token, by a softmax over all of them.
 
   Scores are sums in float32 of products that are exact in bfloat16, so that a near tie is not decided by rounding them.
   """
@@ -91,15 +91,14 @@ def _run(config, weights, x, weight, product):
   """Weighted outputs of experts. The weight comes before `down`, whose wider output need not be saved then."""
 
   def by(name, x):
-    kernel_EIO = weights[name]["kernel"]
-    y = product(x, kernel_EIO.reshape(*kernel_EIO.shape[:2], -1))
+    y = product(x, weights[name]["kernel"])
     if name + LORA not in weights:
       return y
     pair = weights[name + LORA]
     return y + product(product(x, pair["a"]), pair["b"]) * (config.lora_alpha / config.lora_rank)
 
-  gate, up = jnp.split(by("gate_up", x), 2, -1) if "gate_up" in weights else (by("gate", x), by("up", x))
-  inner = between(config, checkpoint_name(gate, SAVED), checkpoint_name(up, SAVED)) * weight
+  gate, up = (checkpoint_name(by(name, x), SAVED) for name in ("gate", "up"))
+  inner = between(config, gate, up) * weight
   return by("down", inner.astype(x.dtype))
 
 
