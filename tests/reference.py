@@ -648,3 +648,10 @@ def network_bytes(kind, size, slices, devices):
     else:
       total += devices * size / (slices - 1)  # each device receives from one other
   return total / devices
+
+
+def nim_wins(heaps, wins):
+  """Whether the player to move can force a win, by search: some move leaves heaps from which the other cannot."""
+  return any(
+    not wins((*heaps[:i], heap - n, *heaps[i + 1 :]), wins) for i, heap in enumerate(heaps) for n in range(1, heap + 1)
+  )

@@ -83,6 +83,8 @@ class Sets:
 class Bench:
   """Data, evaluations and compiled programs, which do not depend on the seed."""
 
+  measure = "accuracy"  # what is right: by the task's grader | verdict: by the environment's
+
   def __init__(self, root: str, sets: Sets, lengths: Lengths, environment: dict | None = None, window=None):
     """environment: its keys, where the policy samples in one; window: tokens that each layer sees; None: all."""
     self.sets, self.lengths, self.model_path = sets, lengths, os.path.join(root, "model")
@@ -136,7 +138,7 @@ class Bench:
     """The share of greedy completions that are right, and the length of their traces."""
     arguments = (self._held_out[name], self._evaluation[name], self.tokenizer, self.form, jax.random.key(0))
     found, _ = held_out.evaluate(self._greedy, params, *arguments)
-    return {name: found["eval/heldout/accuracy"], f"{name}_trace": found["eval/heldout/trace_length"]}
+    return {name: found[f"eval/heldout/{self.measure}"], f"{name}_trace": found["eval/heldout/trace_length"]}
 
   def probe(self, params, start) -> dict:
     """pass@1 and pass@32 of sampled completions, the policy's entropy, and its KL from `start`, per token."""
@@ -144,7 +146,9 @@ class Bench:
     batch = jax.device_put(data.gather(first, first))
     rollouts, own, others = jax.device_get(self._probe(params, start, batch, jax.random.key(0)))
     grade, right = held_out.grader(self._evaluation["test"].data), np.zeros((len(first), SAMPLES), bool)
-    for n, length in enumerate(rollouts.length_N):
+    if self.measure == "verdict":
+      right |= rollouts.verdict_N.reshape(right.shape) > 0.5
+    for n, length in enumerate(rollouts.length_N if self.measure == "accuracy" else ()):
       b, k = divmod(n, SAMPLES)
       ids = rollouts.token_NR[n, :length].tolist()
       right[b, k] = held_out.read_completion(self.tokenizer, self.form, ids, data.examples[b], grade).correct

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from nrt_jax.environments import fixed_length, memory, program
+from nrt_jax.environments import fixed_length, memory, nim, program
 
 
 class Row(NamedTuple):
@@ -13,5 +13,6 @@ class Row(NamedTuple):
 ENVIRONMENTS = {
   "fixed_length": Row(fixed_length.FixedLengthConfig, fixed_length.FixedLength),
   "memory": Row(memory.MemoryConfig, memory.Memory),
+  "nim": Row(nim.NimConfig, nim.Nim),
   "program": Row(program.ProgramConfig, program.Program),
 }

@@ -12,6 +12,7 @@ from nrt_jax.tasks.long_answer import LongAnswer
 from nrt_jax.tasks.look_up import LookUp
 from nrt_jax.tasks.machine import Machine
 from nrt_jax.tasks.modular_chain import ModularChain
+from nrt_jax.tasks.nim import Nim
 from nrt_jax.tasks.orthogonality import Orthogonality
 from nrt_jax.tasks.parity import Parity
 from nrt_jax.tasks.rearrange import Rearrange
@@ -59,6 +60,7 @@ TASKS = {
   "look_up": LookUp,
   "orthogonality": Orthogonality,
   "machine": Machine,
+  "nim": Nim,
   "brainfuck": Brainfuck,
   "befunge": Befunge,
 }
