@@ -6,8 +6,8 @@
              of a text: context, what precedes it, with an instruction to think and to write the next tokens alone;
              continuation, the text's next words. To try the pipeline: a smaller QWEN, --config.total_steps=3,
              --config.parallel.fsdp=1 --config.parallel.tensor=1, smaller prompts_per_step and sampling lengths.
-  cost       unknown, not run. The mesh below is for 64 TPU v5p chips and has not been tried on them. Tested: the
-             program traces and lowers.
+  cost       unknown, not run. The mesh below is for 64 TPU v5p chips and has not been tried on them. Tested: its
+             sizes divide; its program is that of grpo with a verifier inside of it.
   expected   not reproduced. [PAPER] next-token accuracy on easy, medium and hard places: 45.1, 33.6, 23.8; the model
              before, without reasoning, 41.6, 29.5, 20.4, with reasoning 3.3, 1.7, 1.4.
 
