@@ -7,13 +7,15 @@
 
 arXiv 2502.19402 lets a policy for Go on a 9 x 9 board imitate professionals and then play for reward, with a penalty on
 its KL from the imitator, and compares it with one that plays for reward from the start: the latter ends stronger. Its
-penalties are not known to us. Here a game is Nim with three heaps of up to eight objects; the policy, a random model of
-2 layers of width 64, begins and can win. The expert plays perfectly but for one habit: it never touches the first heap
-while there is another. The opponents are a perfect player, one that sees a win in one move, and a random one.
+penalties are not known to us. Here a game is Nim with three heaps of up to eight objects; the policy, a model of 2
+layers of width 64, begins and can win. The expert plays perfectly but for one habit: it never touches the first heap
+while there is another. The opponents are a perfect player, one that sees a win in one move, and a random one. All arms
+are given the rules, as a program for Go has them: 300 steps of prediction on games of a random player, which count
+nothing. (From random weights one game in a thousand is won by chance, too few for groups of 16.)
 
   imitate       next-token prediction on 20,000 games of the expert
   imitate_rl_B  the same, then RL for winning (Dr. GRPO) with B times the KL from the imitator; B = 0, 0.01, 0.1, 1
-  scratch       RL from random weights, as many steps
+  scratch       RL alone, as many steps
 
 RL has 300 steps of 32 games, 16 samples each. Measured, by greedy play from positions that were never trained on: the
 share of games won against all opponents (test) and against each; first_heap, the same from positions in which only the
@@ -25,7 +27,8 @@ they start higher. Refuted where one with B > 0 ends as high as `scratch`, withi
 ends as high as `scratch`, the penalty and not the imitation makes the local minimum; if it ends lower, imitation itself
 does. What this cannot say: there is no text here, and a policy of this size could learn all positions by heart.
 
-Cost: unknown, not run but for a few steps; sized for one GPU. To try it: --arms scratch --steps 0.01.
+Cost: not run to an end; sized for one GPU. Three tenths of the steps of `scratch`, one seed, took two CPU minutes: the
+share of won games rose from 0.09 to 0.18 in training. To try it: --arms scratch --steps 0.01.
 """
 
 import sys
@@ -43,9 +46,9 @@ SOURCE, GAME = "task:nim", {"heaps": 3, "most": 8}
 EXAMPLES = {"games": 20000, "test": 256, "first_heap": 128}
 PENALTIES = (0, 0.01, 0.1, 1)
 GAME_TOKENS = 4 * 12  # a move and three heaps, twelve times: longer games are lost
-IMITATE = Phase(
-  "sft", 1000, "games", 64, settings=(("optimizer.learning_rate", 2e-3), ("optimizer.warmup_steps", 50))
-)
+RATE = (("optimizer.learning_rate", 2e-3), ("optimizer.warmup_steps", 50))
+RULES = Phase("sft", 300, "random_games", 64, given=True, settings=RATE)
+IMITATE = Phase("sft", 1000, "games", 64, settings=RATE)
 
 
 def rl(penalty: float) -> Phase:
@@ -56,9 +59,9 @@ def rl(penalty: float) -> Phase:
 
 
 ARMS = {
-  "imitate": (IMITATE,),
-  **{f"imitate_rl_{penalty:g}": (IMITATE, rl(penalty)) for penalty in PENALTIES},
-  "scratch": (rl(0),),
+  "imitate": (RULES, IMITATE),
+  **{f"imitate_rl_{penalty:g}": (RULES, IMITATE, rl(penalty)) for penalty in PENALTIES},
+  "scratch": (RULES, rl(0)),
 }
 
 
@@ -87,6 +90,7 @@ def make_bench(task: str, root: str) -> Bench:
     train={
       "play": {**games, "task_options": GAME},
       "games": {**games, "task_options": {**GAME, "expert": "blind", "trace_share": 1.0}},
+      "random_games": {**games, "task_options": {**GAME, "expert": "random", "trace_share": 1.0, "seed": 1}},
     },
     test={**{name: {**held_out, "task_options": {**GAME, **one}} for name, one in tests.items()}, "first_heap": first},
     words=table.make_task("nim", "train", GAME).words,

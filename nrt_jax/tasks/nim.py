@@ -5,7 +5,7 @@
 Heaps of objects; a move takes some from one heap ("a2": two of the first), and whoever takes the last object wins. The
 asked player begins, from heaps where a win can be forced. The trace is a game of an expert: its move, the heaps after
 the opponent's, and so on. The expert "blind" plays as the solver does, but never touches the first heap while another
-one is left: a systematic mistake, which whoever imitates it learns.
+one is left: a systematic mistake, which whoever imitates it learns. The expert "random" knows the rules alone.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from nrt_jax.tasks import splits
 from nrt_jax.tasks.grading import exact_match
 
 OPPONENTS = ("solver", "greedy", "random")
-EXPERTS = ("solver", "blind")
+EXPERTS = ("solver", "blind", "random")
 POSITIONS = ("any", "first_heap")
 NAMES = "abcdef"
 MAX_TRIES = 10_000
@@ -74,7 +74,7 @@ class Nim:
   most: int = 5  # objects of a heap, at most
   opponent: str = "pool"  # solver | greedy (sees a win in one move) | random | pool: drawn from these for each example
   positions: str = "any"  # any heaps from which a win can be forced | first_heap: by a move in the first heap only
-  expert: str = "solver"  # whose games traces are: solver | blind (never touches the first heap while it can)
+  expert: str = "solver"  # whose games traces are: solver | blind (avoids the first heap) | random
   trace_share: float = 0.0  # fraction of the examples that show a game
 
   length = None  # unlimited examples
@@ -126,7 +126,7 @@ class Nim:
     """A game of the expert against an opponent, in words."""
     words = []
     while any(heaps):
-      move = blind(heaps) if self.expert == "blind" else solved(heaps)
+      move = blind(heaps) if self.expert == "blind" else reply(heaps, self.expert, rng)
       heaps = take(heaps, move)
       words.append(f"{NAMES[move[0]]}{move[1]}")
       if any(heaps):

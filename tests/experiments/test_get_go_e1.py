@@ -17,7 +17,8 @@ import e1_local_minimum as e1
 
 
 def test_arms_differ_in_start_and_penalty():
-  assert e1.ARMS["scratch"] == e1.ARMS["imitate_rl_0"][1:] and e1.ARMS["imitate"] == e1.ARMS["imitate_rl_1"][:1]
+  (rules, imitate, rl), scratch = e1.ARMS["imitate_rl_0"], e1.ARMS["scratch"]
+  assert scratch == (rules, rl) and rules.given and e1.ARMS["imitate"] == (rules, imitate)
   settings = {name: dict(arm[-1].settings) for name, arm in e1.ARMS.items() if "_rl_" in name}
   found = {name: settings[name].pop("algorithm.kl_coef", 0) for name in settings}
   assert found == {"imitate_rl_0": 0, "imitate_rl_0.01": 0.01, "imitate_rl_0.1": 0.1, "imitate_rl_1": 1}
@@ -36,8 +37,9 @@ def test_everything_fits(bench):
   for name, held in bench._held_out.items():
     assert not any(held.counts.values()) and held.hints is not None
     assert name not in nim.OPPONENTS or {example.world.split()[-1] for example in held.examples} == {name}
-  data = bench._load(bench.config(e1.IMITATE).data)
-  assert not any(data.counts.values()) and min(map(len, data.traces)) > 0
+  for phase in (e1.RULES, e1.IMITATE):
+    data = bench._load(bench.config(phase).data)
+    assert not any(data.counts.values()) and min(map(len, data.traces)) > 0
 
 
 def test_first_moves_in_another_heap_are_counted(bench, monkeypatch):
