@@ -152,13 +152,15 @@ class Block(nn.Module):
 
 
 def init_params(config: ModelConfig, key) -> dict:
-  """Random parameters, float32: normal(initializer_range) matrices, unit norms, zero biases.
+  """Random parameters, float32: normal(initializer_range) matrices, unit norms, zero biases and padding rows.
 
+  Padding is no part of what is drawn: the same seed gives the same model on every mesh.
   With adapters, frozen parameters are in the compute dtype: without gradients they need no float32 masters. Rows that
   are trained beside them start as the frozen ones.
   """
   embed_key, head_key, layer_key = jax.random.split(key, 3)
   normal = nn.initializers.normal(config.initializer_range)
+  rows, padding = config.vocab_size - config.vocab_padding, (0, config.vocab_padding)
   x = jnp.zeros((1, 1, config.hidden_size), jnp.dtype(config.compute_dtype))
   position = jnp.zeros((1, 1), jnp.int32)
   seen = (visible(position, position, None),)
@@ -167,12 +169,12 @@ def init_params(config: ModelConfig, key) -> dict:
     return Block(config).init(key, x, rotation(config, position), (), seen)["params"]
 
   params = {
-    "embedder": {"embedding": normal(embed_key, (config.vocab_size, config.hidden_size))},
+    "embedder": {"embedding": jnp.pad(normal(embed_key, (rows, config.hidden_size)), (padding, (0, 0)))},
     "layers": jax.vmap(init_layer)(jax.random.split(layer_key, config.num_hidden_layers)),
     "final_norm": {"scale": jnp.full((config.hidden_size,), 1 - config.norm_offset, jnp.float32)},
   }
   if not config.tie_word_embeddings:
-    params["head"] = {"kernel": normal(head_key, (config.hidden_size, config.vocab_size))}
+    params["head"] = {"kernel": jnp.pad(normal(head_key, (config.hidden_size, rows)), ((0, 0), padding))}
   if config.lora_rank:
     params |= lora.added_rows(params, config)
     return jax.tree_util.tree_map_with_path(

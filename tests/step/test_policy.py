@@ -141,6 +141,14 @@ def test_random_weights_follow_the_seed(directory):
   assert toy.largest_difference(left, other) > 0.1
 
 
+def test_random_weights_do_not_depend_on_the_mesh(directory):
+  """24 rows on one device, 25 over five: padding takes no part in what is drawn."""
+  (plain, config), (padded, wide) = (load(directory, ways=ways, weights="random") for ways in (1, 5))
+  assert (config.vocab_padding, wide.vocab_padding) == (0, 1)
+  assert toy.largest_difference(policy.repad(padded, wide, config), plain) == 0
+  assert not np.asarray(padded["embedder"]["embedding"])[24:].any()
+
+
 def test_a_run_without_a_model_is_told_which_key_to_set():
   with pytest.raises(UserError, match="model.path: found null"):
     policy.read_architecture(ModelSource(), toy.form())
