@@ -1,13 +1,24 @@
-"""Meshes of several slices. Equal numbers on them: tests/step/test_programs.py; on TPUs: planning/test_layouts.py."""
+"""Meshes of several slices, and over several processes, which are real ones over the loopback.
 
+Equal numbers on several slices: tests/step/test_programs.py; slices of TPUs: performance/planning/test_layouts.py.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
 import types
 
 import jax
 import numpy as np
 import pytest
+import toy
+from paths import ROOT
 
 from nrt_jax.errors import UserError
 from nrt_jax.sharding import ParallelConfig, by_slice, make_mesh, rows_sharding, slices_of
+from nrt_jax.step import programs
 
 
 def tpus(*slice_numbers):
@@ -59,3 +70,64 @@ def test_hosts_hold_rows_of_their_own_slice():
   places = rows_sharding(mesh).devices_indices_map((16,))
   first = sorted(places[device][0].start for device in jax.devices()[:4])
   np.testing.assert_array_equal(first, [0, 2, 4, 6])
+
+
+COUNT = 4  # processes, of two devices each
+OVER = {"prompts_per_step": 8, "algorithm__normalisation": "token"}
+MIXED = {"parallel__data": 2, "parallel__fsdp": 2, "parallel__tensor": 2}  # tensor inside a process, the others between
+
+# One of them: its rows of the prompts, two steps, and what it has of their metrics.
+PARTNER = """
+import json, sys
+import jax
+address, count, number, over = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+jax.config.update("jax_num_cpu_devices", 8 // count)
+jax.distributed.initialize(address, count, number)
+import toy
+from nrt_jax import sharding
+from nrt_jax.step import programs
+
+setup = toy.setup("sft", **over)
+params = jax.device_get(toy.params())
+init = lambda: programs.init_states(setup, jax.tree.map(jax.numpy.asarray, params), jax.random.key(3))
+states = jax.jit(init, out_shardings=programs.state_shardings(setup))()
+index, parts = sharding.host_share(setup.mesh)
+step = programs.build_train_step(setup)
+for seed in range(2):
+  whole = toy.prompts(8, seed, trace_width=2)
+  own = jax.tree.map(lambda a: a[len(a) // parts * index : len(a) // parts * (index + 1)], whole)
+  with jax.set_mesh(setup.mesh):
+    states, metrics, _ = step(states, sharding.place_host_rows(setup.mesh, own))
+  print("SAYS", json.dumps([parts, {k: float(v) for k, v in metrics.items()}]))
+"""
+
+
+def partners() -> list:
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])}
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": env}
+  command, over = [sys.executable, "-c", PARTNER, address, str(COUNT)], json.dumps({**OVER, **MIXED})
+  return [subprocess.Popen([*command, str(number), over], **pipes) for number in range(COUNT)]
+
+
+def test_four_processes_step_as_one_device_does():
+  """4 x 2 devices over data, fsdp and tensor: each process reads its own rows, and has every metric of one device.
+
+  2 x 4 in a whole run, sampling too: commands/test_commands.py.
+  """
+  running, found = partners(), []
+  setup = toy.setup("sft", **OVER)
+  states = programs.init_states(setup, jax.tree.map(jax.numpy.copy, toy.params()), jax.random.key(3))
+  step = programs.build_train_step(setup)
+  for seed in range(2):  # the second step's metrics follow from the parameters after the first
+    states, metrics, _ = step(states, toy.prompts(8, seed, trace_width=2))
+    found.append({name: float(value) for name, value in metrics.items()})
+  outputs = [process.communicate(timeout=200) for process in running]
+  assert [process.returncode for process in running] == [0] * COUNT, outputs
+  for out, _ in outputs:
+    said = [json.loads(line[5:]) for line in out.splitlines() if line.startswith("SAYS")]
+    assert [parts for parts, _ in said] == [COUNT] * 2
+    for (_, theirs), ours in zip(said, found, strict=True):
+      assert theirs == pytest.approx(ours, rel=2e-4, abs=2e-5)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -324,18 +325,20 @@ assert not heavy, heavy
 
 
 def test_two_processes_train_as_one(place, tmp_path):
-  """--distributed joins two processes with one device each; the fixture's run had one process with eight."""
+  """--distributed joins two processes with four devices each; the fixture's run had one process with eight.
+
+  Its data axis had all of them; here `fsdp` lies over both processes, `tensor` inside of each.
+  """
   with socket.socket() as free:
     free.bind(("localhost", 0))
     address = f"localhost:{free.getsockname()[1]}"
   data = '--config.evaluation.data={"source": "task:running_sum", "split": "test", "examples": 8}'
   argv = ["train", "--config", str(place / "config.py"), "--workdir", str(tmp_path / "run"), data]
   argv += ["--config.evaluation.batch_prompts=8", "--config.evaluation.every_steps=0"]
+  argv += ["--config.parallel.fsdp=4", "--config.parallel.tensor=2"]
   command = [sys.executable, "-m", "nrt_jax", *argv, "--distributed"]
-  running = [
-    subprocess.Popen([*command, f"{address},2,{number}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    for number in range(2)
-  ]
+  pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}}
+  running = [subprocess.Popen([*command, f"{address},2,{number}"], cwd=ROOT, **pipes) for number in range(2)]
   outputs = [process.communicate(timeout=300) for process in running]
   assert [process.returncode for process in running] == [0, 0], outputs
   runs = tmp_path / "run", place / "run"
