@@ -155,6 +155,15 @@ def test_stages_print_what_they_show():
   assert run_blocks((DOCS / "stages.md").read_text(), "docs_stages").run.optimizer.carry_moments
 
 
+def test_what_shows_reproducibility_is_a_test():
+  """Every command of the page names a test, or a file of them, that is there."""
+  named = re.findall(r"python -m pytest (tests/[\w/]+\.py)(?:::(\w+))?", (DOCS / "reproducibility.md").read_text())
+  assert len(named) > 10
+  for path, name in named:
+    text = (ROOT / path).read_text(encoding="utf-8")
+    assert f"\ndef {name or 'test_'}" in text and (not name or f"\ndef {name}(" in text), f"{path}::{name}"
+
+
 def test_config_listings_of_the_equations_are_valid():
   """Each listing is laid over the defaults; a misspelt key or choice raises UserError."""
   listings = re.findall(r"```json\n(.*?)```", (DOCS / "equations.md").read_text(), re.DOTALL)
