@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
 from nrt_jax.config import RunConfig, stages_of
@@ -20,7 +22,7 @@ from nrt_jax.files import write_json
 from nrt_jax.model import hf_config, hf_weights, lora
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.records.checkpoint import Checkpoints
-from nrt_jax.sharding import RULES
+from nrt_jax.sharding import RULES, where_it_divides
 from nrt_jax.step import policy, programs
 from nrt_jax.step.state import States
 
@@ -122,10 +124,28 @@ def read_progress(checkpoints: Checkpoints, step: int, runs: list[RunConfig]) ->
 
 
 def restore(setup: programs.Setup, checkpoints: Checkpoints, step: int) -> States:
-  """The states of a checkpoint, on the devices they belong to."""
-  abstract = placed(programs.abstract_states(setup), programs.state_shardings(setup))
-  states, _ = checkpoints.restore(step, abstract)
+  """The states of a checkpoint, on the devices they belong to, with the vocabulary padding of their mesh."""
+  wanted, shardings = programs.abstract_states(setup), programs.state_shardings(setup)
+  rows = setup.model.vocab_size - setup.model.vocab_padding
+  table = checkpoints.stored(step).get("policy/params/embedder/embedding")
+  padding = setup.model.vocab_padding if table is None else table.shape[0] - rows
+  if padding < 0 or padding == setup.model.vocab_padding or setup.run.optimizer.moment_dtype == "int8":
+    states, _ = checkpoints.restore(step, placed(wanted, shardings))
+  else:
+    held = programs.abstract_states(setup._replace(model=policy.with_padding(setup.model, padding)))
+    places = shardings and jax.tree.map(lambda a, cut: where_it_divides(cut, a.shape), held, shardings)
+    states, _ = checkpoints.restore(step, placed(held, places))
+    fit = functools.partial(_with_rows, rows)
+    states = jax.jit(lambda states: jax.tree.map(fit, states, wanted), out_shardings=shardings)(states)
   return programs.replicate(states) if setup.axis_name else states
+
+
+def _with_rows(rows: int, leaf, wanted):
+  """`leaf` in the shape of `wanted`: along a vocabulary axis its first `rows`, then zeros, as padding always has."""
+  if leaf.shape == wanted.shape:
+    return leaf
+  kept = leaf[tuple(slice(None if size == other else rows) for size, other in zip(leaf.shape, wanted.shape))]
+  return jnp.pad(kept, [(0, size - own) for size, own in zip(wanted.shape, kept.shape)])
 
 
 def placed(abstract, shardings):

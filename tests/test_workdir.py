@@ -1,11 +1,15 @@
 """What a run leaves behind of its model: tokens, end tokens, chat template, whoever reads them next."""
 
+import dataclasses
 import json
 
 import chats
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import toy
+from checkpoints import SYNC, raw
 from transformers import AutoTokenizer, GenerationConfig
 
 from nrt_jax import config, workdir
@@ -13,6 +17,7 @@ from nrt_jax.data import prompts
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import init_params
+from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.step import policy, programs
 
 GENERATION = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
@@ -94,3 +99,25 @@ def test_a_single_end_token_is_no_list(tmp_path):
   raw = json.loads((tmp_path / "tokenizer" / "config.json").read_text())
   assert (raw["eos_token_id"], raw["bos_token_id"]) == (tokenizer.eos_token_id, None)
   assert not (tmp_path / "tokenizer" / "generation_config.json").exists()
+
+
+def test_a_checkpoint_restores_on_any_mesh(tmp_path):
+  """8 x 1 -> 4 x 2 -> 1, of 25 tokens, which two tensor devices pad: every bit of parameters and optimizer is kept."""
+  plain = dataclasses.replace(toy.MODEL, vocab_size=25)
+  meshes = [(0, {"parallel__data": 8}), (1, {"parallel__fsdp": 4, "parallel__tensor": 2}), (0, {})]
+  setups = [toy.setup("sft", policy.with_padding(plain, padding), **mesh) for padding, mesh in meshes]
+  fresh = programs.init_states(setups[0], toy.params(plain), jax.random.key(3))
+  moved = [a + jnp.arange(a.size, dtype=a.dtype).reshape(a.shape) for a in jax.tree.leaves(fresh.policy.opt_state)]
+  opt_state = jax.tree.unflatten(jax.tree.structure(fresh.policy.opt_state), moved)
+  first = fresh.replace(policy=fresh.policy.replace(opt_state=opt_state))
+  checkpoints, states = Checkpoints(tmp_path, SYNC), jax.device_put(first, programs.state_shardings(setups[0]))
+  for step, setup in enumerate(setups[1:], 1):
+    checkpoints.save(step, states, {})
+    states = workdir.restore(setup, checkpoints, step)
+    if setup.mesh is not None:
+      places = jax.tree.leaves(programs.state_shardings(setup))
+      assert all(a.sharding.is_equivalent_to(b, a.ndim) for a, b in zip(jax.tree.leaves(states), places, strict=True))
+      table = states.policy.params["embedder"]["embedding"]
+      assert table.shape[0] == 26 and not np.asarray(table[25:]).any()
+  for found, expected in zip(jax.tree.leaves(states), jax.tree.leaves(first), strict=True):
+    assert found.shape == expected.shape and raw(found) == raw(expected)

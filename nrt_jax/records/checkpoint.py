@@ -129,18 +129,21 @@ class Checkpoints:
     step = self._existing(step)
     record, expected = self._record(step)
     wanted, path = {key: _abstract(leaf) for key, leaf in _flat(abstract).items()}, epath.Path(self._path(step, STATE))
-    stored = self._read(step, lambda: dict(self._reader.metadata(path).items()))
+    stored = self.stored(step)
     if expected and expected.keys() != stored.keys():
       raise self._damage(step, "its arrays are not those that were saved")
     _require_fit(self._path(step), stored, wanted, partial)
     restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
     arrays = ocp.args.PyTreeRestore(wanted, restore_args=restore_args, partial_restore=True)
     found = self._read(step, lambda: self._reader.restore(path, args=arrays))
-    changed = digests.changed(found, expected)
-    changed = changed or next((key for key in wanted if found[key].dtype != wanted[key].dtype), None)
-    if changed is not None:
+    other = (key for key in wanted if found[key].dtype != wanted[key].dtype)
+    if (changed := digests.changed(found, expected) or next(other, None)) is not None:
       raise self._damage(step, f"{changed}: its bits are not those that were saved")
     return jax.tree.unflatten(jax.tree.structure(abstract), [found[key] for key in wanted]), record
+
+  def stored(self, step: int) -> dict:
+    """Shapes and dtypes of a step's arrays by key. Raises as `restore` does where they can't be read."""
+    return self._read(step, lambda: dict(self._reader.metadata(epath.Path(self._path(step, STATE))).items()))
 
   def record(self, step: int | None = None) -> dict:
     """The record alone, which a reader needs before it can describe the tree. Raises as `restore` does."""
