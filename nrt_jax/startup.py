@@ -15,7 +15,7 @@ from nrt_jax import workdir as workdirs
 from nrt_jax.config import RunConfig
 from nrt_jax.data import batches, control_tokens, overlong, packing, sources
 from nrt_jax.errors import UserError, choices, require_choice
-from nrt_jax.evaluation import held_out
+from nrt_jax.evaluation import held_out, summary
 from nrt_jax.model import hf_weights, token_rows
 from nrt_jax.optimizers.update_rule import carried
 from nrt_jax.records.checkpoint import Checkpoints
@@ -74,7 +74,7 @@ def check_keep_best(runs: list[RunConfig]) -> None:
   metric = runs[0].checkpoint.keep_best
   if metric is None or not metric.startswith("eval/"):
     return
-  names = [name for run in runs for name in held_out.metric_names(run.evaluation)]
+  names = [name for run in runs for name in summary.metric_names(run.evaluation)]
   if not names:
     raise UserError(f"checkpoint.keep_best: found {metric!r} with evaluation.data null, allowed: null, or data for it")
   require_choice("checkpoint.keep_best", metric, dict.fromkeys(names))

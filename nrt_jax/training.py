@@ -234,8 +234,9 @@ class Loop:
       return None
     traces = max(run.sampling.max_trace_length, run.data.max_trace_length)
     sampling = run.evaluation.sampling(traces, len(form.marker_ids), run.prompt.max_answer_length)
-    made_for, mesh = (startup.program_settings(stage.setup), sampling), stage.setup.mesh
-    generate = self._reuse("evaluation", made_for, lambda: programs.build_evaluate(stage.setup, sampling))
+    how, mesh = (stage.setup, sampling, run.evaluation.samples), stage.setup.mesh
+    made_for = (startup.program_settings(stage.setup), *how[1:])
+    generate = self._reuse("evaluation", made_for, lambda: programs.build_evaluate(*how))
     if mesh is None:
       return generate
     return lambda params, rows, key: generate(params, sharding.place_rows(mesh, rows), key)

@@ -655,3 +655,27 @@ def nim_wins(heaps, wins):
   return any(
     not wins((*heaps[:i], heap - n, *heaps[i + 1 :]), wins) for i, heap in enumerate(heaps) for n in range(1, heap + 1)
   )
+
+
+def pass_at_k(right, k):
+  """The share of all choices of k samples that hold a right one, of the flags `right`: by trying each (2107.03374)."""
+  choices = list(itertools.combinations(right, k))
+  return sum(any(choice) for choice in choices) / len(choices)
+
+
+def log_mean_exp(logps):
+  return np.log(np.mean([np.exp(logp) for logp in logps]))
+
+
+def score_interval(share, count, z):
+  """The shares from which the observed one is at most z of their own deviations away: Wilson's, by its quadratic."""
+  # (share - p)^2 = z^2 p (1 - p) / count
+  return sorted(np.roots([1 + z**2 / count, -2 * share - z**2 / count, share**2]).real)
+
+
+def ratio_deviation(tops, bottoms):
+  """The standard error of sum(tops) / sum(bottoms) over independent questions, linearised: one question at a time."""
+  count, mean = len(tops), np.mean(bottoms)
+  ratio = np.mean(tops) / mean
+  residuals = [(top - ratio * bottom) / mean for top, bottom in zip(tops, bottoms)]
+  return np.std(residuals, ddof=1) / np.sqrt(count)

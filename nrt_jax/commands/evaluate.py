@@ -11,7 +11,7 @@ from nrt_jax import workdir as workdirs
 from nrt_jax.commands import configs, export, output, tournament
 from nrt_jax.data import endings, overlong
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.evaluation import held_out
+from nrt_jax.evaluation import held_out, summary
 from nrt_jax.files import json_lines, write_json, write_text
 from nrt_jax.step import opening, policy, programs
 
@@ -38,7 +38,9 @@ def run(args) -> None:
       output.note(f"tournaments of {args.tournament} samples")
       metrics |= tournament.run(setup, tokenizer, params, (workdir, step), args.tournament, args.votes)
   source = {"model": args.model} if args.model else {"checkpoint": args.checkpoint, "step": step}
-  report = {**source, "examples": len(completions), "overlong": dataset.counts, "metrics": metrics}
+  samples = stage.evaluation.samples
+  report = {**source, "examples": len(dataset), "samples": samples, "overlong": dataset.counts, "metrics": metrics}
+  report["intervals"] = summary.intervals(stage.evaluation.name, completions, samples)
   write(args, report, completions)
 
 
@@ -101,7 +103,7 @@ def build_generate(setup: programs.Setup):
   stage, mesh = setup.run, setup.mesh
   traces = max(stage.sampling.max_trace_length, stage.data.max_trace_length)
   sampling = stage.evaluation.sampling(traces, len(setup.form.marker_ids), stage.prompt.max_answer_length)
-  generate = programs.build_evaluate(setup, sampling)
+  generate = programs.build_evaluate(setup, sampling, stage.evaluation.samples)
   if mesh is None:
     return generate
   return lambda params, rows, key: generate(params, sharding.place_rows(mesh, rows), key)
@@ -118,10 +120,11 @@ def reporter(stage: config.RunConfig, total: int):
 
 
 def write(args, report: dict, completions: list) -> None:
-  """Prints the metrics and writes the requested files."""
+  """Prints the metrics, with their intervals of 95 %, and writes the requested files."""
   width = max(map(len, report["metrics"]))
   for name, value in report["metrics"].items():
-    print(f"{name:<{width}}  {value:.4f}")
+    interval = report["intervals"].get(name)
+    print(f"{name:<{width}}  {value:.4f}" + ("  [{:.4f}, {:.4f}]".format(*interval) if interval else ""))
   print(overlong.summary(report["examples"], report["overlong"]))
   for path in filter(None, (args.output, args.completions)):
     output.make_parent(path)

@@ -160,8 +160,8 @@ def _evaluate(parser: Parser) -> None:
   source.add_argument("--model", metavar="DIR", help="an export of a run, or any model directory")
   parser.add_argument("--step", type=_step, metavar="N|best", help="which checkpoint (the newest)")
   parser.add_argument("--stage", metavar="NAME", help="whose evaluation, in a config of several stages (the last)")
-  parser.add_argument("--output", metavar="FILE", help="writes the metrics as JSON, too")
-  parser.add_argument("--completions", metavar="FILE", help="writes every completion and its grade as JSON Lines")
+  parser.add_argument("--output", metavar="FILE", help="writes the metrics and their 95 %% intervals as JSON, too")
+  parser.add_argument("--completions", metavar="FILE", help="writes every completion, grade and vote as JSON Lines")
   parser.add_argument("--tournament", type=int, default=0, metavar="N", help="lets the critic choose among N samples")
   parser.add_argument("--votes", type=int, default=4, metavar="V", help="verdicts of a match of the tournament (4)")
 
@@ -230,7 +230,7 @@ docs/configuration.md lists every key, what it means and what is allowed.""",
     details="""\
 Runs the evaluation of the config file (its evaluation, prompt, sampling and parallel keys) on a checkpoint of a run or
 on a model directory, as `train` does every evaluation.every_steps steps, and prints its metrics. Other data, graders
-and temperatures are overrides: --config.evaluation.grader=math.""",
+and numbers of samples are overrides: --config.evaluation.grader=math.""",
     example="""\
   nrt-jax evaluate --config experiments/my_run.py --checkpoint runs/my_run --step best --output heldout.json""",
     add_flags=_evaluate,

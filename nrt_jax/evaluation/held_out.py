@@ -11,6 +11,7 @@ import numpy as np
 from nrt_jax.data import batches, prompts, sources
 from nrt_jax.data.sources import DataConfig
 from nrt_jax.errors import UserError, require_choice
+from nrt_jax.evaluation import summary
 from nrt_jax.rollout.sampler import SamplingConfig, check_temperature
 from nrt_jax.tasks import grading, symbolic
 from nrt_jax.tasks import table as tasks
@@ -24,6 +25,7 @@ class EvaluationConfig:
   data: DataConfig | None = None  # None: no evaluation
   every_steps: int = 100  # training steps between evaluations; 0 = at the run's start and each stage's end only
   batch_prompts: int = 32  # prompts generated at a time
+  samples: int = 1  # completions per question, generated together; several need a temperature, see docs/evaluation.md
   temperature: float = 0.0  # 0 = greedy, else 1e-6 or more
   max_completion_length: int = 0  # tokens; 0 = room for the longest trace, marker and answer of training
   grader: str | None = None  # gsm8k, math, ... (tasks.GRADERS); None = the built-in task's own, else exact_match
@@ -37,6 +39,11 @@ class EvaluationConfig:
         f"evaluation: found every_steps={self.every_steps}, batch_prompts={self.batch_prompts}, "
         f"max_completion_length={self.max_completion_length}, allowed: >= 0, >= 1, >= 0"
       )
+    if self.samples < 1:
+      raise UserError(f"evaluation.samples: found {self.samples}, allowed: 1 or more")
+    if self.samples > 1 and self.temperature == 0:
+      found = f"found {self.samples} with evaluation.temperature 0.0, which makes them all the same"
+      raise UserError(f"evaluation.samples: {found}, allowed: 1, or a temperature above 0")
 
   def sampling(self, trace_length: int, marker_width: int, answer_length: int) -> SamplingConfig:
     """How completions are generated."""
@@ -70,12 +77,14 @@ class Completion:
   reference_logp_empty_trace: float = 0.0  # the same without a trace
   earned: float | None = None  # what the environment paid; None without one
   verdict: float | None = None  # how right the environment finds it, in [0, 1]; None where it does not judge
+  sample: int = 0  # which of the question's samples it is
+  vote: str | None = None  # its answer as a majority vote counts it; None: it has no vote, or nobody counts
 
 
-def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
+def read_completion(tokenizer, form, token_ids, example, grade, normal=None) -> Completion:
   """Cuts a completion (a list of ids) at its marker, decodes both parts and grades the answer if `grade` isn't None.
 
-  One without an end token was cut at the limit: it is not right.
+  One without an end token was cut at the limit: it is not right, and has no vote. normal: see `normal_form`.
   """
   ended = prompts.has_ended(form, token_ids)
   trace_ids, answer_ids = prompts.split_completion(form, token_ids)
@@ -87,6 +96,7 @@ def read_completion(tokenizer, form, token_ids, example, grade) -> Completion:
     answer=answer,
     trace_length=len(trace_ids),
     correct=None if grade is None else answer is not None and ended and bool(grade(answer, example.answer)),
+    vote=None if normal is None or answer is None or not ended else normal(answer),
   )
 
 
@@ -101,72 +111,55 @@ def grader(config: DataConfig, name: str | None = None):
   return grading.exact_match if task is None else task.grade
 
 
+def normal_form(config: DataConfig, name: str | None = None):
+  """What a vote counts an answer as: text -> text or None, for `grader` of the same; None where nobody can grade."""
+  if name is not None:
+    return tasks.NORMAL_FORMS[name]
+  task = sources.task_of(config)
+  if task is not None and task.grade is None:
+    return None
+  return getattr(task, "normal_form", grading.words)
+
+
 def evaluate(
   generate, params, dataset, config: EvaluationConfig, tokenizer, form, key, progress=None
 ) -> tuple[dict, list]:
-  """Runs `generate(params, prompts, key)` of programs.build_evaluate over a TokenDataset; every example counts once.
+  """Runs `generate(params, prompts, key)` of programs.build_evaluate over a TokenDataset; each example counts once.
 
-  Returns: {"eval/<name>/<metric>": value}, see `summarise`, and a Completion each. A `generate` that returns Rollouts
-  alone scores no reference. `progress`, if given, is called after each batch with the number of examples done.
+  Returns: {"eval/<name>/<metric>": value}, see summary.py, and Completions, `config.samples` per example in a row.
+  A `generate` that returns Rollouts alone scores no reference. `progress`, if given, is called after each batch with
+  the number of examples done.
   """
-  grade, completions = grader(config.data, config.grader), []
+  grade, completions, samples = grader(config.data, config.grader), [], config.samples
+  normal = normal_form(config.data, config.grader) if samples > 1 else None
   timeouts = 0
   for batch, valid_B in batches.eval_batches(dataset, config.batch_prompts):
     made = generate(params, batch, key)
     rollouts, *scores = made if isinstance(made, tuple) else (made,)
     tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)
-    logps = [np.asarray(one.answer_logp_NA, np.float64).sum(axis=1) for one in scores]
+    logps = [np.asarray(one.answer_logp_NA, np.float64).sum(axis=1) for one in scores]  # of N rows, of B rows
     with symbolic.budget() as spent:
-      for row in np.flatnonzero(valid_B):
-        ids, example = tokens[row, : lengths[row]].tolist(), dataset.examples[batch.example_B[row]]
-        completion = read_completion(tokenizer, form, ids, example, grade)
+      for row in np.flatnonzero(np.repeat(valid_B, samples)):
+        b, sample = divmod(int(row), samples)
+        ids, example = tokens[row, : lengths[row]].tolist(), dataset.examples[batch.example_B[b]]
+        completion = read_completion(tokenizer, form, ids, example, grade, normal)
         if scores:
-          scored = (int(batch.answer_length_B[row]), *(float(logp[row]) for logp in logps))
+          scored = (int(batch.answer_length_B[b]), float(logps[0][row]), float(logps[1][b]))
           completion = dataclasses.replace(completion, **dict(zip(SCORED, scored)))
         if rollouts.earned_N is not None:
           verdict = None if rollouts.verdict_N is None else float(rollouts.verdict_N[row])
           completion = dataclasses.replace(completion, earned=float(rollouts.earned_N[row]), verdict=verdict)
-        completions.append(completion)
+        completions.append(dataclasses.replace(completion, sample=sample))
     timeouts += spent.timeouts
     if progress is not None:
-      progress(len(completions))
-  metrics = summarise(config.name, completions)
+      progress(len(completions) // samples)
+  metrics = summary.summarise(config.name, completions, samples)
   if tasks.may_time_out(grade):
     metrics[f"eval/{config.name}/grading_timeouts"] = timeouts
   return metrics, completions
 
 
 SCORED = ("reference_tokens", "reference_logp", "reference_logp_empty_trace")
-MEANS = ("accuracy", "marker_fraction", "trace_length")
-WORLD = ("earned", "verdict")  # of an environment
-LIKELIHOODS = ("answer_logp", "answer_logp_empty_trace", "answer_logp_gain")
-
-
-def metric_names(config: EvaluationConfig) -> list[str]:
-  """What an evaluation may measure; no accuracy where nobody can grade, no likelihoods where nothing was scored, and
-  nothing of an environment where there is none.
-  """
-  return [] if config.data is None else [f"eval/{config.name}/{key}" for key in (*MEANS, *LIKELIHOODS, *WORLD)]
-
-
-def summarise(name: str, completions: list[Completion]) -> dict:
-  """Means over the completions; the accuracy over those that could be graded, if any could.
-
-  The log-probabilities are per token of the reference answers, pooled: all that can be said of answers that nobody
-  grades, as in verse.
-  """
-  correct = [c.correct for c in completions if c.correct is not None]
-  means = (correct, [c.answer is not None for c in completions], [c.trace_length for c in completions])
-  metrics = {key: sum(values) / len(values) for key, values in zip(MEANS, means, strict=True) if values}
-  for key in WORLD:
-    values = [getattr(c, key) for c in completions if getattr(c, key) is not None]
-    metrics |= {key: sum(values) / len(values)} if values else {}
-  tokens = sum(c.reference_tokens for c in completions)
-  if tokens:
-    logp = sum(c.reference_logp for c in completions) / tokens
-    empty = sum(c.reference_logp_empty_trace for c in completions) / tokens
-    metrics |= dict(zip(LIKELIHOODS, (logp, empty, logp - empty), strict=True))
-  return {f"eval/{name}/{key}": value for key, value in metrics.items()}
 
 
 def readable_samples(tokenizer, samples: dict) -> list[dict]:

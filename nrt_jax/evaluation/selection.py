@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nrt_jax.evaluation import estimates
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -22,10 +24,8 @@ class Candidate:
 
 
 def majority(candidates: list) -> int:
-  """The first of those with the most frequent answer; no answer is nobody's."""
-  counts = Counter(one.answer for one in candidates if one.answer is not None)
-  best = max(counts.values(), default=0)
-  return next((i for i, one in enumerate(candidates) if counts[one.answer] == best and one.answer is not None), 0)
+  """See estimates.majority."""
+  return estimates.majority([one.answer for one in candidates])
 
 
 def likeliest(candidates: list) -> int:

@@ -303,8 +303,8 @@ def build_generate(setup: Setup, sampling: sampler.SamplingConfig, samples: int 
   return _for_evaluation(setup, generate)
 
 
-def build_evaluate(setup: Setup, sampling: sampler.SamplingConfig):
-  """A completion of each prompt, and how likely it makes the reference answer, on the same caches.
+def build_evaluate(setup: Setup, sampling: sampler.SamplingConfig, samples: int = 1):
+  """Completions of each prompt, and how likely each makes the reference answer, on the same caches.
 
   (params, prompts, key) -> (Rollouts, AnswerScores in the place of the own answer, AnswerScores after an empty trace);
   a completion without marker is all trace, behind which the marker is put in by force.
@@ -312,7 +312,7 @@ def build_evaluate(setup: Setup, sampling: sampler.SamplingConfig):
 
   def evaluate(params, prompts, key):
     weights = rollout_weights(setup, params)
-    rollouts, context = sample_completions(setup, weights, sampling, prompts, key, 1)
+    rollouts, context = sample_completions(setup, weights, sampling, prompts, key, samples)
     rollouts, scores = score_wave(setup, weights, True, prompts, rollouts, context)
     return rollouts, scores, score_empty(setup, weights, prompts, context.prompt_hidden_BD, context.prompt_cache)
 

@@ -90,6 +90,10 @@ class Countdown:
     """See `grade`."""
     return grade(completion, reference)
 
+  def normal_form(self, completion: str) -> str | None:
+    """See `normal_form`."""
+    return normal_form(completion)
+
 
 @dataclasses.dataclass(frozen=True)
 class SmallCountdown(Countdown):
@@ -113,6 +117,15 @@ def grade(completion: str, reference: str) -> bool:
     return expressions.read(completion) == expressions.read(reference)
   except (ValueError, ZeroDivisionError):
     return False
+
+
+def normal_form(completion: str) -> str | None:
+  """The numbers and the value of an expression, which is all that `grade` looks at; None for what is no expression."""
+  try:
+    numbers, value = expressions.read(completion)
+  except (ValueError, ZeroDivisionError):
+    return None
+  return f"{numbers} = {value}"
 
 
 # ---- The expert ----------------------------------------------------------------------------------------------------

@@ -77,6 +77,18 @@ def equal(reference: str, found: str) -> bool:
   return any(_equal(expected, given, 0) for expected, given in readings)
 
 
+def normal_form(text: str) -> str | None:
+  r"""One text for the spellings of an answer that can be told without algebra: 0.5, \frac12 and x = 1/2 are "1/2".
+
+  `equal` takes more answers for the same. None where nothing is left.
+  """
+  text = _bare(simplified(text))
+  named = NAMED.fullmatch(text)
+  text = _bare(named[2].rpartition("=")[2]) if named else text
+  value = number(text)
+  return (numerals.spelled(value[0]) + "%" * value[1] if value else text) or None
+
+
 def _readings(text):
   listed = re.sub(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))", ";", text)
   return (text,) if listed == text else (text, listed)

@@ -16,6 +16,11 @@ def exact_match(completion: str, reference: str) -> bool:
   return completion.split() == reference.split()
 
 
+def words(text: str) -> str | None:
+  """The words of a text: `exact_match` takes two answers with the same for one. None without any."""
+  return " ".join(text.split()) or None
+
+
 def normalised(text: str) -> str:
   """Lower case, without punctuation, articles and extra white space, as SQuAD's evaluation does (arXiv 1606.05250).
 
@@ -41,6 +46,11 @@ def normalised_match(completion: str, reference: str) -> bool:
   if expected:
     return normalised(completion) == expected
   return exact_match(*(text.strip().removesuffix(".") for text in (completion, reference)))
+
+
+def normalised_form(text: str) -> str | None:
+  """What `normalised_match` takes for the same answer. None where nothing is left of a text."""
+  return normalised(text) or words(text.strip().removesuffix("."))
 
 
 def behind_phrase(text: str) -> str | None:

@@ -103,6 +103,12 @@ def grade_gsm8k(completion: str, reference: str) -> bool:
   return expected is not None and last_number(completion) == expected
 
 
+def gsm8k_form(text: str) -> str | None:
+  """The number that `grade_gsm8k` compares; None where there is none."""
+  found = last_number(text)
+  return None if found is None else numerals.spelled(found)
+
+
 # ---- MATH ----------------------------------------------------------------------------------------------------------
 
 
@@ -123,6 +129,12 @@ def grade_math(completion: str, reference: str) -> bool:
   """Whether the final answers of both are equal. The reference may be a whole solution with its box."""
   expected, found = _expected_answer(reference), final_answer(completion)
   return expected is not None and found is not None and equivalence.equal(expected, found)
+
+
+def math_form(text: str) -> str | None:
+  """The final answer in a normal form: exact for a number, else its simplified text. No algebra: 2x is not x + x."""
+  found = final_answer(text)
+  return None if found is None else equivalence.normal_form(found)
 
 
 # Of the completions of one prompt the reference is the same.

@@ -44,6 +44,11 @@ def grade(completion: str, reference: str) -> bool:
   return choice(completion) == expected
 
 
+def normal_form(text: str) -> str | None:
+  """The letter that an answer chooses; the normalised final answer of one that chooses none."""
+  return choice(text) or grading.normalised_form(grading.final(text))
+
+
 def lettered(question: str, choices) -> str:
   """The question with its choices below it, "(A) ...", one a line."""
   return "\n".join([question, *(f"({letter}) {text}" for letter, text in zip(LETTERS, choices))])

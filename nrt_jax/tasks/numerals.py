@@ -106,6 +106,12 @@ def read(text: str) -> Fraction | None:
   return value(match)
 
 
+def spelled(size: Fraction) -> str:
+  """An exact text, "4" or "-1/3"; in hexadecimal where Python writes no decimals, for it would take too long."""
+  short = max(size.numerator.bit_length(), size.denominator.bit_length()) < 4096
+  return str(size) if short else f"{size.numerator:#x}/{size.denominator:#x}"
+
+
 def first(text: str) -> Fraction | None:
   """The first number of a text."""
   match = NUMBER.search(plain(text))

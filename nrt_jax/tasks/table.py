@@ -78,6 +78,19 @@ GRADERS = {
 }
 
 
+# name -> answer text of a completion -> the text by which a majority vote counts it: what its grader compares. None: no
+# vote. A task may have a method `normal_form`, else its answers count by their words.
+NORMAL_FORMS = {
+  "exact_match": grading.words,
+  "normalised": grading.normalised_form,
+  "multiple_choice": multiple_choice.normal_form,
+  "gsm8k": math_answers.gsm8k_form,
+  "math": math_answers.math_form,
+  "countdown": countdown.normal_form,
+  "none": None,
+}
+
+
 def may_time_out(grade) -> bool:
   """Whether a grader may leave questions open for want of time: they count as wrong, and in a metric."""
   return grade is math_answers.grade_math

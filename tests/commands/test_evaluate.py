@@ -2,8 +2,10 @@
 
 import json
 
+import numpy as np
 import places
 import pytest
+import reference
 
 from nrt_jax import __main__
 
@@ -24,7 +26,10 @@ def place(tmp_path_factory):
     evaluation__every_steps=0,
     logging__progress=False,
     total_steps=3,
-    stages=[{"name": "one", "total_steps": 3}, {"name": "two", "total_steps": 2}],
+    stages=[
+      {"name": "one", "total_steps": 3},
+      {"name": "two", "total_steps": 2, "evaluation": {"samples": 3, "temperature": 1.0}},
+    ],
   )
   assert __main__.main(["train", "--config", str(path / "config.py"), "--workdir", str(path / "run")]) == 0
   return path
@@ -60,11 +65,37 @@ def test_a_checkpoint_is_evaluated_as_the_run_did(place, tmp_path, capsys):
   assert (report["examples"], report["step"], report["checkpoint"]) == (12, 5, str(place / "run"))
   shown = capsys.readouterr().out
   *lines, last = shown.splitlines()
-  assert dict(line.split() for line in lines) == {name: f"{value:.4f}" for name, value in trained.items()}
+  assert dict(line.split()[:2] for line in lines) == {name: f"{value:.4f}" for name, value in trained.items()}
   assert last == "12 examples"
   rows = [json.loads(line) for line in completions.read_text().splitlines()]
-  assert len(rows) == 12 and rows[0]["question"].startswith("add ")
-  assert sum(row["correct"] for row in rows) / 12 == trained["eval/heldout/accuracy"]
+  assert len(rows) == 36 and rows[0]["question"].startswith("add ")
+  assert [row["sample"] for row in rows[:4]] == [0, 1, 2, 0]
+  assert sum(row["correct"] for row in rows) / 36 == trained["eval/heldout/accuracy"]
+
+
+def test_several_samples_are_reported_with_intervals(place, tmp_path, capsys):
+  """Against the completions themselves."""
+  output, completions = tmp_path / "heldout.json", tmp_path / "completions.jsonl"
+  argv = evaluate(place, "--model", place / "run" / "export", "--output", output, "--completions", completions)
+  assert __main__.main(argv) == 0
+  shown, report = capsys.readouterr().out, json.loads(output.read_text())
+  metrics, pairs = report["metrics"], report["intervals"]
+  rows = [json.loads(line) for line in completions.read_text().splitlines()]
+  questions = [rows[i : i + 3] for i in range(0, 36, 3)]
+  assert all(len({(row["question"], row["reference_logp_empty_trace"]) for row in three}) == 1 for three in questions)
+  assert any(len({row["reference_logp"] for row in three}) > 1 for three in questions)
+  flags = [[row["correct"] for row in three] for three in questions]
+  assert (report["examples"], report["samples"]) == (12, 3) and list(pairs) == list(metrics)
+  for k in (1, 2, 3):
+    expected = np.mean([reference.pass_at_k(one, k) for one in flags])
+    assert metrics[f"eval/heldout/pass@{k}"] == pytest.approx(expected)
+  assert metrics["eval/heldout/avg@3"] == metrics["eval/heldout/accuracy"]
+  tokens = sum(three[0]["reference_tokens"] for three in questions)
+  expected = sum(reference.log_mean_exp([row["reference_logp"] for row in three]) for three in questions) / tokens
+  assert metrics["eval/heldout/answer_logp@3"] == pytest.approx(expected)
+  assert {row["vote"] for row in rows} <= {None, *(" ".join(row["answer"].split()) for row in rows if row["answer"])}
+  low, high = pairs["eval/heldout/maj@3"]
+  assert f"{metrics['eval/heldout/maj@3']:.4f}  [{low:.4f}, {high:.4f}]\n" in shown
 
 
 def test_an_evaluation_says_how_far_it_is(place, capsys):
@@ -108,7 +139,7 @@ def test_another_mesh_than_the_runs(place, tmp_path):
   assert __main__.main([*argv, "--config.total_steps=1", "--config.stages=[]", "--config.evaluation.data=null"]) == 0
   reports = []
   for flags in ([], two):
-    argv = evaluate(place, "--checkpoint", tmp_path / "run", "--output", tmp_path / "x.json", *flags)
+    argv = evaluate(place, "--stage", "one", "--checkpoint", tmp_path / "run", "--output", tmp_path / "x.json", *flags)
     assert __main__.main(argv) == 0
     reports.append(json.loads((tmp_path / "x.json").read_text())["metrics"])
   assert reports[0] == pytest.approx(reports[1], abs=1e-5)
@@ -131,6 +162,7 @@ def test_overrides_choose_other_data_and_grader(place, tmp_path):
     ("--checkpoint {tmp}", "a run's workdir, or the checkpoints directory"),
     ("--checkpoint {run} --step 9", "found no checkpoint 9"),
     ("--checkpoint {run} --stage three", "--stage: found 'three', allowed: one, two"),
+    ("--checkpoint {run} --stage one --config.evaluation.samples=4", "samples: found 4 with evaluation.temperature"),
     ("--checkpoint {run} --config.evaluation.data=null", "evaluation.data: found null, allowed: a data set"),
     (
       "--checkpoint {run} --config.evaluation.batch_prompts=3",

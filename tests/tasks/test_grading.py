@@ -56,6 +56,51 @@ def test_right_and_wrong(name):
   assert tasks.GRADERS[name](wrong, right) is False
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_text_makes_a_normal_form_raise(name):
+  start = time.perf_counter()
+  for text in HOSTILE:
+    assert isinstance(tasks.NORMAL_FORMS[name](text), str | None)
+  assert time.perf_counter() - start < GENEROUS
+
+
+@pytest.mark.parametrize(
+  "name,text,form",
+  [
+    ("exact_match", " the  sum\nis 4", "the sum is 4"),
+    ("exact_match", " \n", None),
+    ("normalised", "The Cat!", "cat"),
+    ("normalised", "...", ".."),
+    ("multiple_choice", "The answer is (B).", "B"),
+    ("multiple_choice", "Answer: Yes.", "yes"),
+    ("gsm8k", "so 3 * 24 = 72. The answer is $72.00", "72"),
+    ("gsm8k", "none", None),
+    ("gsm8k", "1e9999", f"{10**9999:#x}/0x1"),  # Python writes no decimals of so many digits
+    ("math", "so \\boxed{x = \\frac12}", "1/2"),
+    ("math", "0.50", "1/2"),
+    ("math", "50\\%", "50%"),
+    ("math", "\\boxed{2 \\sqrt 3}", "2\\sqrt{3}"),
+    ("math", "\\boxed{5", None),
+    ("countdown", "8 * 3 = 24", "[3, 8] = 24"),
+    ("countdown", "8 * 3 = 25", None),
+  ],
+)
+def test_normal_forms(name, text, form):
+  assert tasks.NORMAL_FORMS[name](text) == form
+
+
+def test_every_grader_has_a_normal_form_that_agrees_with_it():
+  """Of plain answers: the same form exactly where the grader takes one for the other."""
+  assert set(tasks.NORMAL_FORMS) == set(tasks.GRADERS) and tasks.NORMAL_FORMS["none"] is None
+  texts = ["24", " 24", "25", "25.", "1,000", "1000", "(B)", "B", "(C)", "3 * 8", "8 * 3", "3 * 7"]
+  for name, kept in {"countdown": texts[-3:], "multiple_choice": texts[6:9], "gsm8k": texts[:6]}.items():
+    form, grade = tasks.NORMAL_FORMS[name], tasks.GRADERS[name]
+    assert all((form(a) == form(b)) == grade(a, b) for a in kept for b in kept), name
+  for name in ("exact_match", "normalised", "math"):
+    form, grade = tasks.NORMAL_FORMS[name], tasks.GRADERS[name]
+    assert all((form(a) == form(b)) == grade(a, b) for a in texts[:6] for b in texts[:6]), name
+
+
 # ---- Texts ---------------------------------------------------------------------------------------------------------
 
 
