@@ -76,7 +76,7 @@ class PromptFormat:
   prefix_ids: tuple[int, ...]  # what the tokenizer puts before a text (its bos), for templates that don't write it
   marker_ids: tuple[int, ...]  # M tokens; the first one ends a sampled trace
   stop_ids: tuple[int, ...]  # marker_ids[0], then eos_id, then the others
-  eos_id: int  # ends every answer
+  eos_id: int  # ends every answer: end_ids[0]
   pad_id: int  # fills empty columns; may be any id, eos_id included: lengths say what is valid, never ids
   vocab_size_needed: int  # rows that the embedding must have
   added_ids: tuple[int, ...]  # tokens that make_format added: their embedding and head rows are untrained
@@ -84,7 +84,7 @@ class PromptFormat:
   answer_in: str = "behind_marker"
   like_ids: tuple[int, ...] = ()  # rows of tokens that the model lacks start as the mean of theirs; () = of all
   open_ids: tuple[int, ...] = ()  # what ends every prompt, prompt.trace_open; unknown, and empty, with a chat template
-  end_ids: tuple[int, ...] = ()  # eos_id, then what else ends the model's text: its files' end tokens, a turn's end
+  end_ids: tuple[int, ...] = ()  # what ends the model's text: the end of a turn, the tokenizer's and its files' ends
 
   def __post_init__(self):
     object.__setattr__(self, "end_ids", self.end_ids or (self.eos_id,))
@@ -139,10 +139,10 @@ def make_format(tokenizer, config: PromptConfig, end_ids=()) -> PromptFormat:
   if config.template == "auto":
     config = dataclasses.replace(config, template="chat" if tokenizer.chat_template else "plain")
   marker_ids, added_ids = endings.marker_ids(tokenizer, config.marker)
-  chat, eos_id = config.template == "chat", tokenizer.eos_token_id
+  chat = config.template == "chat"
   if chat:
     chat_templates.check(tokenizer, dict(config.template_options), config.system)
-  end_ids = endings.end_ids(tokenizer, config, (eos_id, *end_ids))
+  end_ids = endings.end_ids(tokenizer, config, end_ids)
   if marker_ids[0] in end_ids:
     raise errors.UserError(f"prompt.marker: found {config.marker!r}, which is an end token; the marker must differ")
   special = sorted(i for i, token in tokenizer.added_tokens_decoder.items() if token.special)
@@ -152,8 +152,8 @@ def make_format(tokenizer, config: PromptConfig, end_ids=()) -> PromptFormat:
     prefix_ids=(tokenizer.bos_token_id,) if begins and not chat else (),
     marker_ids=marker_ids,
     stop_ids=tuple(dict.fromkeys((marker_ids[0], *end_ids, *(special if config.stop_at_special else ())))),
-    eos_id=eos_id,
-    pad_id=eos_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
+    eos_id=end_ids[0],
+    pad_id=tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id,
     vocab_size_needed=max(tokenizer.get_vocab().values()) + 1,
     added_ids=added_ids,
     answer_template=config.answer_template,

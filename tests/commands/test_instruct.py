@@ -31,8 +31,8 @@ def get_config():
   config.prompt.max_prompt_length = 16
   config.prompt.max_answer_length = 3
   config.prompts_per_step = 64
-  config.total_steps = 100
-  config.optimizer.learning_rate = 2e-2
+  config.total_steps = 160
+  config.optimizer.learning_rate = 1e-2
   config.optimizer.eps = 1e-8
   config.logging.progress = False
   config.logging.tensorboard = False
@@ -99,7 +99,7 @@ def test_every_command_says_how_it_asks(run, capsys):
   """A directory with a chat template is chatted with unless told otherwise."""
   lengths = ("--max_trace_length", "2", "--max_answer_length", "2")
   chat, plain = ("sample", "--model", run / "model", "--prompt", "what is red", *lengths), "plain template"
-  line = f"prompts: chat template; marker '{MARKER}' (added); end tokens '<eos>', '<|im_end|>'\n"
+  line = f"prompts: chat template; marker '{MARKER}' (added); end tokens '<|im_end|>', '<eos>'\n"
   assert stderr_of(capsys, *chat) == line + "sampling prompts 1 to 1 of 1\n"
   assert plain in stderr_of(capsys, *chat, "--template", "plain")
   evaluate = ("evaluate", "--config", run / "run.py", "--model", run / "model")

@@ -220,14 +220,16 @@ def test_bos_and_text_around_the_question_stay():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_end_of_a_turn_ends_a_completion(family):
+def test_the_end_of_a_turn_closes_an_answer_and_ends_a_completion(family):
+  """As the model has learnt it, where the tokenizer's end token is another one (gemma, phi3)."""
   tokenizer = chats.tokenizer(family)
   form = prompts.make_format(tokenizer, CHAT)
   end = tokenizer.convert_tokens_to_ids(chats.END_OF_TURN[family])
-  assert form.end_ids == tuple(dict.fromkeys((form.eos_id, end)))
+  assert form.end_ids == tuple(dict.fromkeys((end, tokenizer.eos_token_id)))
+  assert prompts.encode_answers(tokenizer, form, ["x"])[0][-1] == form.eos_id == end
   assert form.stop_ids == (form.marker_ids[0], *form.end_ids)
   plain = prompts.make_format(tokenizer, PromptConfig(template="plain"))
-  assert plain.end_ids == (form.eos_id,)  # it has no turns
+  assert plain.end_ids == (tokenizer.eos_token_id,)  # it has no turns
 
 
 def test_a_tokenizer_with_a_chat_template_chats_unless_told_otherwise():

@@ -14,7 +14,7 @@ def line_of(tokenizer, **settings) -> str:
 
 def test_one_line_says_which_template_marker_and_end_tokens_are_in_use():
   tokenizer = chats.tokenizer("chatml")
-  ends = "end tokens '<eos>', '<|im_end|>'"
+  ends = "end tokens '<|im_end|>', '<eos>'"
   assert line_of(tokenizer) == f"prompts: chat template; marker '<|response_start|>' (added); {ends}"
   assert line_of(tokenizer) == f"prompts: chat template; marker '<|response_start|>'; {ends}"  # it has it now
   plain = "prompts: plain template; marker '</think>\\n\\n' (added); end tokens '<eos>'"
