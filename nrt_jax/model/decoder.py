@@ -204,9 +204,8 @@ def fuse_projections(layers, config: ModelConfig) -> dict:
 
   K, h = config.num_key_value_heads, config.head_dim
   qkv = joined("qkv", lambda x: (*x.shape[:-2], K, -1, h))
-  if config.num_experts:
-    return {**layers, "qkv": qkv}
-  return {**layers, "qkv": qkv, "gate_up": joined(("gate", "up"), lambda x: (*x.shape[:-1], 1, -1))}
+  gate_up = {} if config.num_experts else {"gate_up": joined(("gate", "up"), lambda x: (*x.shape[:-1], 1, -1))}
+  return {**layers, "qkv": qkv, **gate_up}
 
 
 def decoding_params(params, config: ModelConfig, rules: dict | None = None):
