@@ -7,11 +7,13 @@ micro-batches and decoding token by token change nothing. `config` is an archite
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
 from nrt_jax.model.architecture import LORA
 from nrt_jax.model.axes import axes_of
 from nrt_jax.sharding import on_own_parts
 
+TILES = (256, 512, 128)  # of group_products: rows, most columns, fewest columns
 SAVED = "experts"  # jax.ad_checkpoint name of the products of tokens and experts that remat="dots" saves
 
 
@@ -83,7 +85,8 @@ def _sorted(config, weights, x_MD, weight_Mk, expert_Mk):
   places = (order_S, jnp.argsort(order_S).reshape(expert_Mk.shape))
   count_E = jnp.sum(expert_S[:, None] == jnp.arange(config.num_experts)[None], 0, dtype=jnp.int32)
   weight_S1 = deal(weight_Mk.reshape(-1, 1), (order_S, places[1].reshape(-1, 1)))
-  out_SD = _run(config, weights, deal(x_MD, places), weight_S1, lambda x, w: jax.lax.ragged_dot(x, w, count_E))
+  product = ragged_on_tpus if config.target == "tpu" else jax.lax.ragged_dot
+  out_SD = _run(config, weights, deal(x_MD, places), weight_S1, lambda x, w: product(x, w, count_E))
   return collect(out_SD, places)
 
 
@@ -100,6 +103,31 @@ def _run(config, weights, x, weight, product):
   gate, up = (checkpoint_name(by(name, x), SAVED) for name in ("gate", "up"))
   inner = between(config, gate, up) * weight
   return by("down", inner.astype(x.dtype))
+
+
+@jax.custom_vjp
+def ragged_on_tpus(x_SI, kernel_EIO, count_E):
+  """jax.lax.ragged_dot, whose gradient of the kernels XLA would compute with masks: E times the work."""
+  return jax.lax.ragged_dot(x_SI, kernel_EIO, count_E)
+
+
+def _ragged_backward(saved, g_SO):
+  x_SI, kernel_EIO, count_E = saved
+  _, to_rows = jax.vjp(lambda x: jax.lax.ragged_dot(x, kernel_EIO, count_E), x_SI)
+  _, to_kernels = jax.vjp(lambda kernel: jax.lax.ragged_dot(x_SI, kernel, count_E), kernel_EIO)
+  narrow = min(kernel_EIO.shape[1:]) < TILES[-1]  # such as adapters
+  return *to_rows(g_SO), *(to_kernels(g_SO) if narrow else (group_products(x_SI, g_SO, count_E),)), None
+
+
+ragged_on_tpus.defvjp(lambda *inputs: (jax.lax.ragged_dot(*inputs), inputs), _ragged_backward)
+
+
+def group_products(x_SI, g_SO, count_E, interpret: bool = False):
+  """`[E, I, O]`: the product x^T g over the rows of each group, by the kernel that JAX has for TPUs."""
+  rows = -len(x_SI) % TILES[0]  # the kernel takes whole tiles: rows of zeros, in the last group
+  x_SI, g_SO = (jnp.pad(x, ((0, rows), (0, 0))) for x in (x_SI, g_SO))
+  tiles = (TILES[0], *(max(TILES[-1], min(TILES[1], size)) for size in (x_SI.shape[1], g_SO.shape[1])))
+  return tgmm(x_SI.T, g_SO, count_E.at[-1].add(rows), x_SI.dtype, tiles, interpret=interpret)
 
 
 # Tokens are dealt to slots, and the slots of a token are collected. Each is the gradient of the other, and both read:

@@ -88,6 +88,32 @@ def test_a_token_depends_on_itself_alone(product):
   np.testing.assert_allclose(run(weights, crowd)[2, 3], whole[2, 3], atol=2e-6)
 
 
+def test_products_of_groups_by_hand():
+  """The kernel that TPUs have, interpreted: ragged rows that fill no tiles, and a group of none."""
+  rng, counts = np.random.default_rng(2), (70, 0, 201)
+  x, g = (rng.normal(size=(271, size)).astype(np.float32) for size in (128, 200))
+  found = jax.jit(functools.partial(mlp.group_products, interpret=True))(x, g, jnp.array(counts))
+  ends = np.cumsum(counts)
+  expected = np.stack([x[end - count : end].T @ g[end - count : end] for count, end in zip(counts, ends)])
+  np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("width,kernels", [(128, 1), (8, 0)])
+def test_wide_gradients_of_kernels_are_a_kernel_on_tpus(width, kernels):
+  """Narrow ones, such as adapters', are JAX's own, and the same numbers as those of its product."""
+  rng = np.random.default_rng(3)
+  x, w = (rng.normal(size=shape).astype(np.float32) for shape in ((9, 128), (3, 128, width)))
+  count = jnp.array([4, 0, 5])
+
+  def loss(product, x, w):
+    return jnp.sum(jnp.sin(product(x, w, count)))
+
+  own, theirs = (jax.grad(functools.partial(loss, p), argnums=(0, 1)) for p in (mlp.ragged_on_tpus, jax.lax.ragged_dot))
+  assert operations(jax.make_jaxpr(own)(x, w).jaxpr)["pallas_call"] == kernels
+  if not kernels:
+    toy.assert_same(theirs(x, w), own(x, w))
+
+
 def test_equal_experts_are_one():
   """Weights that sum to 1 over experts that are all the same: one dense MLP."""
   weights, x = draw()
