@@ -64,7 +64,9 @@ def _identity(instruction: Instruction, run: Run, transfer: bool) -> tuple:
     return ("transfer", transfers.name_of(instruction), run.loops)
   channel = re.search(r"channel_id=(\d+)", instruction.attributes)
   chain = re.search(r'chain_id="(\d+)"', instruction.attributes)
-  return (channel[1] if channel else instruction.name, chain[1] if chain else run.loops)
+  reducer = re.search(r"to_apply=%?([\w.-]+)", instruction.attributes)  # all sums of a shard_map have channel 1
+  name = channel[1] if channel else instruction.name
+  return (name, reducer and reducer[1], chain[1] if chain else run.loops)
 
 
 def _collective(kind: str, instruction: Instruction, run: Run, computation: dict, sizes: tuple) -> Collective:

@@ -172,6 +172,28 @@ def test_a_gather_that_runs_beside_an_inner_loop_counts_once_per_layer():
   assert (one.kind, one.times, one.bytes) == ("all-gather", 32, 32)
 
 
+SUMS = """
+%add.1 (a: bf16[], b: bf16[]) -> bf16[] {
+  %a = bf16[] parameter(0)
+  %b = bf16[] parameter(1)
+  ROOT %sum.1 = bf16[] add(%a, %b)
+}
+
+ENTRY %main (m: bf16[8]) -> bf16[8] {
+  %m = bf16[8]{0} parameter(0)
+  %one = bf16[8]{0} all-reduce(%m), channel_id=1, replica_groups={{0,1}}, to_apply=%add.1
+  ROOT %two = bf16[8]{0} all-reduce(%one), channel_id=1, replica_groups={{0,1}}, to_apply=%add.2
+}
+"""
+
+
+def test_sums_of_a_shard_map_share_a_channel_and_are_several():
+  """As the gradients of the experts of gate, up and down; XLA gives each a reducer of its own."""
+  module = hlo.parse(SUMS)
+  found = collectives.collectives(module, hlo.runs(module), devices=2)
+  assert [(c.kind, c.times, c.bytes) for c in found] == [("all-reduce", 1, 16)] * 2
+
+
 def test_the_innermost_scope_is_the_phase():
   assert hlo.phase_of("jit(train_step)/collect/while/body/decode/while/body/Block/q/dot_general") == "decode"
   assert hlo.phase_of("jit(train_step)/update/while/body/gradients/transpose(jvp(decode))/add") == "decode"
