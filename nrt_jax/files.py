@@ -8,9 +8,13 @@ import filecmp
 import json
 import math
 import os
+import re
 import shutil
 
 import numpy as np
+
+# How libraries in C++ and Rust write the operating system's number of an error: (os error 28), [os_error_code='28'].
+OS_ERROR = re.compile(r"os[ _]error(?:_code)?[ ='\"]*(\d+)", re.IGNORECASE)
 
 
 def json_safe(value):
@@ -38,11 +42,40 @@ def json_lines(rows) -> str:
 def write_text(path, text: str, errors: str = "strict") -> None:
   """Writes UTF-8 text atomically and flushes it to disk. `errors` as in str.encode."""
   temporary = f"{path}.{os.getpid()}.tmp"
-  with open(temporary, "w", encoding="utf-8", errors=errors) as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  with writing(path):
+    try:
+      with open(temporary, "w", encoding="utf-8", errors=errors) as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.remove(temporary)
+      raise
+
+
+def os_error(error: BaseException | None, path) -> OSError | None:
+  """The error of the operating system that `error` is, or tells of in its text; one that names no file gets `path`.
+
+  None for anything else.
+  """
+  if isinstance(error, OSError) and error.errno is not None:
+    return OSError(error.errno, error.strerror, error.filename2 or error.filename or str(path))  # 2: the copy
+  found = OS_ERROR.search(str(error))
+  return OSError(int(found[1]), os.strerror(int(found[1])), str(path)) if found else None
+
+
+@contextlib.contextmanager
+def writing(path):
+  """Gives errors of the operating system that come from libraries, or name no file, their type and `path`."""
+  try:
+    yield
+  except Exception as error:
+    found = os_error(error, path)
+    if found is None:
+      raise
+    raise found from error
 
 
 def append_json_line(path, value) -> None:

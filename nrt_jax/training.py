@@ -68,6 +68,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
     stack.callback(writer.close)
     data = map(startup.describe_data, stages)
+    checkpoints.storage.warn = writer.warn
     for text in (*filter(None, [left]), *changes, endings.describe(tokenizer, form), *data):
       writer.note(text)
     loop = Loop(stages, checkpoints, writer, tokenizer, stop)
@@ -78,6 +79,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
         states, progress = loop.next_stage(states, progress, number)
       states, progress = loop.run_stage(states, progress)
       if not progress.over(runs[number]) or not progress.evaluated:
+        checkpoints.wait()  # or the newest may be one that storage refuses
         saved = checkpoints.latest_step()
         again = "starts again" if saved is None else f"resumes from step {saved}"
         writer.note(f"stopped by a signal; the same command {again}")
@@ -91,6 +93,8 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     if last.critic is not None:
       critic = programs.with_frozen(setup, last.critic, last.policy).params
       workdirs.export(critic, runs[-1], setup.model, form, workdir, os.path.join(workdir, "export_critic"))
+    checkpoints.wait()
+    checkpoints.require_saved(progress.number)
   return True
 
 

@@ -18,8 +18,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from nrt_jax.config import RunConfig, stages_of
 from nrt_jax.data.batches import Position
 from nrt_jax.errors import UserError
-from nrt_jax.files import write_json
-from nrt_jax.model import hf_config, hf_weights, lora
+from nrt_jax.files import write_json, writing
+from nrt_jax.model import hf_config, hf_directory, hf_weights, lora
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.sharding import RULES, where_it_divides
@@ -78,14 +78,15 @@ def describe(workdir: str, tokenizer, setup: programs.Setup, values: dict | None
     shutil.rmtree(directory, ignore_errors=True)
   if not os.path.isdir(directory):
     partial = f"{directory}.partial"
-    tokenizer.save_pretrained(partial)
-    config, source = setup.model, setup.run.model.path
-    config = dataclasses.replace(config, vocab_size=config.vocab_size - config.vocab_padding, vocab_padding=0)
-    hf_config.write_config(config, partial, source=source, token_ids=token_ids(setup.form, tokenizer, source))
-    hf_config.write_generation_config(source, partial, setup.form.end_ids)
-    if config.lora_rows:
-      write_json(os.path.join(partial, hf_weights.SETTINGS_FILE), {policy.ADDED: config.lora_rows})
-    os.replace(partial, directory)
+    with writing(directory), hf_directory.removed_on_error(partial):
+      tokenizer.save_pretrained(partial)
+      config, source = setup.model, setup.run.model.path
+      config = dataclasses.replace(config, vocab_size=config.vocab_size - config.vocab_padding, vocab_padding=0)
+      hf_config.write_config(config, partial, source=source, token_ids=token_ids(setup.form, tokenizer, source))
+      hf_config.write_generation_config(source, partial, setup.form.end_ids)
+      if config.lora_rows:
+        write_json(os.path.join(partial, hf_weights.SETTINGS_FILE), {policy.ADDED: config.lora_rows})
+      os.replace(partial, directory)
 
 
 def keep_config(workdir: str, values: dict, step: int) -> None:

@@ -1,7 +1,9 @@
 """Faults injected into runs: each ends in one clear line, or in the run that would have been without it."""
 
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,6 +18,7 @@ from nrt_jax.errors import UserError
 from nrt_jax.evaluation import held_out
 from nrt_jax.model import hf_weights
 from nrt_jax.records import lock
+from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.records.metrics import MetricsWriter
 
 STEPS = 6
@@ -95,6 +98,67 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(place, run, c
   resumed_as_it_was(place, run)
   assert sorted(os.listdir(run / "checkpoints")) == ["2", "4", "6", "damaged"]
   assert train(place, run) == 0 and "warning" not in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def full_disk():
+  """The size limit of the process stands for the disk: nothing longer than a few lines can be written."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def at_save(monkeypatch, step, what):
+  """Has the save of `step` run inside of what()."""
+  save = Checkpoints.save
+
+  def saved(self, number, *arguments):
+    with what() if number == step else contextlib.nullcontext():
+      save(self, number, *arguments)
+      self.wait()
+
+  monkeypatch.setattr(Checkpoints, "save", saved)
+
+
+@pytest.mark.parametrize("step", [4, STEPS])
+def test_a_checkpoint_that_finds_the_disk_full_is_left_out(place, tmp_path, monkeypatch, capfd, step):
+  at_save(monkeypatch, step, full_disk)
+  last = step == STEPS
+  assert train(place, tmp_path / "run") == (2 if last else 0)
+  err = capfd.readouterr().err.splitlines()
+  (warning,) = [line for line in err if "warning" in line]
+  directory = tmp_path / "run" / "checkpoints"
+  assert warning == f"nrt-jax: warning: checkpoint {step} is not saved: {directory}: File too large; the run goes on"
+  assert sorted(os.listdir(directory)) == sorted({"2", "4", "6"} - {str(step)})
+  assert not any("Error" in line or "Traceback" in line for line in err)
+  if last:  # what it has learnt is not lost, but nobody must take the run for finished
+    assert err[-1].endswith("/6: the last checkpoint could not be saved; the same command resumes from step 4")
+    assert (tmp_path / "run" / "export" / hf_weights.SINGLE_FILE).exists()
+    monkeypatch.undo()
+    assert train(place, tmp_path / "run") == 0
+  resumed_as_it_was(place, tmp_path / "run")
+
+
+def test_an_export_that_finds_the_disk_full_leaves_the_one_before(run, capsys):
+  before = content(run)
+  with full_disk():
+    assert __main__.main(["export", "--checkpoint", str(run), "--output", str(run / "export")]) == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(f"nrt-jax: {run / '.export.partial'}") and line.endswith(": File too large")
+  assert content(run) == before
+
+
+def test_a_workdir_that_is_removed_is_not_made_anew(place, tmp_path, monkeypatch, capsys):
+  run = tmp_path / "run"
+  at_save(monkeypatch, 4, lambda: contextlib.nullcontext(shutil.rmtree(run)))
+  assert train(place, run, "--config.logging.every_steps=5") == 2
+  assert capsys.readouterr().err.splitlines()[-1] == (
+    f"nrt-jax: {run / 'checkpoints'}: has been removed while the run was going on"
+  )
+  assert not run.exists()
 
 
 # ---- Updates that are not finite -----------------------------------------------------------------------------------

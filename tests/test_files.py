@@ -3,13 +3,15 @@
 What is written as a whole is tested where it is used.
 """
 
+import errno
 import os
 import subprocess
 import sys
 
+import pytest
 from paths import ROOT
 
-from nrt_jax.files import append_json_line, fill_directory, read_json_lines
+from nrt_jax.files import append_json_line, fill_directory, os_error, read_json_lines, write_json, write_text, writing
 
 
 def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
@@ -24,6 +26,32 @@ def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
   append_json_line(path, {"a": float("nan"), "b": (1, 2)})
   append_json_line(path, {"a": 3})
   assert read_json_lines(path) == [{"a": 1}, {"a": None, "b": [1, 2]}, {"a": 3}]
+
+
+@pytest.mark.parametrize(
+  "error, number, name",
+  [
+    (ValueError("Failed writing: /d/0d57: No space left on device [os_error_code='28']"), errno.ENOSPC, "p"),
+    (Exception("I/O error: No space left on device (os error 28)"), errno.ENOSPC, "p"),
+    (OSError(errno.EDQUOT, "quota"), errno.EDQUOT, "p"),
+    (OSError(errno.ENOSPC, "full", "from", None, "to"), errno.ENOSPC, "to"),  # as shutil.copyfile reports it
+    (OSError("no number"), None, None),
+    (ValueError("no error of the system at all: 28"), None, None),
+  ],
+)
+def test_errors_of_the_system_are_found_in_those_of_libraries(error, number, name):
+  found = os_error(error, "p")
+  assert (found and (found.errno, found.filename)) == (number and (number, name))
+  with pytest.raises(type(error) if number is None else OSError), writing("p"):
+    raise error
+
+
+def test_what_cannot_be_written_leaves_no_half_of_it(tmp_path):
+  path = tmp_path / "x.json"
+  write_json(path, 1)
+  with pytest.raises(ValueError), writing(path):
+    write_text(path, "\ud800")  # half a character
+  assert path.read_text() == "1\n" and os.listdir(tmp_path) == ["x.json"]
 
 
 APPEND = """

@@ -1,5 +1,6 @@
 """The directory of a model: its tokenizer files, which an export copies, and how an export replaces an earlier one."""
 
+import contextlib
 import os
 import shutil
 from pathlib import Path
@@ -55,6 +56,16 @@ def partial_of(directory: Path) -> Path:
   """Where an export is written until it is complete: on the same file system."""
   name = f".{directory.name}.partial"
   return directory / name if os.path.ismount(directory) else directory.with_name(name)
+
+
+@contextlib.contextmanager
+def removed_on_error(partial):
+  """Removes a directory that was not written to the end: it may hold what a full disk lacks."""
+  try:
+    yield
+  except BaseException:
+    shutil.rmtree(partial, ignore_errors=True)
+    raise
 
 
 def replace_directory(new: Path, directory: Path) -> None:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.files import write_json
+from nrt_jax.files import write_json, writing
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.hf_config import hf_config, read_model_config, write_config
 from nrt_jax.model.hf_directory import (
@@ -31,6 +31,7 @@ from nrt_jax.model.hf_directory import (
   SINGLE_FILE,
   copy_tokenizer,
   partial_of,
+  removed_on_error,
   replace_directory,
   require_replaceable,
 )  # fmt: skip
@@ -211,17 +212,18 @@ def save_params(
   directory = Path(directory).resolve()  # a link stays one: what it leads to is replaced
   partial = partial_of(directory)
   require_replaceable(directory, source)
-  if jax.process_index() == 0:
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_config(config, partial, dtype, source, token_ids)
-    if source is not None:
-      copy_tokenizer(source, partial)
-    if settings is not None:
-      write_json(partial / SETTINGS_FILE, settings)
-  _write_weights(params, config, partial, EXPORT_DTYPES[dtype], max_shard_bytes)
-  if jax.process_index() == 0:
-    replace_directory(partial, directory)
+  with writing(directory), removed_on_error(partial):
+    if jax.process_index() == 0:
+      shutil.rmtree(partial, ignore_errors=True)
+      partial.mkdir(parents=True)
+      write_config(config, partial, dtype, source, token_ids)
+      if source is not None:
+        copy_tokenizer(source, partial)
+      if settings is not None:
+        write_json(partial / SETTINGS_FILE, settings)
+    _write_weights(params, config, partial, EXPORT_DTYPES[dtype], max_shard_bytes)
+    if jax.process_index() == 0:
+      replace_directory(partial, directory)
 
 
 def require_finite(params, where: str) -> None:

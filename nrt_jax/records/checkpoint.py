@@ -6,14 +6,13 @@ process killed at any time thus leaves only complete steps under their names. Th
 
 A step's record holds a digest of each array (digests.py), with which what is restored is compared. Where bits have
 changed, or a file is truncated or gone, the step is damaged, and the newest one that is whole takes its place.
+A step that storage refuses (storage.py) is not saved, which is said, and the run goes on.
 """
 
-import functools
 import json
 import math
 import os
 import shutil
-import sys
 from dataclasses import dataclass
 
 import jax
@@ -25,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from nrt_jax.errors import UserError, require_choice, warn
 from nrt_jax.files import write_json
-from nrt_jax.records import digests
+from nrt_jax.records import digests, storage
 
 TRASH = "trash"
 DAMAGED = "damaged"  # where a run puts steps that are not whole, for a person to look at
@@ -71,8 +70,9 @@ class Checkpoints:
     if read_only and not os.path.isdir(self._directory):
       raise UserError(f"{directory}: no such checkpoint directory")
     self._reader = ocp.PyTreeCheckpointHandler()  # not a Checkpointer, which warns of files that only steps have
-    self._manager = None
+    self._manager, self._newest = None, None  # the step of the newest save
     if not read_only:
+      self.storage = storage.Storage(self._directory)
       self._empty_trash()
       self._mend_metrics()
       handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
@@ -87,28 +87,32 @@ class Checkpoints:
   def save(self, step: int, states, record: dict, metrics: dict | None = None) -> None:
     """Saves a tree of arrays and a JSON `record`; returns once the arrays are copied, so that they may be donated.
 
-    Does nothing if the step exists. `metrics` holds `keep_best` if it was measured. Every host must call this. Raises
-    the error of an earlier save that failed in the background.
+    Does nothing if the step exists. `metrics` holds `keep_best` if it was measured. Every host must call this. Where
+    storage refuses it, then or in the background, a warning says that the step is not saved.
     """
     if self._manager is None:
       raise ValueError("these checkpoints were opened for reading")
+    self.storage.require()
     self.wait()
     if step in self.all_steps():
       return
     ranked, flat = self._ranked(metrics or {}), _flat(states)
     sealed = digests.seal(record, digests.of_arrays(flat))
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), record=ocp.args.JsonSave(sealed))
-    self._manager.save(step, args=items, metrics=ranked, force=True)
+    self._newest = step
+    with self._refusing():
+      self._manager.save(step, args=items, metrics=ranked, force=True)
 
   def amend(self, step: int, record: dict, metrics: dict) -> None:
     """Replaces a saved step's record and adds a `keep_best` measured after `save`. Every host must call this."""
     self.wait()
     ranked = {name: value for name, value in self._ranked(metrics).items() if not math.isnan(value)}
     sealed = digests.seal(record, self._record(step)[1])
-    if ranked and jax.process_index() == 0:
-      write_json(self._path(step, METRICS, METRICS), ranked)
-    if jax.process_index() == 0:
-      write_json(self._path(step, RECORD), sealed)  # last: until it is written, the evaluation is still due
+    with self.storage.refusing(f"the evaluation of step {step} is not recorded with its checkpoint"):
+      if ranked and jax.process_index() == 0:
+        write_json(self._path(step, METRICS, METRICS), ranked)
+      if jax.process_index() == 0:
+        write_json(self._path(step, RECORD), sealed)  # last: until it is written, the evaluation is still due
     _together("checkpoint amended")
     self._manager.reload()
 
@@ -194,18 +198,30 @@ class Checkpoints:
     return max(self.all_steps(), key=lambda step: (self._config.rank(self._metrics(step) or {}), step), default=None)
 
   def wait(self) -> None:
-    """Blocks until everything is on disk; raises the error of a save that failed in the background."""
+    """Blocks until everything is on disk, or refused in the background, which is said."""
     if self._manager is not None:
-      self._manager.wait_until_finished()
+      with self._refusing():
+        self._manager.wait_until_finished()
+      self.storage.clean()
       self._empty_trash()
+
+  def require_saved(self, step: int) -> None:
+    """Raises UserError if storage has refused the last step of a run, which must not end as if nothing had been."""
+    if step not in self.all_steps():
+      again = f"resumes from step {max(self.all_steps())}" if self.all_steps() else "starts again"
+      raise UserError(f"{self._path(step)}: the last checkpoint could not be saved; the same command {again}")
 
   def close(self) -> None:
     self.wait()
     if self._manager is not None:
-      self._manager.close()
+      with self._refusing():
+        self._manager.close()
     self._reader.close()
 
   # ---- Files
+
+  def _refusing(self):
+    return self.storage.refusing(f"checkpoint {self._newest} is not saved")
 
   def _path(self, step: int, *names: str) -> str:
     return os.path.join(self._directory, str(step), *names)
@@ -230,7 +246,7 @@ class Checkpoints:
 
   def _read(self, step: int, read):
     """Runs `read` and reports damage, for which Orbax raises many exception types (even Exception), as one line."""
-    _hush_late_reads()
+    storage.hush()
     try:
       return read()
     except Exception as error:
@@ -277,21 +293,6 @@ class Checkpoints:
   def _empty_trash(self) -> None:
     if jax.process_index() == 0:
       shutil.rmtree(os.path.join(self._directory, TRASH), ignore_errors=True)
-
-
-@functools.cache
-def _hush_late_reads() -> None:
-  """Drops the tracebacks of reads that end after another one has failed, for which nobody waits any more.
-
-  tensorstore wakes a loop of asyncio that Orbax has closed by then, once for each array.
-  """
-  report = sys.unraisablehook
-
-  def hook(raised):
-    if raised.exc_type is not RuntimeError or str(raised.exc_value) != "Event loop is closed":
-      report(raised)
-
-  sys.unraisablehook = hook
 
 
 def _together(name: str) -> None:

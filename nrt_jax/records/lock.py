@@ -12,6 +12,7 @@ import os
 import socket
 
 from nrt_jax.errors import UserError
+from nrt_jax.files import writing
 
 NAME = "run.lock"
 TAKEN = (errno.EACCES, errno.EAGAIN)  # another process has the lock; any other error: the file system has no locks
@@ -27,10 +28,11 @@ def held(workdir: str):
   path = os.path.join(workdir, NAME)
   file = _lock(path)
   left = _read(file)
-  file.seek(0)
-  file.truncate()
-  json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-  file.flush()
+  with writing(path):
+    file.seek(0)
+    file.truncate()
+    json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
+    file.flush()
   try:
     yield left and f"the run before, process {left[1]} on host {left[0]}, ended without a word; its lock is void"
   finally:

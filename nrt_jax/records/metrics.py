@@ -102,6 +102,10 @@ class MetricsWriter:
     if self._primary:
       self._progress.note(text)
 
+  def warn(self, text: str) -> None:
+    """A note of what went wrong, as errors.warn writes it."""
+    self.note(f"nrt-jax: warning: {text}")
+
   def close(self) -> None:
     if not self._primary:
       return

@@ -1,0 +1,80 @@
+"""What a save does where storage refuses it (a full disk, a quota, a lost mount): a warning, and the run goes on.
+
+Orbax says so in a dozen tracebacks, from as many threads, and leaves half a step behind, which keeps the disk full.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import shutil
+import sys
+
+import jax
+
+from nrt_jax import errors, files
+
+PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a step that Orbax has not written to the end
+
+
+class Storage:
+  """The directory that holds the checkpoints of a run. warn(text) writes a line."""
+
+  def __init__(self, directory: str, warn=errors.warn):
+    self._directory = directory
+    self.warn = warn
+    self._said = None  # the newest warning's first words: Orbax reports one refusal several times
+    hush()
+
+  def require(self) -> None:
+    """Raises UserError where the directory is gone: whatever makes it anew would be the beginning of another run."""
+    if not os.path.isdir(self._directory):
+      raise errors.UserError(f"{self._directory}: has been removed while the run was going on")
+
+  def clean(self) -> None:
+    """Removes half a step, so that the next one finds room. Nothing may be being written."""
+    with contextlib.suppress(FileNotFoundError):
+      for name in os.listdir(self._directory) if jax.process_count() == 1 else ():
+        if PARTIAL in name:
+          shutil.rmtree(os.path.join(self._directory, name), ignore_errors=True)
+
+  @contextlib.contextmanager
+  def refusing(self, what: str):
+    """Makes an error of storage a warning that `what`.
+
+    With several processes it is raised as an OSError: they must all save the same steps, or would wait for one another.
+    """
+    try:
+      yield
+    except Exception as error:
+      refusal = files.os_error(error, self._directory)
+      if refusal is None:
+        raise
+      self.require()
+      if jax.process_count() > 1:
+        raise refusal from error
+      if what != self._said:
+        self.warn(f"{what}: {refusal.filename}: {refusal.strerror}; the run goes on")
+      self._said = what
+
+
+@functools.cache
+def hush() -> None:
+  """Drops tracebacks of errors of storage that reach us as well, and of what ends after the first of them.
+
+  Orbax's threads and tasks each report theirs. For what ends later nobody waits any more: tensorstore then wakes a loop
+  of asyncio that Orbax has closed, once for each array.
+  """
+
+  def others(record) -> bool:
+    return not record.exc_info or files.os_error(record.exc_info[1], "") is None
+
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).addFilter(others)
+  report = sys.unraisablehook
+
+  def hook(raised):
+    if raised.exc_type is not RuntimeError or str(raised.exc_value) != "Event loop is closed":
+      report(raised)
+
+  sys.unraisablehook = hook
