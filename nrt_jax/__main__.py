@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
 
   2: a user's mistake, which no restart mends; 1: another error of the operating system; 130: Ctrl-C.
   """
+  open_streams()
   argv = sys.argv[1:] if argv is None else list(argv)
   os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns if torch is missing; nothing here needs it
   try:
@@ -41,6 +42,19 @@ def main(argv: list[str] | None = None) -> int:
     where = f"{error.filename}: " if error.filename else ""
     return say(f"{where}{error.strerror}", STORAGE[error.errno])
   return 0
+
+
+def open_streams() -> None:
+  """Opens standard streams that are closed, to nothing.
+
+  Else the next files that are opened would get their numbers, and with them what libraries in C++ write to stderr; and
+  print(file=None) would write our errors to stdout, which holds nothing but results.
+  """
+  while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+    os.set_inheritable(number, True)
+  os.close(number)
+  sys.stdout = open(os.devnull, "w") if sys.stdout is None else sys.stdout
+  sys.stderr = open(os.devnull, "w") if sys.stderr is None else sys.stderr
 
 
 def say(text: str, code: int) -> int:

@@ -307,6 +307,14 @@ def test_a_second_run_in_a_workdir_is_refused(place, run, capsys):
   assert not (run / lock.NAME).exists()
 
 
+def test_a_stderr_that_was_closed_before_the_start_takes_no_file_and_no_result(tmp_path):
+  program = "import os, sys\nfrom nrt_jax.__main__ import main\ncode = main(['nonsense'])\n"
+  program += "print(code, os.open(sys.argv[1], os.O_CREAT) > 2, os.readlink('/proc/self/fd/2'))"
+  command = ["sh", "-c", 'exec "$0" -c "$1" "$2" 2>&-', sys.executable, program, str(tmp_path / "file")]
+  found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+  assert (found.stdout, found.returncode) == ("2 True /dev/null\n", 0)
+
+
 @pytest.mark.parametrize("during", ["data", "evaluation", "compilation"])
 def test_a_signal_before_the_first_step_is_obeyed_at_once(place, tmp_path, monkeypatch, capsys, during):
   owner, name = {
