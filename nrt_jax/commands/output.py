@@ -13,6 +13,8 @@ def check_directory(directory: str, flag: str) -> None:
   """Raises UserError if the directory can't be created or written to. Creates nothing."""
   if not directory:
     raise UserError(f"{flag}: found '', allowed: a directory")
+  if "://" in directory:  # would become a directory of this name, here
+    raise UserError(f"{flag}: found {directory!r}, allowed: a directory of a file system; mount the bucket there")
   existing = os.path.abspath(directory)
   while not os.path.lexists(existing):
     existing = os.path.dirname(existing)

@@ -236,6 +236,8 @@ def test_what_is_in_the_way_of_a_run(place, tmp_path, capsys, name, made):
     ("train --config {place}/empty.jsonl --workdir {tmp}/run", "defines no function get_config()"),
     ("train --config {place}/leaves.py --workdir {tmp}/run", "leaves.py:2: SystemExit: 3"),
     ("train --config {place}/config.py --workdir {place}/config.py/run", "config.py: is a file, allowed: a directory"),
+    ("train --config {place}/config.py --workdir gs://bucket/run", "found 'gs://bucket/run', allowed: a directory of a"),
+    ("export --checkpoint {place}/run --output s3://bucket/out", "--output: found 's3://bucket/out', allowed: a direc"),
     ("train --config {place}/config.py --workdir {tmp}/run --step 3", "unrecognized arguments: --step 3"),
     ("train --config {place}/config.py --workdir {tmp}/" + "x" * 300, "x" * 300),
     ("train --config {place}/" + "x" * 300 + " --workdir {tmp}/run", "x" * 300),
