@@ -38,7 +38,7 @@ setup(
     "launch": ["pyyaml"],  # tpu_launch reads descriptions in YAML
     # torch is what the model's parity tests compare with. A fixed version, so that a CPU build of it, installed
     # beforehand, is kept instead of replaced by the newest build and its gigabytes of CUDA libraries.
-    "test": ["pytest>=8", "pytest-xdist>=3.5", "torch==2.13.0"],
+    "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "torch==2.13.0"],
   },
   entry_points={"console_scripts": ["nrt-jax = nrt_jax.__main__:main"]},
 )

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import json
 import math
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -304,6 +305,8 @@ def _convert(hint, value, name: str):
     if isinstance(value, float) and not math.isfinite(value):
       raise UserError(f"{name}: found {value}, allowed: finite numbers")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
+      if abs(value) > sys.float_info.max:
+        raise UserError(f"{name}: found an integer of {value.bit_length()} bits, allowed: up to 1.8e308")
       return float(value)
     if isinstance(kind, type) and isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
       return value

@@ -29,6 +29,14 @@ def test_nothing_is_required():
   assert config.stages_of({}) == config.stages_of(config.defaults("nrt"))
 
 
+def test_integers_that_are_too_long(tmp_path):
+  """Beyond the floats, and beyond what Python writes: a message that shows one would itself fail."""
+  with pytest.raises(UserError, match="optimizer.learning_rate: found an integer of 1329 bits, allowed: up to 1.8e308"):
+    config.stages_of({"optimizer": {"learning_rate": 10**400}})
+  with pytest.raises(UserError, match="seed: found an integer of 16610 bits, allowed: up to 10000"):
+    configs.plain({"seed": 10**5000}, "")
+
+
 def test_types_that_fit():
   values = config.defaults("nrt")
   values["optimizer"]["learning_rate"] = 1  # an int serves as a float

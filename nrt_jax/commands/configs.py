@@ -13,6 +13,7 @@ from nrt_jax import config as library
 from nrt_jax.commands.flags import CONFIG_PREFIX
 from nrt_jax.errors import UserError, require_choice
 
+LONGEST = 10_000  # bits of an integer: Python writes and reads no more than 4300 digits
 MODULE = "nrt_jax_config_file"  # name under which a config file runs
 
 
@@ -104,6 +105,8 @@ def plain(value, where: str):
     return {str(key): plain(item, f"{where}.{key}".lstrip(".")) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
     return [plain(item, f"{where}[{i}]") for i, item in enumerate(value)]
+  if isinstance(value, int) and value.bit_length() > LONGEST:
+    raise UserError(f"{where}: found an integer of {value.bit_length()} bits, allowed: up to {LONGEST}")
   if value is None or isinstance(value, (bool, int, float, str)):
     return value
   raise UserError(f"{where}: found a {type(value).__name__}, allowed: numbers, texts, null, lists and mappings of them")

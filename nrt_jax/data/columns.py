@@ -86,6 +86,9 @@ def _content(content, where: str):
   if not isinstance(content, list):
     return content
   for part in content:
+    if not isinstance(part, (str, dict)):
+      found = f"found {type(part).__name__} as a part of content"
+      raise errors.UserError(f"{where}: {found}, allowed: a text, or an object with text")
     kind = part.get("type", "text") if isinstance(part, dict) else "text"
     errors.require_choice(f"{where}: type of content", kind, ("text",))
   return "".join(text({"text": part} if isinstance(part, str) else part, "text", where) for part in content)

@@ -169,6 +169,7 @@ def test_conversations_as_others_write_them(tmp_path):
     "role: found None": {"content": "x"},
     "role: found .'user'.": {"role": ["user"], "content": "x"},
     "type of content: found 'image_url', allowed: text": {"role": "user", "content": [{"type": "image_url"}]},
+    "found NoneType as a part of content, allowed: a text": {"role": "user", "content": ["u", None]},
     "no column 'text'": {"role": "user", "content": [{"type": "text"}]},
     "column 'content' is empty": {"role": "user", "content": []},
   }
