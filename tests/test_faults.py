@@ -78,11 +78,12 @@ def resumed_as_it_was(place, run):
 
 
 def damage(step):
-  """A bit of every 32 bytes of the largest array file: arrays lie there in any order, and an export reads some only."""
-  path = max((step / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
-  data = bytearray(path.read_bytes())
-  data[16::32] = bytes(byte ^ 4 for byte in data[16::32])
-  path.write_bytes(data)
+  """A bit of every 32 bytes of all array files: which file holds what differs from save to save, and an export reads
+  some arrays only."""
+  for path in (step / "state").rglob("d/*"):
+    data = bytearray(path.read_bytes())
+    data[16::32] = bytes(byte ^ 4 for byte in data[16::32])
+    path.write_bytes(data)
 
 
 def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(place, run, capsys):

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from nrt_jax import __main__, config
 from nrt_jax.commands import configs
-from nrt_jax.data import batches, chat_templates, control_tokens, prompts
-from nrt_jax.data.batches import DataConfig
+from nrt_jax.data import chat_templates, control_tokens, prompts, sources
+from nrt_jax.data.sources import DataConfig
 from nrt_jax.errors import UserError
 from nrt_jax.tasks import equivalence, grading, math_answers, multiple_choice, symbolic, table
 
@@ -200,7 +200,7 @@ def folder(tmp_path_factory):
 
 
 def load(path, options=None):
-  return batches.load_examples(DataConfig(source=str(path), **options or {}))
+  return sources.load_examples(DataConfig(source=str(path), **options or {}))
 
 
 def as_files(pairs, folder, end, bom):
