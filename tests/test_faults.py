@@ -152,14 +152,15 @@ def test_an_export_that_finds_the_disk_full_leaves_the_one_before(run, capsys):
   assert content(run) == before
 
 
-def test_a_workdir_that_is_removed_is_not_made_anew(place, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("removed", ["run", "run/checkpoints"])
+def test_what_is_removed_while_a_run_goes_on_is_not_made_anew(place, tmp_path, monkeypatch, capsys, removed):
   run = tmp_path / "run"
-  at_save(monkeypatch, 4, lambda: contextlib.nullcontext(shutil.rmtree(run)))
+  at_save(monkeypatch, 4, lambda: contextlib.nullcontext(shutil.rmtree(tmp_path / removed)))
   assert train(place, run, "--config.logging.every_steps=5") == 2
   assert capsys.readouterr().err.splitlines()[-1] == (
     f"nrt-jax: {run / 'checkpoints'}: has been removed while the run was going on"
   )
-  assert not run.exists()
+  assert not (tmp_path / removed).exists()
 
 
 # ---- Updates that are not finite -----------------------------------------------------------------------------------
