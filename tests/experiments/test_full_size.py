@@ -293,8 +293,8 @@ def test_program_lowers(name, directories):
   assert len(before) == setup.grades_on_host  # the completions that a grader on the host is given
   new_states, metrics, samples = lowered.out_info
   assert shapes_of(new_states) == shapes_of(states)
-  likelihood = "critic/accuracy" if setup.critic is not None else "answer/logp_gain"
-  assert ("completion/accuracy" if hasattr(setup.run.algorithm, "verifier") else likelihood) in metrics
+  graded = "completion/accuracy" if hasattr(setup.run.algorithm, "verifier") else "answer/logp_gain"
+  assert ("critic/accuracy" if setup.critic is not None else graded) in metrics
   assert samples["trace"].shape[1] == setup.run.sampling.max_trace_length
   text = lowered.as_text()
   assert text.count("stablehlo.while") < 80  # the layers are scanned, not written out one by one; RLPR has the most, 60
