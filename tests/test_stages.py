@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 import reference
+import toy
 from interrupted import stopping_at
 
 from nrt_jax import config, startup, training, workdir
@@ -38,17 +39,6 @@ def values(tmp_path_factory):
   values["optimizer"].update(learning_rate=1e-2, eps=1e-3)
   values["checkpoint"].update(every_steps=0)
   values["logging"].update(samples_every_steps=0, tensorboard=False, progress=False)
-  return values
-
-
-def changed(values, **changes) -> dict:
-  values = json.loads(json.dumps(values))
-  for key, value in changes.items():
-    *parents, last = key.split("__")
-    at = values
-    for parent in parents:
-      at = at[parent]
-    at[last] = value
   return values
 
 
@@ -94,7 +84,7 @@ def ruled(values):
   rule = {"metric": "optimizer/lr", "bar": rates[2] + 1e-5, "episodes": 2 * ROWS - 1}  # met by steps 3 and 4
   assert reference.last_step(rates, rule["bar"], 2) == END
   stages = [{"name": "first", "stop": rule, "optimizer": {"warmup_steps": 8}}, {"name": "second", "total_steps": 2}]
-  return changed(values, stages=stages)
+  return toy.changed(values, stages=stages)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +108,7 @@ def test_however_often_it_is_saved_and_killed_it_ends_with_the_same_step(ruled, 
 
   Killed with its window half full; as the rule is met, and the last step has begun; in the second stage.
   """
-  often = changed(ruled, checkpoint__every_steps=1)
+  often = toy.changed(ruled, checkpoint__every_steps=1)
   for stop_at, stage, met in ((1, 0, False), (END - 1, 0, True), (END + 1, 1, False)):
     with stopping_at(monkeypatch, stop_at):
       train(often, tmp_path)
@@ -131,12 +121,12 @@ def test_a_metric_that_the_method_lacks_is_named_before_anything_is_compiled(val
   monkeypatch.setattr(training.host_grading, "compile_programs", lambda *_: pytest.fail("compiled"))
   stages = [{"name": "a"}, {"name": "b", "stop": {"metric": "completion/acuracy"}}]
   with pytest.raises(UserError) as error:
-    train(changed(values, stages=stages), tmp_path / "run")
+    train(toy.changed(values, stages=stages), tmp_path / "run")
   text = str(error.value)
   assert text.startswith("stop.metric of stage 'b' (algorithm.name 'nrt'): found 'completion/acuracy', allowed: ")
   assert "answer/logp" in text and "\n" not in text and not (tmp_path / "run").exists()
   rule = {"name": "b", "algorithm": {"name": "grpo", "verifier": "host"}, "stop": {"metric": "completion/accuracy"}}
-  startup.open_stages(config.stages_of(changed(values, stages=[rule])), None)
+  startup.open_stages(config.stages_of(toy.changed(values, stages=[rule])), None)
 
 
 # ----------------------------------------------------------------------------------------------------------- curricula
@@ -146,7 +136,7 @@ def test_a_curriculum_compiles_once_and_resumes_inside_of_any_of_its_stages(valu
   """Stages that differ in their task's option alone share a program."""
   rule = {"metric": "optimizer/lr", "bar": 1e-2 / 8, "episodes": 1}  # met by the first step, so that it ends with two
   curriculum = {"option": "n_digits", "values": [6, 4, 8], **rule}
-  climbs = changed(values, curriculum=curriculum, total_steps=3, optimizer__warmup_steps=8)
+  climbs = toy.changed(values, curriculum=curriculum, total_steps=3, optimizer__warmup_steps=8)
   compiled, compile_programs = [], training.host_grading.compile_programs
 
   def counted(setup, *rest):
@@ -174,7 +164,7 @@ def widening(values):
   few = {"name": "few", "total_steps": 3, "data": {"task_options": {"base": 2}}, "tokens": {"active": "data"}}
   optimizer = {"carry_moments": True, "trainable": "token_rows", "ema_decay": 0.5}
   all_of_them = {"name": "all", "total_steps": 2, "optimizer": optimizer, "data": {"task_options": {"base": 5}}}
-  return changed(values, stages=[few, all_of_them], checkpoint__keep_last=9)
+  return toy.changed(values, stages=[few, all_of_them], checkpoint__keep_last=9)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +187,7 @@ def test_the_models_own_end_token_may_lie_beyond_the_tokenizer(widening, tmp_pat
   file = tmp_path / "model" / "config.json"
   file.write_text(json.dumps({**json.loads(file.read_text()), "vocab_size": 600, "eos_token_id": 512}))
   for stages in (widening["stages"], []):
-    values = changed(widening, model__path=str(tmp_path / "model"), stages=stages)
+    values = toy.changed(widening, model__path=str(tmp_path / "model"), stages=stages)
     _, (first, *_) = startup.open_stages(config.stages_of(values))
     assert 512 in first.setup.form.end_ids and first.setup.model.vocab_size == 600
     assert first.setup.model.vocab_inactive == ((3, 4, 5) if stages else ())
@@ -254,5 +244,5 @@ def test_moments_go_on_only_where_they_are_the_same(values):
   ):
     stages = [{"name": "a"}, {"name": "b", "optimizer": {"carry_moments": True, **changes}}]
     with pytest.raises(UserError) as error:
-      startup.open_stages(config.stages_of(changed(values, stages=stages)))
+      startup.open_stages(config.stages_of(toy.changed(values, stages=stages)))
     assert str(error.value) == f"optimizer.carry_moments of stage 'b': found true with {says}"

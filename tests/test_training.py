@@ -9,6 +9,7 @@ import time
 import jax
 import numpy as np
 import pytest
+import toy
 from interrupted import stopping_at
 from paths import ROOT
 
@@ -224,17 +225,6 @@ def test_pmap_makes_the_same_run(values, uninterrupted, tmp_path):
         assert left[name] == pytest.approx(right[name], rel=1e-3, abs=1e-4), (left["step"], name)
 
 
-def broken(values, **changes):
-  values = json.loads(json.dumps(values))
-  for key, value in changes.items():
-    *parents, last = key.split("__")
-    at = values
-    for parent in parents:
-      at = at[parent]
-    at[last] = value
-  return values
-
-
 @pytest.mark.parametrize(
   ("changes", "words"),
   [
@@ -254,7 +244,7 @@ def broken(values, **changes):
 def test_mistakes_are_found_before_anything_is_compiled(values, tmp_path, monkeypatch, changes, words):
   monkeypatch.setattr(training.programs, "build_train_step", lambda setup: pytest.fail("compiled"))
   with pytest.raises(UserError) as error:
-    train(broken(values, **changes), tmp_path / "run")
+    train(toy.changed(values, **changes), tmp_path / "run")
   assert all(word in str(error.value) for word in words), str(error.value)
   assert "\n" not in str(error.value)
 
@@ -262,11 +252,11 @@ def test_mistakes_are_found_before_anything_is_compiled(values, tmp_path, monkey
 def test_pmap_is_for_one_host(values, tmp_path, monkeypatch):
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   with pytest.raises(UserError, match="parallel.kind: found 'pmap' in a run of 2 processes, allowed: jit"):
-    train(broken(values, parallel__kind="pmap"), tmp_path)
+    train(toy.changed(values, parallel__kind="pmap"), tmp_path)
 
 
 def test_a_workdir_whose_data_has_become_smaller_is_refused(values, uninterrupted):
-  before, smaller = (uninterrupted / "config.json").read_bytes(), broken(values, data__examples=20)
+  before, smaller = (uninterrupted / "config.json").read_bytes(), toy.changed(values, data__examples=20)
   with pytest.raises(UserError, match="data.examples: 40 in the workdir, 20 now"):
     train(smaller, uninterrupted)
   with pytest.raises(UserError, match=r"position \(1, 24\) lies outside of a data set of 20 examples"):
@@ -275,7 +265,7 @@ def test_a_workdir_whose_data_has_become_smaller_is_refused(values, uninterrupte
 
 
 def test_a_workdir_of_other_stages_is_refused(values, uninterrupted):
-  other = broken(values, stages=[{"name": "something else"}, {"name": "nrt"}])
+  other = toy.changed(values, stages=[{"name": "something else"}, {"name": "nrt"}])
   other["stages"][1]["name"] = "and this"
   with pytest.raises(UserError, match="stage 'nrt'.*something else, and this"):
     train(other, uninterrupted)

@@ -24,6 +24,7 @@ class Storage:
     self._directory = directory
     self.warn = warn
     self._said = None  # the newest warning's first words: Orbax reports one refusal several times
+    self._refused = False
     hush()
 
   def require(self) -> None:
@@ -32,9 +33,13 @@ class Storage:
       raise errors.UserError(f"{self._directory}: has been removed while the run was going on")
 
   def clean(self) -> None:
-    """Removes half a step, so that the next one finds room. Nothing may be being written."""
+    """Removes what a refusal has left of a step, so that the next one finds room. Nothing may be being written.
+
+    What a killed run has left is Orbax's to remove, in the background of the start: whoever else removes it makes that
+    fail, and every save after it.
+    """
     with contextlib.suppress(FileNotFoundError):
-      for name in os.listdir(self._directory) if jax.process_count() == 1 else ():
+      for name in os.listdir(self._directory) if self._refused and jax.process_count() == 1 else ():
         if PARTIAL in name:
           shutil.rmtree(os.path.join(self._directory, name), ignore_errors=True)
 
@@ -51,6 +56,7 @@ class Storage:
       if refusal is None:
         raise
       self.require()
+      self._refused = True
       if jax.process_count() > 1:
         raise refusal from error
       if what != self._said:

@@ -1,5 +1,6 @@
 """Tiny models, prompts and runs that several test files share. Token ids are made up; there is no tokenizer."""
 
+import copy
 import functools
 
 import jax
@@ -96,6 +97,15 @@ def run_config(algorithm="nrt", **over) -> config.RunConfig:
     assert last in at, key
     at[last] = value
   return config.stages_of(values)[0]
+
+
+def changed(values: dict, **changes) -> dict:
+  """A copy of a config's values; `optimizer__eps=1e-8` changes what lies deeper."""
+  values = copy.deepcopy(values)
+  for key, value in changes.items():
+    *parents, last = key.split("__")
+    functools.reduce(dict.__getitem__, parents, values)[last] = value
+  return values
 
 
 def setup(algorithm="nrt", model=MODEL, prompt_format=None, **over) -> programs.Setup:

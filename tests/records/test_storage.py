@@ -36,7 +36,10 @@ def test_a_refusal_is_said_once(store, said, tmp_path):
   assert said == [f"checkpoint 4 is not saved: {tmp_path}: full; the run goes on"]
 
 
-def test_half_a_step_is_removed(store, tmp_path, monkeypatch):
+def test_what_a_refusal_left_is_removed(store, tmp_path, monkeypatch):
+  store.clean()
+  assert len(os.listdir(tmp_path)) == 3  # of a killed run: Orbax is removing it, and fails if somebody else does
+  fail(store, FULL)
   with monkeypatch.context() as several:
     several.setattr(storage.jax, "process_count", lambda: 2)  # others may still be writing
     store.clean()
