@@ -36,6 +36,19 @@ def require_same(values: dict) -> None:
       raise UserError(f"{name}: found another in process {found} than in process 0, allowed: the same in all")
 
 
+def together(name: str) -> None:
+  """Waits for all processes."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+def on_any(true: bool) -> bool:
+  """Whether it is true on any process: they must decide alike, or they would wait for one another."""
+  if jax.process_count() == 1:
+    return true
+  return bool(multihost_utils.process_allgather(np.bool_(true)).any())
+
+
 @contextlib.contextmanager
 def ending_with_partners():
   """Ends this process with one line and exit code 1 where an error says that another process of the run is gone.

@@ -16,12 +16,11 @@ import shutil
 from dataclasses import dataclass
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers as policies
 
+from nrt_jax import processes
 from nrt_jax.errors import UserError, require_choice, warn
 from nrt_jax.files import write_json
 from nrt_jax.records import digests, storage
@@ -113,7 +112,7 @@ class Checkpoints:
         write_json(self._path(step, METRICS, METRICS), ranked)
       if jax.process_index() == 0:
         write_json(self._path(step, RECORD), sealed)  # last: until it is written, the evaluation is still due
-    _together("checkpoint amended")
+    processes.together("checkpoint amended")
     self._manager.reload()
 
   def _ranked(self, metrics: dict) -> dict:
@@ -176,7 +175,7 @@ class Checkpoints:
         if not isinstance(error, Damaged):
           raise
         value, damage = None, error
-      if _on_any_host(damage is not None):
+      if processes.on_any(damage is not None):
         found[step] = damage or f"{self._path(step)}: damaged on another host"
         continue
       for old, reason in found.items():
@@ -266,7 +265,7 @@ class Checkpoints:
       os.rename(self._path(step), place)
       reason += f", and the damaged one is now in {os.path.dirname(place)}"
     if self._manager is not None:
-      _together("damaged checkpoint set aside")
+      processes.together("damaged checkpoint set aside")
       self._manager.reload()
     if jax.process_index() == 0:
       warn(reason)
@@ -288,24 +287,11 @@ class Checkpoints:
         path = os.path.join(self._directory, name, METRICS)
         if self._metrics(int(name)) is None and os.path.isdir(path):
           write_json(os.path.join(path, METRICS), {})
-    _together("metrics mended")
+    processes.together("metrics mended")
 
   def _empty_trash(self) -> None:
     if jax.process_index() == 0:
       shutil.rmtree(os.path.join(self._directory, TRASH), ignore_errors=True)
-
-
-def _together(name: str) -> None:
-  """Waits for all hosts."""
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
-
-
-def _on_any_host(true: bool) -> bool:
-  """Whether it is true on any host: they must take the same step, or they would wait for one another."""
-  if jax.process_count() == 1:
-    return true
-  return bool(multihost_utils.process_allgather(np.bool_(true)).any())
 
 
 def _options(config: CheckpointConfig) -> ocp.CheckpointManagerOptions:

@@ -18,6 +18,9 @@ class Scripted(Job):
     super().__init__(run)
     self.script, self.did = list(script), []
 
+  def plan(self):
+    return []
+
   def poll(self):
     event = self.script.pop(0)
     if isinstance(event, BaseException):

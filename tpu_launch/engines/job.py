@@ -1,5 +1,6 @@
 """What an engine must be able to do with a run; watch.py calls it, and nothing else knows the engines."""
 
+import abc
 import enum
 import json
 import os
@@ -59,22 +60,23 @@ class File(NamedTuple):
     return f"cat > {shlex.quote(self.name)} <<'EOF'\n{self.text}EOF"
 
 
-class Job:
+class Job(abc.ABC):
   """A run on one engine. Every method may raise EngineError, or UserError for what only the user can mend."""
 
   def __init__(self, run: Run):
     self.run = run
 
+  @abc.abstractmethod
   def plan(self) -> list:
     """What `--dry-run` prints: the Commands that `submit` and the rest run. Checks the description."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def submit(self) -> None:
     """Asks for what the run needs; takes up what an earlier launcher left under the same name."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def poll(self) -> Poll:
-    raise NotImplementedError
+    """Looks where the run stands."""
 
   def start(self) -> None:
     """Starts the program on machines that are READY; engines that do so themselves are never READY."""
@@ -84,9 +86,9 @@ class Job:
     self.delete()
     self.submit()
 
+  @abc.abstractmethod
   def delete(self) -> None:
     """Stops the program and gives back everything that costs money. Without effect where there is nothing."""
-    raise NotImplementedError
 
   def log(self) -> str:
     """What worker 0 printed since the last call."""
