@@ -232,6 +232,7 @@ class Bench:
     data = batches.load_dataset(run.data, run.prompt, self.tokenizer, self.form, texts)
     states = programs.init_states(setup, jax.tree.map(jnp.copy, params), jax.random.key(seed))
     position, curve, history = batches.Position(), [{"step": 0, **self.evaluate(params)}], []
+    every = max(1, run.total_steps // 4)
     for step in range(1, run.total_steps + 1):
       batch, position = batches.batch(data, position, run.prompts_per_step, seed)
       batch = jax.device_put(batch)
@@ -239,8 +240,8 @@ class Bench:
         self._programs[name] = host_grading.compile_train_step(setup, states, batch, self.tokenizer)
       states, metrics, _ = self._programs[name](states, batch)
       history.append({key: float(value) for key, value in jax.device_get(metrics).items()})
-      if step % (run.total_steps // 4) == 0:
-        last = history[-(run.total_steps // 4) :]
+      if step % every == 0:
+        last = history[-every:]
         means = {key: float(np.mean([line[key] for line in last])) for key in raro_report.SHOWN if key in last[0]}
         curve.append({"step": step, **self.evaluate(states.policy.params), **means})
     tokens = {
@@ -248,14 +249,16 @@ class Bench:
       "trained": sum(line["tokens/trained"] for line in history),
     }
     return {
-      "method": name, "seed": seed, "start_steps": self.start_steps, "steps": run.total_steps, **tokens,
+      "method": name, "seed": seed, "start_steps": self.start_steps, "steps": run.total_steps, "asked": self.steps,
+      **tokens,
       "seconds": round(time.monotonic() - clock, 1), "curve": curve,
     }  # fmt: skip
 
 
-def finished(path: str, steps: int) -> dict:
-  """{(method, seed): its line} of the runs from starts of so many steps."""
-  lines = [line for line in read_json_lines(path) if line["start_steps"] == steps]
+def finished(path: str, start_steps: int, steps: int) -> dict:
+  """{(method, seed): its line} of the runs from starts of so many steps, of which --steps asked for so many."""
+  asked = start_steps, steps
+  lines = [line for line in read_json_lines(path) if (line["start_steps"], line.get("asked", 0)) == asked]
   return {(line["method"], line["seed"]): line for line in lines}
 
 
@@ -273,12 +276,15 @@ def main(argv=None) -> None:
   for name in args.methods:
     require_choice("--methods", name, METHODS)
   require_choice("--task", args.task, PUZZLES)
+  if args.steps < 0 or args.start_steps < 1:
+    raise UserError(f"--steps, --start_steps: found {args.steps}, {args.start_steps}, allowed: 0 or more, 1 or more")
   args.workdir = args.workdir or f"runs/raro_{args.task}"
   path = os.path.join(args.workdir, "results.jsonl")
+  runs = path, args.start_steps, args.steps
   if not args.report_only:
     os.makedirs(args.workdir, exist_ok=True)
     workdir.keep_compiled(args.workdir)
-    bench, done = Bench(args.workdir, args.task, args.start_steps, args.steps), finished(path, args.start_steps)
+    bench, done = Bench(args.workdir, args.task, args.start_steps, args.steps), finished(*runs)
     for seed in args.seeds:
       for name in (name for name in args.methods if (name, seed) not in done):
         line = bench.run(name, seed)
@@ -286,7 +292,7 @@ def main(argv=None) -> None:
         first, last = line["curve"][0], line["curve"][-1]
         found = f"sampled {first['sampled']:.3f} to {last['sampled']:.3f}, {line['seconds']:.0f} s"
         print(f"seed {seed} {name}: {found}", file=sys.stderr, flush=True)
-  lines = [line for _, line in sorted(finished(path, args.start_steps).items(), key=lambda item: item[0][1])]
+  lines = [line for _, line in sorted(finished(*runs).items(), key=lambda item: item[0][1])]
   raro_report.report(lines, METHODS)
   if args.plot:
     write_text(

@@ -9,6 +9,7 @@ import xml.etree.ElementTree
 import pytest
 from paths import EXPERIMENTS
 
+from nrt_jax.errors import UserError
 from nrt_jax.tasks import table as tasks
 
 sys.path.append(str(EXPERIMENTS / "miniature"))
@@ -57,16 +58,19 @@ def test_the_start_is_taught_who_is_the_expert_and_when_to_tie(tmp_path):
 
 
 def test_it_runs_resumes_and_reports(tmp_path, capsys):
-  command = ["--task", "countdown_small", "--seeds", "0", "--methods", "raro", "--start_steps", "2", "--steps", "4"]
+  command = ["--task", "countdown_small", "--seeds", "0", "--methods", "raro", "--start_steps", "2", "--steps", "3"]
   command += ["--workdir", str(tmp_path), "--plot", str(tmp_path / "curves.svg")]
   raro.main(command)
   printed = capsys.readouterr()
   line = json.loads((tmp_path / "results.jsonl").read_text())
-  assert [point["step"] for point in line["curve"]] == [0, 1, 2, 3, 4] and line["sampled"] > 0 and line["trained"] > 0
+  assert [point["step"] for point in line["curve"]] == [0, 1, 2, 3] and line["sampled"] > 0 and line["trained"] > 0
   assert raro_report.SHOWN[0] in line["curve"][1] and "| raro | 1 |" in printed.out
-  assert len(re.findall(r"^\| raro \| \d \|", printed.out, re.MULTILINE)) == 1 + 5  # the table, then its curve
+  assert len(re.findall(r"^\| raro \| \d \|", printed.out, re.MULTILINE)) == 1 + 4  # the table, then its curve
   shapes = xml.etree.ElementTree.parse(tmp_path / "curves.svg").getroot()
   assert len([x for x in shapes if x.tag.endswith("polyline")]) == len(raro.ROWS) * len(raro_report.PANELS)
   before = (tmp_path / "results.jsonl").stat().st_mtime_ns
   raro.main(command)  # nothing is left to run
   assert (tmp_path / "results.jsonl").stat().st_mtime_ns == before and capsys.readouterr().out == printed.out
+  assert not raro.finished(str(tmp_path / "results.jsonl"), 2, 0)  # a trial is no run of the method's own length
+  with pytest.raises(UserError, match="--steps, --start_steps: found -1, 2, allowed: 0 or more"):
+    raro.main([*command, "--steps", "-1"])
