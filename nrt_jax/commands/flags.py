@@ -1,28 +1,11 @@
-"""The flags of every command. Imports nothing heavy, so that --help is fast."""
+"""The commands: what each says of itself, and its flags. Imports nothing heavy, so that --help is fast."""
 
 import argparse
-from collections.abc import Callable
-from typing import NamedTuple
 
 from nrt_jax import errors
+from nrt_jax.commands.parser import Command, Parser, number, step
 
 CONFIG_PREFIX = "--config."
-
-
-class Command(NamedTuple):
-  """What `nrt-jax --help` and `nrt-jax COMMAND --help` show, and how the flags are declared."""
-
-  summary: str
-  details: str
-  example: str
-  add_flags: Callable
-
-
-class Parser(argparse.ArgumentParser):
-  """An argument parser that reports errors as UserErrors: one line, without the usage."""
-
-  def error(self, message):
-    raise errors.UserError(f"{message} (see {self.prog} --help)")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -55,29 +38,6 @@ def overview() -> str:
   width = max(map(len, COMMANDS))
   lines = [f"  {name:<{width}}  {command.summary}" for name, command in COMMANDS.items()]
   return "\n".join(["usage: nrt-jax COMMAND [flags]", "", *lines, "", "nrt-jax COMMAND --help lists its flags."])
-
-
-# ---- Values --------------------------------------------------------------------------------------------------------
-
-
-def _number(kind: type, least, most=float("inf")) -> Callable:
-  """A flag type: an int or float within bounds."""
-  allowed = f"{least} or more" if most == float("inf") else f"{least} to {most}"
-
-  def read(text: str):
-    try:
-      value = kind(text)
-    except ValueError:
-      value = None
-    if value is None or not least <= value <= most or value == float("inf"):
-      raise argparse.ArgumentTypeError(f"found {text!r}, allowed: {'a whole number, ' * (kind is int)}{allowed}")
-    return value
-
-  return read
-
-
-def _step(text: str):
-  return text if text == "best" else _number(int, 0)(text)
 
 
 # ---- Flags ---------------------------------------------------------------------------------------------------------
@@ -114,7 +74,7 @@ def _train(parser: Parser) -> None:
   )
   parser.add_argument(
     "--partner_timeout",
-    type=_number(int, 1),
+    type=number(int, 1),
     default=60,
     metavar="SECONDS",
     help="of a multi-host run: without a sign of life for so long, a process counts as dead and all others end (60)",
@@ -122,7 +82,7 @@ def _train(parser: Parser) -> None:
 
 
 def _sample(parser: Parser) -> None:
-  at_least = _number
+  at_least = number
   parser.add_argument("--model", required=True, metavar="DIR", help="an export of a run, or any model directory")
   parser.add_argument("--prompt", action="append", metavar="TEXT", help="a question; may be repeated")
   parser.add_argument(
@@ -158,7 +118,7 @@ def _evaluate(parser: Parser) -> None:
   source = parser.add_mutually_exclusive_group()
   source.add_argument("--checkpoint", metavar="DIR", help="a run's workdir, or checkpoints in it")
   source.add_argument("--model", metavar="DIR", help="an export of a run, or any model directory")
-  parser.add_argument("--step", type=_step, metavar="N|best", help="which checkpoint (the newest)")
+  parser.add_argument("--step", type=step, metavar="N|best", help="which checkpoint (the newest)")
   parser.add_argument("--stage", metavar="NAME", help="whose evaluation, in a config of several stages (the last)")
   parser.add_argument("--output", metavar="FILE", help="writes the metrics and their 95 %% intervals as JSON, too")
   parser.add_argument("--completions", metavar="FILE", help="writes every completion, grade and vote as JSON Lines")
@@ -172,7 +132,7 @@ def _report(parser: Parser) -> None:
     "--metric", action="append", metavar="NAME", help="a metric, or several as in 'eval/*'; may be repeated (a few)"
   )
   parser.add_argument(
-    "--last", type=_number(int, 1), default=1, metavar="K", help="means of the last K lines that have the metric (1)"
+    "--last", type=number(int, 1), default=1, metavar="K", help="means of the last K lines that have the metric (1)"
   )
   parser.add_argument("--output", metavar="FILE", help="writes the table as JSON, too")
 
@@ -180,14 +140,14 @@ def _report(parser: Parser) -> None:
 def _export(parser: Parser) -> None:
   parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or checkpoints in it")
   parser.add_argument("--output", required=True, metavar="DIR", help="new directory; an earlier export is replaced")
-  parser.add_argument("--step", type=_step, metavar="N|best", help="which checkpoint (the newest)")
+  parser.add_argument("--step", type=step, metavar="N|best", help="which checkpoint (the newest)")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the weights (float32)")
 
 
 def _benchmark(parser: Parser) -> None:
   _config(parser)
   parser.add_argument("--stage", metavar="NAME", help="which stage of the run (the last)")
-  parser.add_argument("--repeats", type=_number(int, 1), default=5, metavar="N", help="timed runs of each (5)")
+  parser.add_argument("--repeats", type=number(int, 1), default=5, metavar="N", help="timed runs of each (5)")
   parser.add_argument("--json", metavar="FILE", help="writes the report as JSON, too")
   parser.add_argument("--profile", metavar="DIR", help="writes a profiler trace of two steps, for xprof or Perfetto")
 
@@ -198,11 +158,11 @@ def _plan(parser: Parser) -> None:
     "--topology", required=True, metavar="NAME", help="the slice: v5p:4x4x4, v5e:4x4, or short v5p-128, v6e-64"
   )
   parser.add_argument(
-    "--slices", type=_number(int, 1), default=1, metavar="N", help="how many of them, joined by DCN (1)"
+    "--slices", type=number(int, 1), default=1, metavar="N", help="how many of them, joined by DCN (1)"
   )
   parser.add_argument("--stage", metavar="NAME", help="which stage of the run (the last)")
   parser.add_argument(
-    "--sweep", nargs="?", type=_number(int, 1), const=3, metavar="N",
+    "--sweep", nargs="?", type=number(int, 1), const=3, metavar="N",
     help="tries mesh shapes, micro-batches and waves, compiles the N (3) likeliest and ranks them",
   )  # fmt: skip
   parser.add_argument("--json", metavar="FILE", help="writes the plan as JSON, too")

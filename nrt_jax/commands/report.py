@@ -1,12 +1,11 @@
 """`nrt-jax report RUN...`: a table of the metrics of several workdirs."""
 
 import fnmatch
-import json
-import pathlib
 
 from nrt_jax.commands import output
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json
+from nrt_jax.reporting import runs
 
 METRICS = ("reward/mean", "answer/logp_gain", "trace/length_mean", "completion/accuracy", "eval/*")
 
@@ -14,70 +13,29 @@ METRICS = ("reward/mean", "answer/logp_gain", "trace/length_mean", "completion/a
 def run(args) -> None:
   output.check_file(args.output, "--output")
   patterns = args.metric or METRICS
-  runs = [summarise(directory, patterns, args.last) for directory in args.runs]
+  found = [runs.summarise(directory, patterns, args.last) for directory in args.runs]
   for pattern in args.metric or ():
-    if not any(fnmatch.fnmatch(name, pattern) for one in runs for name in one["names"]):
-      names = sorted({name for one in runs for name in one["names"]})
+    if not any(fnmatch.fnmatch(name, pattern) for one in found for name in one["names"]):
+      names = sorted({name for one in found for name in one["names"]})
       raise UserError(f"--metric: found {pattern!r}, allowed: names of these runs: {', '.join(names)}")
   names = list(
-    dict.fromkeys(name for pattern in patterns for one in runs for name in matching(one["metrics"], pattern))
+    dict.fromkeys(name for pattern in patterns for one in found for name in runs.matching(one["metrics"], pattern))
   )
-  print(table(runs, names))
+  print(table(found, names))
   if args.output:
-    shown = [{key: one[key] for key in ("run", "step", "metrics")} for one in runs]
+    shown = [{key: one[key] for key in ("run", "step", "metrics")} for one in found]
     output.make_parent(args.output)
     write_json(args.output, {"last": args.last, "runs": shown})
 
 
-def matching(names, pattern: str) -> list:
-  return [name for name in names if fnmatch.fnmatch(name, pattern)]
-
-
-def summarise(directory: str, patterns, last: int) -> dict:
-  """One run's last step, all metric names, and name -> mean of the last `last` values, ignoring nulls."""
-  lines = read_metrics(directory)
-  names = list(dict.fromkeys(name for line in lines for name in line if name != "step"))
-  wanted = dict.fromkeys(name for pattern in patterns for name in matching(names, pattern))
-  metrics = {}
-  for name in wanted:
-    values = [value for value in [line[name] for line in lines if name in line][-last:] if value is not None]
-    metrics[name] = sum(values) / len(values) if values else None
-  return {"run": directory, "step": max(line["step"] for line in lines), "names": names, "metrics": metrics}
-
-
-def read_metrics(directory: str) -> list[dict]:
-  """The lines of a run's metrics.jsonl, without a line that is still being written."""
-  path = pathlib.Path(directory) / "metrics.jsonl"
-  if not path.is_file():
-    raise UserError(f"RUN: {directory}: holds no metrics.jsonl, allowed: workdirs of runs")
-  lines = [read_line(f"{path}:{number}", text) for number, text in enumerate(path.read_bytes().split(b"\n")[:-1], 1)]
-  if not lines:
-    raise UserError(f"RUN: {path} has no line yet")
-  return lines
-
-
-def read_line(where: str, text: bytes) -> dict:
-  """One line's numbers and nulls by name, including its step."""
-  try:
-    line = json.loads(text)
-  except json.JSONDecodeError as error:
-    raise UserError(f"{where}: not JSON: {error.msg}, column {error.colno}") from error
-  except UnicodeDecodeError as error:
-    raise UserError(f"{where}: not UTF-8 text") from error
-  fits = isinstance(line, dict) and isinstance(line.get("step"), int)
-  if not fits or not all(value is None or isinstance(value, (int, float)) for value in line.values()):
-    raise UserError(f'{where}: found {text.decode()[:60]!r}, allowed: {{"step": NUMBER, NAME: NUMBER or null, ...}}')
-  return line
-
-
-def table(runs: list[dict], names: list) -> str:
+def table(found: list[dict], names: list) -> str:
   """One row per run, one column per metric; "-" if a run has no such metric, or only nulls."""
 
   def cell(value) -> str:
     return "-" if value is None else f"{value:.4g}"
 
   rows = [["run", "step", *names]]
-  rows += [[one["run"], str(one["step"]), *(cell(one["metrics"].get(name)) for name in names)] for one in runs]
+  rows += [[one["run"], str(one["step"]), *(cell(one["metrics"].get(name)) for name in names)] for one in found]
   widths = [max(map(len, column)) for column in zip(*rows)]
   return "\n".join(
     "  ".join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths)))

@@ -33,8 +33,8 @@ def marker_ids(tokenizer, marker: str) -> tuple[tuple, tuple]:
 def end_ids(tokenizer, config, ids) -> tuple:
   """The end tokens; the first of them closes an answer.
 
-  Where the chat template is in use, that is what it writes behind an assistant's turn, as the model has learnt it: other
-  than the tokenizer's end token in Gemma, Phi-3 and many base models. Then come the tokenizer's, and `ids`.
+  Where the chat template is in use, that is what it writes behind an assistant's turn, as the model has learnt it:
+  other than the tokenizer's end token in Gemma, Phi-3 and many base models. Then come the tokenizer's, and `ids`.
   """
   turn = chat_templates.end_of_turn(tokenizer, dict(config.template_options)) if config.template == "chat" else None
   closing = [] if turn is None else [control_tokens(tokenizer)[turn]]

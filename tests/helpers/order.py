@@ -16,7 +16,7 @@ ORDER = [
   ["resuming", "workdir"],
   ["startup"],
   ["training"],
-  ["performance"],
+  ["performance", "reporting"],
   ["commands"],
   ["__main__"],
 ]
