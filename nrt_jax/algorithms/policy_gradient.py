@@ -189,9 +189,7 @@ def sum_terms(
     "loss/format": losses.supervised(row_logp_NL, batch.format_coef_NL).sum(),
   }
   mask_NL = batch.trace_mask_NL
-  known = tools.minibatches == 1 or batch.start_logp_NL is not None
-  start_NL = start_logp(batch, logp_NL) if known else None
-  metrics |= losses.sampler_stats(logp_NL, start_NL, batch.behaviour_logp_NL, mask_NL)
+  metrics |= losses.sampler_stats(logp_NL, batch.behaviour_logp_NL, mask_NL)
   roles = role_masks(batch)
   if config.kl_coef and kl_in_loss:
     kl_NL = losses.KL_ESTIMATORS[config.kl_estimator](logp_NL, batch.reference_logp_NL)

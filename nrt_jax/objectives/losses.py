@@ -198,18 +198,18 @@ def ratio_stats(trace_loss, logp_NL, behaviour_logp_NL, mask_NL, coef_NL, clip_l
   return stats
 
 
-def sampler_stats(logp_NL, start_logp_NL, sampled_logp_NL, mask_NL):
+def sampler_stats(logp_NL, sampled_logp_NL, mask_NL):
   """How far policies are from what the sampler drew from, on the tokens of `mask_NL`, as (numerator, denominator).
 
-  `policy/kl` is k3's KL(sampling policy ‖ π_θ) per token. `policy/mismatch` is the mean of |log π - log π_sampler| of
-  equal weights: what sampling and update differ by in rounding; `start_logp_NL` None: not known, left out.
+  `policy/kl` is k3's KL(sampling policy ‖ π_θ) per token. `policy/mismatch` is the mean of |log π - log π_sampler|: on
+  the sampler's own weights, those of a step's first minibatch, it is what sampling and update differ by in rounding.
   """
   logp_NL, count = jax.lax.stop_gradient(logp_NL), _count(mask_NL)
-  stats = {"policy/kl": (masked_sum(kl_k3(sampled_logp_NL, logp_NL), mask_NL), count)}
-  if start_logp_NL is not None:
-    apart_NL = jnp.abs(_float(start_logp_NL) - _float(sampled_logp_NL))
-    stats["policy/mismatch"] = (masked_sum(apart_NL, mask_NL), count)
-  return stats
+  apart_NL = jnp.abs(_float(logp_NL) - _float(sampled_logp_NL))
+  return {
+    "policy/kl": (masked_sum(kl_k3(sampled_logp_NL, logp_NL), mask_NL), count),
+    "policy/mismatch": (masked_sum(apart_NL, mask_NL), count),
+  }
 
 
 def nft_stats(logp_NL, behaviour_logp_NL, weight_NL, label_N, rate_N, floor=1.0, negative_weight=1.0, ratio="token"):

@@ -24,6 +24,7 @@ from nrt_jax.step.setup import Setup
 from nrt_jax.step.state import TrainState
 from nrt_jax.step.tools import needed_columns, packs, shares_prompts, slots_run
 
+FIRST_MINIBATCH = ("policy/mismatch",)  # metrics that compare with the sampler, before any update has moved the policy
 PACKED_RATIO = 0.8  # of one static width of packed rows to the next: sums of lengths lie far below the widest
 
 
@@ -65,9 +66,7 @@ def update(setup: Setup, tools: Tools, state: TrainState, batch) -> tuple[TrainS
   else:
     minibatches = rows.cut_groups(batch, run.optimizer.minibatches, setup.rows_per_prompt)
     carry, each = jax.lax.scan(one_update, carry, minibatches)
-    sums = {
-      name: jnp.max(value) if name.endswith("_max") else jax.tree.map(jnp.sum, value) for name, value in each.items()
-    }
+    sums = {name: over_minibatches(name, value) for name, value in each.items()}
   trainable, opt_state, updates = carry
   return TrainState(state.step + 1, updates, lora.join(trainable, frozen), opt_state, state.key), sums
 
@@ -150,6 +149,13 @@ def add_sums(left: dict, right: dict) -> dict:
     else jax.tree.map(jnp.add, left[name], right[name])
     for name in left
   }
+
+
+def over_minibatches(name: str, each):
+  """One sum of those of each minibatch, stacked: all of them, or the first alone, whose weights are the step's own."""
+  if name in FIRST_MINIBATCH:
+    return jax.tree.map(lambda values: values[0], each)
+  return jnp.max(each) if name.endswith("_max") else jax.tree.map(jnp.sum, each)
 
 
 def gather_sums(setup: Setup, sums: dict) -> dict:

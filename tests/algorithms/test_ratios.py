@@ -147,6 +147,16 @@ def test_no_pass_where_no_ratio_asks_for_it(name, over):
   assert not setup.run.algorithm.ratio_from_start
 
 
+def test_the_samplers_rounding_is_measured_before_the_policy_moves():
+  """A rate of 0.1 takes the policy far from its samples in the second minibatch: its KL says so, the rounding does not."""
+  over = {"algorithm__ratio_base": "sampler", "optimizer__minibatches": 2, "optimizer__learning_rate": 0.1}
+  model = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
+  setup = toy.setup("nrt", model, samples_per_prompt=G, sampling__max_trace_length=R, **over)
+  states = programs.init_states(setup, jax.tree.map(jnp.copy, toy.params(model)), jax.random.key(3))
+  metrics = programs.build_train_step(setup)(states, toy.prompts(B))[1]
+  assert metrics["policy/mismatch"] < 1e-5 and metrics["policy/kl"] > 1e-3
+
+
 def test_reinforce_is_on_policy_only():
   text = "optimizer.minibatches: found 2 with algorithm.trace_loss 'reinforce', which has no ratio.*allowed: 1, or"
   for name in ("rloo", "jepo", "latro", "rl_logit"):
