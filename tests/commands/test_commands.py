@@ -329,7 +329,8 @@ assert not heavy, heavy
 def test_two_processes_train_as_one(place, tmp_path):
   """--distributed joins two processes with four devices each; the fixture's run had one process with eight.
 
-  Its data axis had all of them; here `fsdp` lies over both processes, `tensor` inside of each.
+  Its data axis had all of them; here `fsdp` lies over both processes, `tensor` inside of each. And its rows were plain:
+  here they are sampled in slots that refill and trained packed.
   """
   with socket.socket() as free:
     free.bind(("localhost", 0))
@@ -337,7 +338,8 @@ def test_two_processes_train_as_one(place, tmp_path):
   data = '--config.evaluation.data={"source": "task:running_sum", "split": "test", "examples": 8}'
   argv = ["train", "--config", str(place / "config.py"), "--workdir", str(tmp_path / "run"), data]
   argv += ["--config.evaluation.batch_prompts=8", "--config.evaluation.every_steps=0"]
-  argv += ["--config.parallel.fsdp=4", "--config.parallel.tensor=2"]
+  argv += ["--config.parallel.fsdp=4", "--config.parallel.tensor=2", "--config.sampling.slots=8"]
+  argv += ["--config.parallel.share_prompts=packed", "--config.parallel.length_buckets=2"]
   command = [sys.executable, "-m", "nrt_jax", *argv, "--distributed"]
   pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "env": {**os.environ, "JAX_NUM_CPU_DEVICES": "4"}}
   running = [subprocess.Popen([*command, f"{address},2,{number}"], cwd=ROOT, **pipes) for number in range(2)]
