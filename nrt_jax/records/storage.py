@@ -69,10 +69,12 @@ def hush() -> None:
   """Drops tracebacks of errors of storage that reach us as well, and of what ends after the first of them.
 
   Orbax's threads and tasks each report theirs. For what ends later nobody waits any more: tensorstore then wakes a loop
-  of asyncio that Orbax has closed, once for each array.
+  of asyncio that Orbax has closed, once for each array. And a task of Orbax's may still be waiting when a process ends.
   """
 
   def others(record) -> bool:
+    if record.name == "asyncio" and "orbax" in record.getMessage():
+      return False
     return not record.exc_info or files.os_error(record.exc_info[1], "") is None
 
   for name in ("absl", "asyncio"):

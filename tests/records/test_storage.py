@@ -74,5 +74,7 @@ def test_tracebacks_of_refusals_are_dropped_and_no_others(store, caplog):
       raise error
     except Exception:
       logging.getLogger("absl").exception("a thread has failed")
+  logging.getLogger("asyncio").error("Task was destroyed but it is pending!\ntask: <Task at .../orbax/checkpoint/a.py>")
+  logging.getLogger("asyncio").error("Task was destroyed but it is pending!\ntask: <Task at ours.py>")
   logging.getLogger("absl").warning("something else")
-  assert [record.exc_info and str(record.exc_info[1]) for record in caplog.records] == ["ours", None]
+  assert [record.exc_info and str(record.exc_info[1]) for record in caplog.records] == ["ours", None, None]
