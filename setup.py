@@ -13,7 +13,22 @@ setup(
   description="Teaches language models to reason without a verifier, as one sharded XLA program",
   long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  license_files=["LICENSE"],
+  classifiers=[
+    "Development Status :: 3 - Alpha",
+    "Environment :: Console",
+    "Intended Audience :: Science/Research",
+    "Operating System :: POSIX :: Linux",
+    "Programming Language :: Python :: 3 :: Only",
+    "Programming Language :: Python :: 3.11",
+    "Programming Language :: Python :: 3.12",
+    "Programming Language :: Python :: 3.13",
+    "Topic :: Scientific/Engineering :: Artificial Intelligence",
+  ],
   packages=find_packages(include=["nrt_jax", "nrt_jax.*"]),
+  # Whatever pages are made of; tests/test_packaging.py fails where a file of nrt_jax/ is left out.
+  package_data={"nrt_jax": ["**/*.html", "**/*.jinja", "**/*.css", "**/*.js"]},
   python_requires=">=3.11",
   install_requires=[
     "jax>=0.10.1",
