@@ -14,15 +14,14 @@ import types
 
 import pytest
 from order import ORDER
-from paths import EXPERIMENTS, ROOT
+from pages import PAGES
+from paths import DOCS, ROOT
 
 from nrt_jax import config
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.environments.table import ENVIRONMENTS
 from nrt_jax.objectives import rewards
 
-DOCS = ROOT / "docs"
-PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *EXPERIMENTS.rglob("*.md")])
 NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
 
 

@@ -1,0 +1,71 @@
+"""The pages of the documentation, their code blocks, and the commands that they show."""
+
+import ast
+import pathlib
+import re
+import shlex
+import textwrap
+from typing import NamedTuple
+
+from paths import DOCS, EXPERIMENTS, ROOT
+
+PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *EXPERIMENTS.rglob("*.md")])
+FENCED = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+INDENTED = re.compile(r"\n\n((?: {4}[^\n]*\n)+)")
+STARTS = re.compile(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(?:nrt-jax|python[\d.]*|pip|mkdocs)\b")  # of a command's line
+
+
+class Block(NamedTuple):
+  """A fenced code block."""
+
+  page: str  # path from the repository's root
+  language: str
+  text: str
+
+
+class Command(NamedTuple):
+  """One command of a page, without the variables that are set for it."""
+
+  page: str
+  words: tuple
+
+
+def name_of(page: pathlib.Path) -> str:
+  return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page: pathlib.Path) -> list[Block]:
+  found = FENCED.findall(page.read_text(encoding="utf-8"))
+  return [Block(name_of(page), language, textwrap.dedent(text)) for _, language, text in found]
+
+
+def commands(page: pathlib.Path) -> list[Command]:
+  """Those of ```bash blocks, whatever they call, and of indented blocks, where a line begins like one."""
+  text = page.read_text(encoding="utf-8")
+  shown = [block.text for block in blocks(page) if block.language == "bash"]
+  shown += indented(FENCED.sub("", text))
+  return [Command(name_of(page), words) for block in shown for words in split(block)]
+
+
+def commands_of_module(path: pathlib.Path) -> list[Command]:
+  """Those in the docstring of a module; what is optional there, [in brackets], is given."""
+  text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+  shown = indented("\n\n" + re.sub(r"\[(--[^\]]*)\]", r"\1", text) + "\n")
+  return [Command(name_of(path), words) for block in shown for words in split(block)]
+
+
+def indented(text: str) -> list[str]:
+  dedented = (textwrap.dedent(block) for block in INDENTED.findall(text))
+  return [block for block in dedented if STARTS.match(block)]
+
+
+def split(text: str) -> list[tuple]:
+  """The commands of lines of a shell: continued lines are one, && parts two; comments and variables are left out."""
+  found = []
+  for line in text.replace("\\\n", " ").splitlines():
+    for part in line.split("&&"):
+      words = shlex.split(part, comments=True)
+      while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+        words = words[1:]
+      found += [tuple(words)] if words else []
+  return found
