@@ -214,7 +214,7 @@ def page() -> str:
   """The whole text of docs/methods.md."""
   lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
   for name, row in ALGORITHMS.items():
-    lines.append("| " + " | ".join((f"`{name}`", paper(row), *cells(row.config()))) + " |")
+    lines.append("| " + " | ".join((f"[`{name}`](methods/{name}.md)", paper(row), *cells(row.config()))) + " |")
   return HEAD + "\n" + "\n".join(lines) + "\n"
 
 

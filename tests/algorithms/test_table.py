@@ -14,9 +14,16 @@ from nrt_jax.algorithms import verifier_free
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.step import programs
 
-SPEC = importlib.util.spec_from_file_location("make_methods", DOCS / "make_methods.py")
-make_methods = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(make_methods)
+
+def load(name: str):
+  """A script of docs/."""
+  spec = importlib.util.spec_from_file_location(name, DOCS / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+make_methods = load("make_methods")
 
 FAMILY = [name for name, row in ALGORITHMS.items() if issubclass(row.config, verifier_free.VerifierFreeConfig)]
 
@@ -24,6 +31,20 @@ FAMILY = [name for name, row in ALGORITHMS.items() if issubclass(row.config, ver
 def test_methods_are_up_to_date():
   page = (DOCS / "methods.md").read_text(encoding="utf-8")
   assert make_methods.page() == page, "run: python docs/make_methods.py"
+
+
+def test_every_method_has_its_page(monkeypatch):
+  """With an equation, a source, a config that test_docs_commands.py loads, when to use it, and how it fails."""
+  monkeypatch.syspath_prepend(str(DOCS))
+  maker = load("make_method_pages")
+  assert {path.stem for path in (DOCS / "methods").glob("*")} == set(ALGORITHMS) == set(maker.method_notes.NOTES)
+  for name in ALGORITHMS:
+    page = (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    assert maker.page(name) == page, "run: python docs/make_method_pages.py"
+    parts = dict(part.split("\n", 1) for part in page.split("\n## ")[1:])
+    assert list(parts) == ["Equation", "Defaults", "Config", "When to use it", "Known failures"]
+    assert f'base_config("{name}")' in parts["Config"] and "\n    " in parts["Equation"]
+    assert all("\n- " in parts[part] for part in ("When to use it", "Known failures"))
 
 
 def test_a_method_without_a_description_is_an_error():
