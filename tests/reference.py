@@ -679,3 +679,10 @@ def ratio_deviation(tops, bottoms):
   ratio = np.mean(tops) / mean
   residuals = [(top - ratio * bottom) / mean for top, bottom in zip(tops, bottoms)]
   return np.std(residuals, ddof=1) / np.sqrt(count)
+
+
+def trace_movements(answer_logp, length, every):
+  """Nats by which each `every` tokens of a trace move the answer. answer_logp(k): its tokens', behind k of the trace."""
+  cuts = [*range(0, length, every), length]
+  totals = [float(sum(answer_logp(cut))) for cut in cuts]
+  return [after - before for before, after in zip(totals, totals[1:])]

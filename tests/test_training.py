@@ -50,7 +50,7 @@ def values(tmp_path_factory):
   values["evaluation"].update(
     data={"source": "task:running_sum", "split": "test", "examples": 20}, batch_prompts=16, every_steps=3
   )
-  values["logging"].update(samples_every_steps=2, samples_per_step=2, tensorboard=False)
+  values["logging"].update(samples_every_steps=2, samples_per_step=2, trace_moved_every=2, tensorboard=False)
   values["stages"] = [
     {"name": "pretrain", "algorithm": {"name": "sft"}, "data": {"max_trace_length": 8}},
     {"name": "nrt", "optimizer": {"minibatches": 2, "ema_decay": 0.5}},
@@ -107,10 +107,16 @@ def test_a_run_leaves_what_its_users_look_for(uninterrupted, values):
 
 def test_samples_show_question_trace_and_probabilities(uninterrupted):
   pretrain, *_, nrt = lines(uninterrupted, "samples.jsonl")
-  assert pretrain["question"].startswith("add ") and "c" not in pretrain
-  assert nrt["answer_tokens"][:3] == ["the", "sum", "is"] and nrt["answer_tokens"][-1] == "<eos>"
+  assert pretrain["question"].startswith("add ")
+  assert nrt["answer_tokens"][:3] == ["the", " sum", " is"] and nrt["answer_tokens"][-1].strip() == "<eos>"
+  assert "".join(nrt["trace_tokens"]) == nrt["trace"] and len(nrt["trace_tokens"]) > 1
   assert len(nrt["c"]) == len(nrt["c_empty_trace"]) == len(nrt["answer_tokens"])
   assert all(0 < c <= 1 for c in nrt["c"] + nrt["c_empty_trace"])
+  for sample in lines(uninterrupted, "samples.jsonl"):  # those of the supervised stage have traces of the data
+    gain = np.log(sample["c"]).sum() - np.log(sample["c_empty_trace"]).sum()
+    assert sum(sample["trace_moved"]) == pytest.approx(gain, abs=1e-3) and sample["trace_moved_every"] == 2
+    text = [piece for piece in sample["trace_tokens"] if piece.strip() not in ("<|response_start|>", "<eos>")]
+    assert len(sample["trace_moved"]) == len(text) // 2 + len(text) % 2
 
 
 def test_the_state_goes_through_all_stages(uninterrupted, values):

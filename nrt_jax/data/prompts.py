@@ -262,6 +262,22 @@ def decode(tokenizer, ids) -> str:
   return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
+def pieces(tokenizer, ids) -> list[str]:
+  """The text of each token; together they are the text of all.
+
+  A character of several tokens is at the last of them, and the others are empty. Each piece is what a token adds to the
+  text of the few before it: by itself it would lose its space.
+  """
+  ids, found, start, end = [int(i) for i in ids], [], 0, 0
+  for t in range(len(ids)):
+    before, after = decode(tokenizer, ids[start:end]), decode(tokenizer, ids[start : t + 1])
+    whole = not after.endswith("\ufffd") or t + 1 == len(ids)
+    found.append(after[len(before) :] if whole else "")
+    if whole:
+      start, end = end, t + 1
+  return found
+
+
 def cut_at_stop(form: PromptFormat, ids, passed=()) -> list:
   """The ids before the first stop token; all of them where there is none. `passed`: stop tokens that do not stop."""
   ids = [int(i) for i in ids]

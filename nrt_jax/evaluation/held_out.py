@@ -163,7 +163,10 @@ SCORED = ("reference_tokens", "reference_logp", "reference_logp_empty_trace")
 
 
 def readable_samples(tokenizer, samples: dict) -> list[dict]:
-  """What samples.jsonl shows: question and trace as text, the answer token by token with its probabilities."""
+  """What samples.jsonl shows: question and trace as text, the answer token by token with its probabilities.
+
+  Where it was measured, also by how many nats each stretch of `trace_moved_every` trace tokens moved the answer.
+  """
   shown = []
   for row in range(len(samples["prompt"])):
     one = {name: np.asarray(value)[row] for name, value in samples.items()}
@@ -171,11 +174,16 @@ def readable_samples(tokenizer, samples: dict) -> list[dict]:
     line = {
       "question": prompts.decode(tokenizer, one["prompt"][len(one["prompt"]) - prompt_length :]),
       "trace": prompts.decode(tokenizer, one["trace"][:trace_length]),
-      "answer_tokens": tokenizer.convert_ids_to_tokens([int(i) for i in one["answer"][:answer_length]]),
+      "trace_tokens": prompts.pieces(tokenizer, one["trace"][:trace_length]),
+      "answer_tokens": prompts.pieces(tokenizer, one["answer"][:answer_length]),
     }
     for name, label in (("answer_logp", "c"), ("answer_logp_empty_trace", "c_empty_trace")):
       if name in one:
         line[label] = [round(float(p), 6) for p in np.exp(one[name][:answer_length])]
+    if "trace_moved" in one:
+      every = int(one["trace_moved_every"])
+      moved = one["trace_moved"][: -(-int(one["trace_moved_length"]) // every)]
+      line |= {"trace_moved": [round(float(nats), 6) for nats in moved], "trace_moved_every": every}
     line |= {name: float(one[name]) for name in ("reward", "advantage") if name in one}
     shown.append(line)
   return shown

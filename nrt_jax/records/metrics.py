@@ -30,6 +30,8 @@ PROGRESS = (
   ("trained tokens/s", "throughput/trained_tokens_per_s", "{:,.0f}"),
 )
 
+LEAST = {"every_steps": 1, "samples_every_steps": 0, "samples_per_step": 0, "trace_moved_every": 0}
+
 
 @dataclass(frozen=True)
 class LoggingConfig:
@@ -38,11 +40,12 @@ class LoggingConfig:
   every_steps: int = 1  # training steps between metrics
   samples_every_steps: int = 20  # training steps between samples; 0 writes none
   samples_per_step: int = 4  # samples written each time
+  trace_moved_every: int = 0  # samples show how each so many trace tokens moved the answer, see index.md; 0: none do
   tensorboard: bool = True  # also write TensorBoard scalars, if tensorboardX is installed
   progress: bool = True  # progress on stderr
 
   def __post_init__(self):
-    for key, least in (("every_steps", 1), ("samples_every_steps", 0), ("samples_per_step", 0)):
+    for key, least in LEAST.items():
       if getattr(self, key) < least:
         raise UserError(f"logging.{key}: found {getattr(self, key)!r}, allowed: {least} or more")
 

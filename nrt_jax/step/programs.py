@@ -24,7 +24,7 @@ from nrt_jax.data.prompts import completion_stops
 from nrt_jax.model import lora
 from nrt_jax.optimizers.update_rule import make_optimizer
 from nrt_jax.rollout import draws, sampler
-from nrt_jax.step import offload
+from nrt_jax.step import movement, offload
 from nrt_jax.step.policy import abstract_params, param_shardings
 from nrt_jax.step.setup import DEVICES, Setup
 from nrt_jax.step.state import States, TrainState
@@ -55,7 +55,7 @@ def train_step(setup: Setup, states: States, prompts: Prompts, graded=None):
   sums = {**sums, **count_tokens(setup, prompts, batch, critic_batch)}
   metrics = _divide({**gather_sums(setup, sums), **update_sums})
   keep = setup.run.logging.samples_per_step * setup.samples_per_prompt
-  samples = jax.tree.map(lambda a: a[: keep : setup.samples_per_prompt], samples)
+  samples = movement.add(setup, states, jax.tree.map(lambda a: a[: keep : setup.samples_per_prompt], samples))
   trainable, _ = lora.split(policy.params, setup.model)
   moved = policy.updates != states.policy.updates  # else every update was skipped, and nothing follows
   reference, average = follow(setup, states.reference, trainable, moved), states.average

@@ -26,6 +26,20 @@ def test_rendering_leaves_the_messages_alone():
   assert messages == (turn("user", "48 + 24?"),)
 
 
+def test_pieces_are_the_text_of_each_token(byte_pairs):
+  """Together they are the text; a character of several tokens is at its last one, half of one at the end is there."""
+  words = prompts.word_tokenizer(["the", "sum", "is"])
+  assert prompts.pieces(words, words("the sum is")["input_ids"]) == ["the", " sum", " is"]
+  assert prompts.pieces(words, []) == []
+  for text in ("48 + 24 = 72 clips", "é 好 <script>", " clips\n"):
+    ids = byte_pairs(text, add_special_tokens=False)["input_ids"]
+    found = prompts.pieces(byte_pairs, ids)
+    assert "".join(found) == prompts.decode(byte_pairs, ids) == text and len(found) == len(ids)
+  ids = byte_pairs("好", add_special_tokens=False)["input_ids"]
+  assert prompts.pieces(byte_pairs, ids) == [""] * (len(ids) - 1) + ["好"] and len(ids) > 1
+  assert prompts.pieces(byte_pairs, ids[:1]) == ["\ufffd"]
+
+
 def test_all_end_tokens_of_the_model_end_a_completion():
   """Those of its config files beside the tokenizer's own, in sampling, in given traces and in what graders see."""
   tokenizer = prompts.word_tokenizer(["a", "b"], special=("</t>", "<end>", "<other>"))

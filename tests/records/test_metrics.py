@@ -359,6 +359,7 @@ def test_json_safe_leaves_plain_values_alone():
     ("every_steps", 0, "logging.every_steps: found 0, allowed: 1 or more"),
     ("samples_every_steps", -1, "logging.samples_every_steps: found -1, allowed: 0 or more"),
     ("samples_per_step", -2, "logging.samples_per_step: found -2, allowed: 0 or more"),
+    ("trace_moved_every", -1, "logging.trace_moved_every: found -1, allowed: 0 or more"),
   ],
 )
 def test_wrong_values_name_key_value_and_choices(key, value, says):
