@@ -682,7 +682,7 @@ def ratio_deviation(tops, bottoms):
 
 
 def trace_movements(answer_logp, length, every):
-  """Nats by which each `every` tokens of a trace move the answer. answer_logp(k): its tokens', behind k of the trace."""
+  """Nats by which each `every` trace tokens move the answer; answer_logp(k): its tokens', behind k of the trace."""
   cuts = [*range(0, length, every), length]
   totals = [float(sum(answer_logp(cut))) for cut in cuts]
   return [after - before for before, after in zip(totals, totals[1:])]

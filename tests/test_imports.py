@@ -22,6 +22,8 @@ CONFINED = {
   "tensorboardX": ("records.metrics",),
   "flax.linen": ("model.decoder",),
   "optax": ("optimizers", "step.programs", "step.update"),
+  "vl_convert": ("reporting.charts",),
+  "jinja2": ("reporting.page",),
   "torch": (),
   "chex": (),
 }

@@ -149,6 +149,14 @@ def _report(parser: Parser) -> None:
     "--last", type=number(int, 1), default=1, metavar="K", help="means of the last K lines that have the metric (1)"
   )
   parser.add_argument("--output", metavar="FILE", help="writes the table as JSON, too")
+  parser.add_argument("--html", metavar="FILE", help="writes a page with curves, configs and a sample browser, too")
+  parser.add_argument(
+    "--ignore", action="append", metavar="KEY",
+    help="on the page, a config key besides the seed in which runs of one line may differ; may be repeated",
+  )  # fmt: skip
+  parser.add_argument(
+    "--samples", type=number(int, 1), default=10_000, metavar="N", help="most samples of the page (10000)"
+  )
 
 
 def _export(parser: Parser) -> None:
@@ -223,7 +231,9 @@ and numbers of samples are overrides: --config.evaluation.grader=math.""",
     summary="compare the metrics of several runs in a table",
     details="""\
 Reads metrics.jsonl of each workdir, of runs that are still going on too, and prints one row per run: its last step, and
-the last value of each metric, or the mean of the last K. docs/index.md explains the metrics.""",
+the last value of each metric, or the mean of the last K. docs/index.md explains the metrics. With --html, also writes
+one page that holds everything it shows: curves with runs that differ in nothing but their seed as one line, what
+differs between the configs, and samples token by token (docs/report.md).""",
     example="""\
   nrt-jax report runs/sft runs/nrt --last 10 --metric reward/mean --metric 'eval/*' --output report.json""",
     add_flags=_report,

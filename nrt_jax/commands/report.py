@@ -1,17 +1,20 @@
-"""`nrt-jax report RUN...`: a table of the metrics of several workdirs."""
+"""`nrt-jax report RUN...`: a table of the metrics of several workdirs, and a page to look at them."""
 
 import fnmatch
 
 from nrt_jax.commands import output
 from nrt_jax.errors import UserError
-from nrt_jax.files import write_json
-from nrt_jax.reporting import runs
+from nrt_jax.files import write_json, write_text
+from nrt_jax.reporting import charts, page, runs
 
 METRICS = ("reward/mean", "answer/logp_gain", "trace/length_mean", "completion/accuracy", "eval/*")
 
 
 def run(args) -> None:
   output.check_file(args.output, "--output")
+  output.check_file(args.html, "--html")
+  if args.html:
+    charts.require("--html")
   patterns = args.metric or METRICS
   found = [runs.summarise(directory, patterns, args.last) for directory in args.runs]
   for pattern in args.metric or ():
@@ -26,6 +29,10 @@ def run(args) -> None:
     shown = [{key: one[key] for key in ("run", "step", "metrics")} for one in found]
     output.make_parent(args.output)
     write_json(args.output, {"last": args.last, "runs": shown})
+  if args.html:
+    text = page.build(args.runs, args.metric, args.last, args.ignore or (), args.samples)
+    output.make_parent(args.html)
+    write_text(args.html, text, errors="backslashreplace")
 
 
 def table(found: list[dict], names: list) -> str:

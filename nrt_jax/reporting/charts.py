@@ -1,0 +1,74 @@
+"""Plots as Vega-Lite, and its library as one script for a page. The only module that knows what draws them."""
+
+import functools
+
+from nrt_jax.errors import UserError
+
+try:
+  import vl_convert
+except ImportError:
+  vl_convert = None
+
+VERSION = "6.4"  # of Vega-Lite
+# Told apart with every common kind of colour blindness, on white and on black (Okabe and Ito); and by their dashes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
+DASHES = ([1, 0], [6, 3], [2, 2], [10, 3, 2, 3], [1, 4])
+FEW = 40  # points of a line that are drawn
+
+
+def require(flag: str) -> None:
+  """Raises UserError if the library is not installed."""
+  if vl_convert is None:
+    raise UserError(f'{flag}: needs the package vl-convert-python, allowed: pip install "nrt_jax[report]" first')
+
+
+@functools.cache
+def library() -> str:
+  """JavaScript that defines `vegaEmbed`, with everything that it needs."""
+  bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", VERSION)
+  return f"(() => {{\n{bundle}\n}})();"  # its own names stay inside
+
+
+def look(number: int) -> tuple[str, list]:
+  """The colour of a page's line, and its dashes, as lengths of line and gap."""
+  return COLOURS[number % len(COLOURS)], DASHES[number % len(DASHES)]
+
+
+def lines(title: str, points: list[dict], labels: list[str]) -> dict:
+  """The Vega-Lite plot of a metric. points: groups.curve's, and "g", the number of the line, whose name is labels[g].
+
+  A line is a mean over seeds, the band behind it their range.
+  """
+  numbers = list(range(len(labels)))
+  looks = [look(number) for number in numbers]
+  few = len({point["s"] for point in points}) <= FEW
+  # The name of a line is looked up, not repeated in each point.
+  names = [{"g": number, "name": label} for number, label in enumerate(labels)]
+  step = {"field": "s", "type": "quantitative", "title": "step", "axis": {"tickMinStep": 1, "tickCount": 6}}
+  value = {"type": "quantitative", "title": None, "scale": {"zero": False}}
+  said = [("name", "nominal", ""), ("s", "quantitative", "step"), ("m", "quantitative", title)]
+  said += [("l", "quantitative", "lowest"), ("h", "quantitative", "highest"), ("n", "quantitative", "seeds")]
+  over = {"field": "g", "type": "nominal", "legend": None}
+  colour = {**over, "scale": {"domain": numbers, "range": [colour for colour, _ in looks]}}
+  dash = {**over, "scale": {"domain": numbers, "range": [dashes for _, dashes in looks]}}
+  return {
+    "width": "container",
+    "height": 170,
+    "data": {"values": points},
+    "transform": [{"lookup": "g", "from": {"data": {"values": names}, "key": "g", "fields": ["name"]}}],
+    "encoding": {"x": step, "color": colour},
+    "layer": [
+      {"mark": {"type": "area", "opacity": 0.2}, "encoding": {"y": {**value, "field": "l"}, "y2": {"field": "h"}}},
+      {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"y": {**value, "field": "m"}, "strokeDash": dash}},
+      {
+        "mark": {"type": "point", "filled": True, "size": 25, "opacity": 1 if few else 0},
+        "encoding": {
+          "y": {**value, "field": "m"},
+          "tooltip": [
+            {"field": field, "type": kind, "title": head, **({"format": ".4g"} if field in "mlh" else {})}
+            for field, kind, head in said
+          ],
+        },
+      },
+    ],
+  }
