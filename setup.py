@@ -49,12 +49,22 @@ setup(
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda12]"],
     "sentencepiece": ["sentencepiece"],  # for model directories with tokenizer.model alone, without tokenizer.json
-    "eval": ["math-verify"],  # equivalence of mathematical answers
+    "eval": ["math-verify", "lm-eval>=0.4.13"],  # equivalence of mathematical answers; lm-evaluation-harness
     "report": ["vl-convert-python>=1.9"],  # Vega-Lite and its JavaScript, for plots in the pages of `report --html`
     "launch": ["pyyaml"],  # tpu_launch reads descriptions in YAML
     # torch is what the model's parity tests compare with. A fixed version, so that a CPU build of it, installed
     # beforehand, is kept instead of replaced by the newest build and its gigabytes of CUDA libraries.
-    "test": ["pytest>=8", "pytest-xdist>=3.5", "hypothesis>=6.100", "torch==2.13.0", "vl-convert-python>=1.9"],
+    # The harness is compared with its Hugging Face backend, which needs accelerate and peft.
+    "test": [
+      "pytest>=8",
+      "pytest-xdist>=3.5",
+      "hypothesis>=6.100",
+      "torch==2.13.0",
+      "lm-eval>=0.4.13",
+      "accelerate",
+      "peft",
+      "vl-convert-python>=1.9",
+    ],
   },
   entry_points={"console_scripts": ["nrt-jax = nrt_jax.__main__:main"]},
 )

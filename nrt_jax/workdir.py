@@ -217,6 +217,25 @@ def read_run(workdir: str) -> list[RunConfig]:
   return stages_of(hf_config.read_json(Path(workdir) / "config.json"))
 
 
+def find_workdir(directory: str) -> str:
+  """`directory` itself if it is a workdir, or the workdir whose checkpoints directory it is."""
+  path = os.path.abspath(directory)
+  workdir = os.path.dirname(path) if os.path.basename(path) == "checkpoints" else path
+  if not os.path.isdir(os.path.join(workdir, "checkpoints")):
+    raise UserError(f"--checkpoint: found {directory!r}, allowed: a run's workdir, or the checkpoints directory in it")
+  return workdir
+
+
+def find_step(workdir: str, wanted: int | str | None) -> int | None:
+  """The step of a checkpoint. `wanted`: a step, "best", or None for the newest whole one, which only reading finds."""
+  if wanted != "best":
+    return wanted
+  settings = read_run(workdir)[0].checkpoint
+  if settings.keep_best is None:
+    raise UserError("--step: found 'best', but the run's checkpoint.keep_best names no metric to rank by")
+  return Checkpoints(os.path.join(workdir, "checkpoints"), settings, read_only=True).best_step()
+
+
 def export_checkpoint(workdir: str, directory: str, step: int | None = None, dtype: str = "float32") -> int:
   """Writes the policy of a checkpoint (None: the newest whole one) in Hugging Face format, and returns its step.
 

@@ -17,6 +17,7 @@ CONFINED = {
   "datasets": ("data.sources", "tasks"),
   "pyarrow": ("data.readers",),
   "math_verify": ("tasks.symbolic",),
+  "lm_eval": ("harness", "commands.harness"),
   "ml_collections": ("commands",),
   "absl": ("commands",),
   "tensorboardX": ("records.metrics",),

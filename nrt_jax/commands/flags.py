@@ -140,6 +140,39 @@ def _evaluate(parser: Parser) -> None:
   parser.add_argument("--votes", type=int, default=4, metavar="V", help="verdicts of a match of the tournament (4)")
 
 
+def _harness(parser: Parser) -> None:
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--model", metavar="DIR", help="an export of a run, or any model directory")
+  source.add_argument("--checkpoint", metavar="DIR", help="a run's workdir, or checkpoints in it")
+  parser.add_argument("--tasks", required=True, metavar="NAME,...", help="tasks, groups or tags of the harness")
+  parser.add_argument("--include_path", metavar="DIR", help="YAML files of more tasks")
+  parser.add_argument("--step", type=step, metavar="N|best", help="which checkpoint (the newest)")
+  parser.add_argument("--num_fewshot", type=number(int, 0), metavar="K", help="examples in front (as the task has it)")
+  parser.add_argument("--limit", type=number(int, 1), metavar="N", help="the first N examples of each task (all)")
+  parser.add_argument("--chat", action="store_true", help="asks through the tokenizer's chat template")
+  parser.add_argument("--system", metavar="TEXT", help="system text of the prompts")
+  parser.add_argument("--keep_traces", action="store_true", help="grades trace and marker with the answer")
+  parser.add_argument("--marker", metavar="TEXT", help="the text that closes a trace (as in training)")
+  parser.add_argument(
+    "--max_trace_length", type=number(int, 0), metavar="N",
+    help="tokens of the trace (as in training); 0 asks for answers without any",
+  )  # fmt: skip
+  parser.add_argument(
+    "--max_length", type=number(int, 2), metavar="N", help="tokens of context and continuation (the model's positions)"
+  )
+  parser.add_argument(
+    "--compute_dtype", choices=("float32", "bfloat16"), help="of the model's layers (the run's own, else float32)"
+  )
+  parser.add_argument("--tensor", type=number(int, 1), default=1, metavar="N", help="devices sharing the model (1)")
+  parser.add_argument(
+    "--data", type=number(int, 1), default=-1, metavar="N", help="devices sharing a batch's rows (all that are left)"
+  )
+  parser.add_argument("--batch", type=number(int, 1), default=32, metavar="N", help="rows at a time (32)")
+  parser.add_argument("--seed", type=number(int, 0, 2**32 - 1), default=0, metavar="S", help="of sampled answers (0)")
+  parser.add_argument("--output", metavar="FILE", help="writes the harness's results as JSON, too")
+  parser.add_argument("--samples", metavar="FILE", help="writes every request, response and grade as JSON Lines")
+
+
 def _report(parser: Parser) -> None:
   parser.add_argument("runs", nargs="+", metavar="RUN", help="a workdir")
   parser.add_argument(
@@ -226,6 +259,18 @@ and numbers of samples are overrides: --config.evaluation.grader=math.""",
     example="""\
   nrt-jax evaluate --config experiments/my_run.py --checkpoint runs/my_run --step best --output heldout.json""",
     add_flags=_evaluate,
+  ),
+  "harness": Command(
+    summary="run tasks of lm-evaluation-harness on a checkpoint or a model directory",
+    details="""\
+Runs tasks of lm-evaluation-harness, from its library or from YAML files of yours, and prints its table. Likelihoods and
+greedy answers are those that its Hugging Face backend finds on the same weights. A model that was trained here to write
+traces is given room for one, and the task sees what stands behind the marker. Needs: pip install nrt_jax[eval].
+`python -m nrt_jax.harness --model nrt_jax --model_args path=DIR` has all flags of the harness's own command.
+docs/harness.md says more.""",
+    example="""\
+  nrt-jax harness --checkpoint runs/my_run --tasks gsm8k,arc_easy --num_fewshot 5 --limit 200 --output harness.json""",
+    add_flags=_harness,
   ),
   "report": Command(
     summary="compare the metrics of several runs in a table",

@@ -26,16 +26,10 @@ def token_log_probs(
   only where it is asked for. With `forced_NT` there is a third result: log softmax(logits)[forced], at temperature 1.
   """
   N, T, _ = hidden_NTD.shape
-  width = min(T, max(1, config.head_chunk * batch_ways() // N))
-  chunks = -(-T // width)
   tempered = inverse_temperature_NT is not None
   scale_NT = inverse_temperature_NT if tempered else jnp.ones((N, T))
   # Both targets are picked at once: the gradient of a pick is an array of logits.
   targets = jnp.stack([target_NT] if forced_NT is None else [target_NT, forced_NT], axis=-1)
-
-  def cut(x):
-    x = jnp.pad(x, ((0, 0), (0, chunks * width - T)) + ((0, 0),) * (x.ndim - 2))
-    return x.reshape(N, chunks, width, *x.shape[2:]).swapaxes(0, 1)
 
   @jax.checkpoint
   def chunk(inputs):
@@ -55,9 +49,35 @@ def token_log_probs(
       forced = jnp.take_along_axis(plain, targets[..., 1:], -1)[..., 0]
       return *found, forced - jax.nn.logsumexp(plain, axis=-1)
 
+  return _by_columns(config, chunk, (hidden_NTD, targets, scale_NT))
+
+
+def best_log_probs(params, config: ModelConfig, hidden_NTD, target_NT):
+  """log softmax(logits)[target], float32 `[N, T]`, and the likeliest token there, int32 `[N, T]`. In chunks, too."""
+
+  def chunk(inputs):
+    hidden, target = inputs
+    with jax.named_scope("head"):
+      found = logits(params, config, hidden)
+      picked = jnp.take_along_axis(found, target[..., None], -1)[..., 0]
+      return picked - jax.nn.logsumexp(found, axis=-1), jnp.argmax(found, -1).astype(jnp.int32)
+
+  return _by_columns(config, chunk, (hidden_NTD, target_NT))
+
+
+def _by_columns(config: ModelConfig, chunk, arrays):
+  """The tuple of `[N, T]` that chunk(arrays `[N, T, ...]`) returns, computed some columns at a time."""
+  N, T = arrays[0].shape[:2]
+  width = min(T, max(1, config.head_chunk * batch_ways() // N))
+  chunks = -(-T // width)
   if chunks == 1:
-    return chunk((hidden_NTD, targets, scale_NT))
-  found = jax.lax.map(chunk, (cut(hidden_NTD), cut(targets), cut(scale_NT)))
+    return chunk(arrays)
+
+  def cut(x):
+    x = jnp.pad(x, ((0, 0), (0, chunks * width - T)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(N, chunks, width, *x.shape[2:]).swapaxes(0, 1)
+
+  found = jax.lax.map(chunk, tuple(map(cut, arrays)))
   return tuple(x.swapaxes(0, 1).reshape(N, chunks * width)[:, :T] for x in found)
 
 

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import harness_tasks
 import jax
 import numpy as np
 import places
@@ -138,6 +139,26 @@ def test_export_dtype(place, tmp_path, capsys):
   assert "step 2" in capsys.readouterr().out
 
 
+def test_harness_on_a_checkpoint_and_on_its_export(place, tmp_path, capsys):
+  """The same table and samples; files hold what was asked for."""
+  pytest.importorskip("lm_eval")
+  tasks, tables, samples = harness_tasks.write_tasks(tmp_path / "tasks"), [], []
+  for number, source in enumerate((["--checkpoint", str(place / "run")], ["--model", str(place / "run" / "export")])):
+    argv = ["harness", *source, "--tasks", "local_choice,local_answer", "--include_path", str(tasks), "--data", "1"]
+    files = [tmp_path / f"{name}_{number}" for name in ("results", "samples")]
+    argv += ["--limit", "3", "--batch", "4", "--output", str(files[0]), "--samples", str(files[1])]
+    assert __main__.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "harness: local_choice, local_answer; the model writes traces of up to 4 tokens, which are stripped" in err
+    results = json.loads(files[0].read_text())
+    assert results["config"]["step"] == (None if number else 2)
+    assert list(results["results"]) == ["local_choice", "local_answer"]
+    tables.append(out)
+    samples.append([json.loads(line) for line in files[1].read_text().splitlines()])
+  assert tables[0] == tables[1] and "|exact_match|" in tables[0].replace(" ", "")
+  assert samples[0] == samples[1] and [row["task"] for row in samples[0]] == ["local_choice"] * 3 + ["local_answer"] * 3
+
+
 def test_compiled_programs_are_kept_in_the_workdir(tmp_path):
   before = jax.config.jax_compilation_cache_dir
   try:
@@ -260,6 +281,8 @@ def test_what_is_in_the_way_of_a_run(place, tmp_path, capsys, name, made):
     ("sample --model {place}/run/export --prompt x --tensor 4", "is not divisible by 4"),
     ("sample --model {place}/run/export --prompt x --tensor 16", "does not fit 8 devices"),
     ("sample --model {place}/run/export --config.seed=3", "--config.seed=3: this command reads no config file"),
+    ("harness --tasks a", "one of the arguments --model --checkpoint is required"),
+    ("harness --model {place}/run/export --tasks a --samples {place}/run", "--samples: found '{place}/run', a dir"),
     ("export --checkpoint {place}/run", "required: --output"),
     ("export --checkpoint {tmp} --output {tmp}/out", "a run's workdir, or the checkpoints directory"),
     ("export --checkpoint {place}/run --output {tmp}/out --step 7", "found no checkpoint 7, allowed: 2"),

@@ -16,7 +16,7 @@ ORDER = [
   ["resuming", "workdir"],
   ["startup"],
   ["training"],
-  ["performance", "reporting"],
+  ["harness", "performance", "reporting"],
   ["commands"],
   ["__main__"],
 ]

@@ -179,3 +179,18 @@ def test_no_array_of_rows_by_columns_by_vocabulary():
   rows_, columns = 8 * 4, 6 + 1 + 4  # of the head: trace, marker and answer
   assert largest[10**6] >= rows_ * columns * vocab  # the measure sees the array where it exists
   assert largest[32] <= rows_ * vocab * 2  # one chunk: a column of each row, or a weight of the head
+
+
+@pytest.mark.parametrize("chunk", [2, 2048])
+def test_best_log_probs(chunk):
+  """Against plain NumPy, in chunks of columns and at once."""
+  rng = np.random.default_rng(0)
+  hidden, target = rng.normal(size=(2, 5, 16)).astype(np.float32), rng.integers(0, toy.VOCAB, (2, 5))
+  model = dataclasses.replace(toy.MODEL, head_chunk=chunk)
+  logp, best = scoring.best_log_probs(toy.params(), model, hidden, target)
+  expected = hidden.astype(np.float64) @ np.asarray(toy.params()["head"]["kernel"], np.float64)
+  for n in range(2):
+    for t in range(5):
+      row = expected[n, t]
+      assert float(logp[n, t]) == pytest.approx(row[target[n, t]] - np.log(np.exp(row).sum()), abs=1e-5)
+      assert int(best[n, t]) == int(np.argmax(row))
