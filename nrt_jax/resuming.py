@@ -104,7 +104,7 @@ def check(workdir: str, runs: list[RunConfig], inputs: dict, stage: int, allowed
 
 def config_changes(old: RunConfig, new: RunConfig, free) -> list[Change]:
   """The keys of a stage's config that differ. Of another algorithm, which has other keys, only the name is listed."""
-  before, now = _flat(old), _flat(new)
+  before, now = flat(old), flat(new)
   other = before["algorithm.name"] != now["algorithm.name"]
   keys = [key for key in {**before, **now} if not (other and key.startswith("algorithm.") and key != "algorithm.name")]
   pairs = [(key, before.get(key), now.get(key)) for key in keys]
@@ -155,7 +155,7 @@ def _follows(change: Change, groups: set) -> bool:
   return group in groups or ("prompt" in groups and change.key in BY_STAGE) or ("data" in groups and group == "tokens")
 
 
-def _flat(run: RunConfig) -> dict:
+def flat(run: RunConfig) -> dict:
   """key -> value, with keys as in a config file."""
 
   def walk(value, name):

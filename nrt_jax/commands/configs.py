@@ -50,7 +50,7 @@ def load_config(path: str, overrides: list[str] = ()) -> dict:
 
   Raises UserError for a missing file, an error inside it (with its line), and an override that can't be applied.
   """
-  values = plain(_run_file(pathlib.Path(path)), "")
+  values = plain(_require_mapping(call(pathlib.Path(path), "get_config", "--config"), path), "")
   _check_caps(path, values)
   pairs = [_read_override(text) for text in overrides]
   for keys, text in sorted(pairs, key=lambda pair: pair[0][-2:] != ["algorithm", "name"]):  # the name before its keys
@@ -61,19 +61,22 @@ def load_config(path: str, overrides: list[str] = ()) -> dict:
 # ---- The file ------------------------------------------------------------------------------------------------------
 
 
-def _run_file(path: pathlib.Path):
-  """Runs the file and calls its get_config. Errors become one-line UserErrors with the line of the file."""
+def call(path: pathlib.Path, function: str, flag: str):
+  """What a function of the file returns. Errors become one-line UserErrors with the line of the file.
+
+  flag: the one that named the file, for messages.
+  """
   if not path.is_file():
-    raise UserError(f"--config: {path}: no such file")
+    raise UserError(f"{flag}: {path}: no such file")
   module = types.ModuleType(MODULE)
   module.__file__ = str(path)
   sys.modules[MODULE] = module
   sys.path.append(str(path.parent.resolve()))  # so that it can import its neighbors, however we were started
   try:
     exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
-    if not callable(getattr(module, "get_config", None)):
-      raise UserError(f"{path}: defines no function get_config()")
-    config = module.get_config()
+    if not callable(getattr(module, function, None)):
+      raise UserError(f"{path}: defines no function {function}()")
+    return getattr(module, function)()
   except SyntaxError as error:
     raise UserError(f"{error.filename or path}:{error.lineno or 1}: {error.msg}") from error
   except UserError:
@@ -82,6 +85,9 @@ def _run_file(path: pathlib.Path):
     raise UserError(f"{path}:{_line(error, path)}: {type(error).__name__}: {_first_sentence(error)}") from error
   finally:
     sys.path.remove(str(path.parent.resolve()))
+
+
+def _require_mapping(config, path):
   if not hasattr(config, "items"):
     raise UserError(f"{path}: get_config() returned {type(config).__name__}, allowed: ConfigDict or dict")
   return config

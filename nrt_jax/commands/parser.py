@@ -39,6 +39,6 @@ def number(kind: type, least, most=float("inf")) -> Callable:
   return read
 
 
-def step(text: str):
+def checkpoint_step(text: str):
   """A flag type: which checkpoint, a step's number or "best"."""
   return text if text == "best" else number(int, 0)(text)

@@ -1,4 +1,4 @@
-"""`nrt-jax report RUN...`: a table of the metrics of several workdirs, and a page to look at them."""
+"""`nrt-jax report RUN...`: a table of the metrics of several workdirs, a page to look at them, or a paper's tables."""
 
 import fnmatch
 
@@ -13,8 +13,16 @@ METRICS = ("reward/mean", "answer/logp_gain", "trace/length_mean", "completion/a
 def run(args) -> None:
   output.check_file(args.output, "--output")
   output.check_file(args.html, "--html")
+  if args.table:
+    if args.html:
+      raise UserError("--html: found with --table, allowed: one of them")
+    from nrt_jax.commands import tables  # it reads configs, and so imports all methods: seconds that others don't need
+
+    return tables.run(args)
   if args.html:
     charts.require("--html")
+  if not args.runs:
+    raise UserError("required: RUN, a workdir; or --table NAME (see nrt-jax report --help)")
   patterns = args.metric or METRICS
   found = [runs.summarise(directory, patterns, args.last) for directory in args.runs]
   for pattern in args.metric or ():

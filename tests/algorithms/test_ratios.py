@@ -148,7 +148,7 @@ def test_no_pass_where_no_ratio_asks_for_it(name, over):
 
 
 def test_the_samplers_rounding_is_measured_before_the_policy_moves():
-  """A rate of 0.1 takes the policy far from its samples in the second minibatch: its KL says so, the rounding does not."""
+  """A rate of 0.1 takes the policy far from its samples in the second minibatch: the KL shows it, the mismatch not."""
   over = {"algorithm__ratio_base": "sampler", "optimizer__minibatches": 2, "optimizer__learning_rate": 0.1}
   model = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
   setup = toy.setup("nrt", model, samples_per_prompt=G, sampling__max_trace_length=R, **over)
