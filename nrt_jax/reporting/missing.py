@@ -10,6 +10,7 @@ from nrt_jax.reporting.tables import Cell, Column
 
 MODELS = "MODELS"  # stands for the user's directory of models, as DATA does for that of data sets, in commands
 RUNS = "runs/tables"
+NAME = "--config.evaluation.name="
 
 
 class Commands(NamedTuple):
@@ -68,9 +69,14 @@ def commands(config: str, cell: Cell, workdirs: list, place: str) -> list[str]:
 
 
 def evaluations(column: Column) -> list[tuple[str, tuple]]:
-  """(name of a file, flags) of each evaluation of a column."""
+  """(name of a file, flags) of each evaluation of a column; columns of one evaluation have the same."""
   parts = column.mean_of or (column,)
-  return [(f"{slug(part.name)}.json", part.evaluate) for part in parts if part.evaluate]
+  return [(f"{slug(_name(part))}.json", part.evaluate) for part in parts if part.evaluate]
+
+
+def _name(column: Column) -> str:
+  """Of what is evaluated, else of the column."""
+  return next((flag.removeprefix(NAME) for flag in column.evaluate if flag.startswith(NAME)), column.name)
 
 
 def config_path(file: pathlib.Path, config: str) -> str:

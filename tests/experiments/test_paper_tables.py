@@ -57,6 +57,8 @@ def test_every_number_has_a_source_and_every_cell_a_config_or_a_reason(reports, 
 def test_commands_are_read_by_our_own_flags(reports, name):
   commands = [line for entry in reports[name].commands for line in entry.lines]
   assert len(commands) == len(set(commands)) > 5
+  measured = [line.split(" --output ")[0] for line in commands if " evaluate " in line]
+  assert len(measured) == len(set(measured)), "columns of one evaluation share it"
   read = set()
   for line in commands:
     program, *argv = shlex.split(line)

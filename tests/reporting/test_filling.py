@@ -185,6 +185,7 @@ def test_commands_are_those_that_would_fill_the_cell(place, capsys):
   assert (args.command, args.config) == ("train", "config.py") and args.workdir.endswith("seed_0")
   again = load_config(args.config, args.overrides)
   assert again["algorithm"]["reward"] == "arithmetic_mean" and again["model"]["path"] == "MODELS/Tiny-1B"
+  assert found["NRT, AM", "mean"]["commands"].splitlines() == [train, evaluate]  # its other part has no command
   args = flags.parse(shlex.split(evaluate)[1:])
   assert args.command == "evaluate" and args.output.endswith("evaluations/gsm8k.json")
   assert load_config(args.config, args.overrides)["evaluation"]["name"] == "gsm8k"
