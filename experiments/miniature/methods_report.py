@@ -1,4 +1,4 @@
-"""Tables and curves of the miniature study, from results.jsonl. Runs nothing and needs no plotting library.
+"""Tables and curves of the miniature study, from results.jsonl. Runs nothing; curves need the extra `[report]`.
 
 A table is inserted between `<!-- table TASK -->` and `<!-- end -->` of a page; a figure is saved as methods_TASK.svg in
 the page's directory.
@@ -13,6 +13,7 @@ from collections.abc import Iterable
 
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_text
+from nrt_jax.reporting import charts
 
 # heading, key in a point of the curve (the last point is shown), digits
 COLUMNS = (
@@ -31,10 +32,8 @@ ROWS = (
   ("whole completions by likelihood; offline", ("completion", "offline")),
   ("with a verifier", ("verified",)),
 )
-CONTROL = "sft"  # drawn in every panel, dashed
+CONTROL = "sft"  # drawn in every panel, grey and dashed
 START = "start"  # the row of the common starting point
-COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf")
-WIDTH, HEIGHT, LEFT, TOP, LEGEND = 170, 110, 44, 30, 120  # pixels: panels, the space before them, the legend
 
 
 # ------------------------------------------------------------------------------------------------------------ figures
@@ -98,70 +97,16 @@ def series(lines: list[dict], key: str) -> list[tuple]:
 # ------------------------------------------------------------------------------------------------------------- curves
 
 
-def figure(title: str, lines: list[dict], families: dict) -> str:
-  """An SVG with a row of panels per family of methods and a column per metric; the band is mean ± std."""
-  methods = by_method(lines)
-  rows = []
+def panels(lines: list[dict], families: dict) -> list[tuple]:
+  """A row for each family of methods, as `charts.figure` takes it: a panel per metric, the control in all of them."""
+  methods, rows = by_method(lines), []
+  control = {CONTROL: methods[CONTROL]} if CONTROL in methods else {}
   for label, names in ROWS:
     group = {name: methods[name] for name in methods if families[name] in names}
     if group:
-      rows.append((label, group))
-  control = {CONTROL: methods[CONTROL]} if CONTROL in methods else {}
-  width, height = LEFT + len(PANELS) * (WIDTH + LEFT) + LEGEND, TOP + len(rows) * (HEIGHT + 2 * TOP)
-  parts = [text(LEFT, 16, title, 13)]
-  for number, (label, group) in enumerate(rows):
-    y = 2 * TOP + number * (HEIGHT + 2 * TOP)
-    parts.append(text(LEFT, y - 18, label, 11))
-    for column, (head, key) in enumerate(PANELS):
-      curves = {name: series(own, key) for name, own in {**group, **control}.items()}
-      parts += panel(LEFT + column * (WIDTH + LEFT), y, head, curves)
-    parts += legend(LEFT + len(PANELS) * (WIDTH + LEFT), y, [*group, *control])
-  size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-  head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">'
-  return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *parts, "</svg>", ""])
-
-
-def panel(x: float, y: float, head: str, curves: dict) -> list[str]:
-  """A panel with its upper left corner at (x, y), scaled to its own curves, since their ranges differ widely."""
-  everyone = [point for curve in curves.values() for point in curve]
-  low, high = min(m - s for _, m, s in everyone), max(m + s for _, m, s in everyone)
-  span, steps = high - low or 1.0, max(step for step, _, _ in everyone) or 1
-
-  def place(step, value):
-    return f"{x + WIDTH * step / steps:.1f},{y + HEIGHT * (high - value) / span:.1f}"
-
-  parts = [f'<rect x="{x}" y="{y}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#999"/>']
-  parts += [text(x + 4, y - 4, head, 9), text(x - 4, y + 8, f"{high:.3g}", 8, "end")]
-  parts += [
-    text(x - 4, y + HEIGHT, f"{low:.3g}", 8, "end"),
-    text(x + WIDTH, y + HEIGHT + 10, f"step {steps}", 8, "end"),
-  ]
-  for number, (name, curve) in enumerate(curves.items()):
-    colour, dash = style(name, number)
-    band = [place(t, m + s) for t, m, s in curve] + [place(t, m - s) for t, m, s in reversed(curve)]
-    parts.append(f'<polygon points="{" ".join(band)}" fill="{colour}" opacity="0.12"/>')
-    line = " ".join(place(t, m) for t, m, _ in curve)
-    parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.5"{dash}/>')
-  return parts
-
-
-def legend(x: float, y: float, names: list[str]) -> list[str]:
-  parts = []
-  for number, name in enumerate(names):
-    colour, dash = style(name, number)
-    at = y + 8 + 13 * number
-    parts.append(f'<line x1="{x}" y1="{at}" x2="{x + 16}" y2="{at}" stroke="{colour}" stroke-width="2"{dash}/>')
-    parts.append(text(x + 20, at + 3, name, 9))
-  return parts
-
-
-def style(name: str, number: int) -> tuple[str, str]:
-  """A curve's color and dash pattern."""
-  return ("#555555", ' stroke-dasharray="4 3"') if name == CONTROL else (COLOURS[number % len(COLOURS)], "")
-
-
-def text(x: float, y: float, content: str, size: int, anchor: str = "start") -> str:
-  return f'<text x="{x}" y="{y}" font-size="{size}" text-anchor="{anchor}">{content}</text>'
+      shown = {**group, **control}
+      rows.append((label, {head: {name: series(own, key) for name, own in shown.items()} for head, key in PANELS}))
+  return rows
 
 
 # --------------------------------------------------------------------------------------------------------------- page
@@ -183,8 +128,11 @@ def report(lines: list[dict], families: dict, page: str | None, directory: str) 
     print(f"\n### {task}: {len(own)} runs, {seconds / 60:.0f} min\n\n{table(own)}")
     where = os.path.dirname(page) if page else directory
     os.makedirs(where or ".", exist_ok=True)
-    title = f"{task}: mean and deviation over seeds, by training step"
-    write_text(os.path.join(where, f"methods_{task}.svg"), figure(title, own, families))
+    if charts.installed():
+      title = f"{task}: mean and deviation over seeds, by training step"
+      write_text(os.path.join(where, f"methods_{task}.svg"), charts.figure(title, panels(own, families), CONTROL))
+    else:
+      print('curves are left out: pip install "nrt_jax[report]", then --report_only', file=sys.stderr)
     if page:
       with open(page, encoding="utf-8") as file:
         filled = fill(file.read(), f"table {task}", table(own))

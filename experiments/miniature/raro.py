@@ -39,6 +39,7 @@ from nrt_jax.evaluation import held_out
 from nrt_jax.files import append_json_line, read_json_lines, write_text
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.reporting import charts
 from nrt_jax.step import host_grading, opening, policy, programs
 from nrt_jax.tasks import table as tasks
 
@@ -278,6 +279,8 @@ def main(argv=None) -> None:
   require_choice("--task", args.task, PUZZLES)
   if args.steps < 0 or args.start_steps < 1:
     raise UserError(f"--steps, --start_steps: found {args.steps}, {args.start_steps}, allowed: 0 or more, 1 or more")
+  if args.plot:
+    charts.require("--plot")
   args.workdir = args.workdir or f"runs/raro_{args.task}"
   path = os.path.join(args.workdir, "results.jsonl")
   runs = path, args.start_steps, args.steps
@@ -295,9 +298,8 @@ def main(argv=None) -> None:
   lines = [line for _, line in sorted(finished(*runs).items(), key=lambda item: item[0][1])]
   raro_report.report(lines, METHODS)
   if args.plot:
-    write_text(
-      args.plot, raro_report.figure(f"{args.task}: mean and deviation over seeds, by training step", lines, ROWS)
-    )
+    title = f"{args.task}: mean and deviation over seeds, by training step"
+    write_text(args.plot, charts.figure(title, raro_report.panels(lines, ROWS), "sft"))
 
 
 if __name__ == "__main__":

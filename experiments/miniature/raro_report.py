@@ -5,12 +5,12 @@ import numpy as np
 
 WRONG, RIGHT = "critic/tie_rate_policy_wrong", "critic/tie_rate_policy_right"
 SHOWN = ("critic/accuracy_policy_wrong", WRONG, RIGHT, "critic/win_rate", "reward/mean", "completion/accuracy")
-# head, key in a point of the curve, whether only methods with a critic have it
+# head, key in a point of the curve; a critic's are shown of methods that have one
 PANELS = (
-  ("accuracy, sampled", "sampled", False),
-  ("accuracy, greedy", "greedy", False),
-  ("critic right, policy wrong", SHOWN[0], True),
-  ("ties, policy wrong", WRONG, True),
+  ("accuracy, sampled", "sampled"),
+  ("accuracy, greedy", "greedy"),
+  ("critic right, policy wrong", SHOWN[0]),
+  ("ties, policy wrong", WRONG),
 )
 
 
@@ -63,28 +63,19 @@ def course(name: str, own: list[dict]) -> list[list[str]]:
   return rows
 
 
-def figure(title: str, lines: list[dict], rows) -> str:
-  """An SVG: a row of panels for each of `rows`, (label, methods), a column for each metric; the band is mean ± std."""
-  methods, parts = curves.by_method(lines), []
-  width = curves.LEFT + len(PANELS) * (curves.WIDTH + curves.LEFT) + curves.LEGEND
-  y = 2 * curves.TOP
+def panels(lines: list[dict], rows) -> list[tuple]:
+  """A row for each of `rows`, (label, methods), as `charts.figure` takes it: a panel for each metric that some have."""
+  methods, found = curves.by_method(lines), []
   for label, names in rows:
     group = {name: methods[name] for name in names if name in methods}
-    if not group:
-      continue
-    parts.append(curves.text(curves.LEFT, y - 18, label, 11))
-    for column, (head, key, judged) in enumerate(PANELS):
-      found = {name: curves.series(having(own, key), key) for name, own in group.items()}
-      found = {name: series for name, series in found.items() if series}
-      if found:
-        parts += curves.panel(curves.LEFT + column * (curves.WIDTH + curves.LEFT), y, head, found)
-    parts += curves.legend(curves.LEFT + len(PANELS) * (curves.WIDTH + curves.LEFT), y, [*group])
-    y += curves.HEIGHT + 2 * curves.TOP
-  height = y - curves.TOP
-  size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-  head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} font-family="sans-serif">'
-  back = ['<rect width="100%" height="100%" fill="white"/>', curves.text(curves.LEFT, 16, title, 13)]
-  return "\n".join([head, *back, *parts, "</svg>", ""])
+    shown = {}
+    for head, key in PANELS:
+      own = {name: curves.series(having(lines, key), key) for name, lines in group.items()}
+      own = {name: series for name, series in own.items() if series}
+      shown |= {head: own} if own else {}
+    if shown:
+      found.append((label, shown))
+  return found
 
 
 def having(own: list[dict], key: str) -> list[dict]:

@@ -1,6 +1,7 @@
 """Plots as Vega-Lite, and its library as one script for a page. The only module that knows what draws them."""
 
 import functools
+import re
 
 from nrt_jax.errors import UserError
 
@@ -14,11 +15,16 @@ VERSION = "6.4"  # of Vega-Lite
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 DASHES = ([1, 0], [6, 3], [2, 2], [10, 3, 2, 3], [1, 4])
 FEW = 40  # points of a line that are drawn
+LOOKS = ("color", "strokeDash")  # scales of a line's look
+
+
+def installed() -> bool:
+  return vl_convert is not None
 
 
 def require(flag: str) -> None:
   """Raises UserError if the library is not installed."""
-  if vl_convert is None:
+  if not installed():
     raise UserError(f'{flag}: needs the package vl-convert-python, allowed: pip install "nrt_jax[report]" first')
 
 
@@ -70,5 +76,61 @@ def lines(title: str, points: list[dict], labels: list[str]) -> dict:
           ],
         },
       },
+    ],
+  }
+
+
+def figure(title: str, rows: list[tuple], control: str | None = None) -> str:
+  """An SVG, for pages that are no report: a row of panels for each of `rows`, with a legend of its own.
+
+  rows: (label, {head of a panel: {name of a line: [(step, mean, deviation), ...]}}); the band is mean ± deviation, and
+  each panel has its own scale. control: the line that is grey and dashed.
+  """
+  spec = {
+    "title": {"text": title, "anchor": "start", "fontSize": 14},
+    "background": "white",
+    "vconcat": [_row(label, panels, control) for label, panels in rows],
+    "resolve": {"scale": dict.fromkeys(LOOKS, "independent")},
+    "config": {
+      "view": {"stroke": "#999"},
+      "axis": {"grid": False},
+      "legend": {"title": None, "symbolStrokeWidth": 2, "symbolSize": 250},
+    },
+  }
+  drawn = vl_convert.vegalite_to_svg(spec, VERSION)
+  drawn = re.sub(r' (?:aria-[\w-]+|role|class|pointer-events)="[^"]*"', "", drawn)  # three quarters of the file
+  return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", drawn) + "\n"
+
+
+def _row(label: str, panels: dict, control: str | None) -> dict:
+  names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+  looks = [("#555555", [4, 3]) if name == control else look(number) for number, name in enumerate(names)]
+  over = {"field": "name", "type": "nominal"}
+  colour = {**over, "scale": {"domain": names, "range": [colour for colour, _ in looks]}}
+  dash = {**over, "scale": {"domain": names, "range": [dashes for _, dashes in looks]}}
+  shown = [_panel(head, curves, colour, dash) for head, curves in panels.items()]
+  resolved = {"scale": {"x": "independent", "y": "independent", **dict.fromkeys(LOOKS, "shared")}}
+  return {"title": {"text": label, "anchor": "start", "fontSize": 12}, "hconcat": shown, "resolve": resolved}
+
+
+def _panel(head: str, curves: dict, colour: dict, dash: dict) -> dict:
+  points = [
+    {"name": name, "s": step, "m": mean, "l": mean - deviation, "h": mean + deviation}
+    for name, curve in curves.items()
+    for step, mean, deviation in curve
+  ]
+  value = {"type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {"tickCount": 5}}
+  step = {"field": "s", "type": "quantitative", "title": "step", "axis": {"tickCount": 4}}
+  band = {"y": {**value, "field": "l"}, "y2": {"field": "h"}}
+  line = {"y": {**value, "field": "m"}, "strokeDash": dash}
+  return {
+    "title": {"text": head, "anchor": "start", "fontSize": 11, "fontWeight": "normal"},
+    "width": 170,
+    "height": 120,
+    "data": {"values": points},
+    "encoding": {"x": step, "color": {**colour, "legend": {"symbolType": "stroke", "symbolOpacity": 1}}},
+    "layer": [
+      {"mark": {"type": "area", "opacity": 0.15}, "encoding": band},
+      {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": line},
     ],
   }

@@ -22,6 +22,20 @@ def test_a_plot_is_drawn_with_a_band_and_a_line_for_each_label():
     assert line["stroke-dasharray"] == ",".join(map(str, dashes))
 
 
+def test_a_figure_has_a_panel_for_each_metric_and_a_line_for_each_name():
+  pytest.importorskip("vl_convert", reason='pip install "nrt_jax[report]"')
+  curve = [(0, 1.0, 0.5), (10, 3.0, 0.25)]
+  rows = [("first", {"accuracy": {"a": curve, "sft": curve}, "gain": {"a": curve}})]
+  rows.append(("second", {"accuracy": {"b": curve, "c": curve}}))
+  root = xml.fromstring(charts.figure("title", rows, "sft"))
+  text = [node.text for node in root.iter()]
+  assert text.count("accuracy") == 2 and {"title", "first", "second", "gain", "a", "b", "c", "sft"} <= set(text)
+  one, two, control = charts.look(0)[0], charts.look(1)[0], "#555555"  # each row begins with the first colour
+  lines = [node.get("stroke") for node in root.iter() if node.get("stroke-width") == "1.5"]
+  bands = [node.get("fill") for node in root.iter() if node.get("opacity") == "0.15"]
+  assert sorted(lines) == sorted(bands) == sorted([one, control, one, one, two])
+
+
 def test_lines_differ_in_colour_and_dash():
   looks = [charts.look(number) for number in range(len(charts.COLOURS) * len(charts.DASHES))]
   assert len({(colour, tuple(dashes)) for colour, dashes in looks}) == len(looks)
