@@ -1,6 +1,6 @@
 """The tables on reasoning from the get-go: rewards before, or instead of, next-token prediction.
 
-    nrt-jax report --table get_go [RUN...]
+    nrt-jax report --table get_go runs
 
 arXiv 2502.19402 (reward-based pretraining), 2506.08007 (RPT), 2510.01265 (RLP), 2403.09629 (Quiet-STaR), 2509.19249
 (RLPT), 2512.03442 (PretrainZero), 2606.04272 (RL Excursions). Numbers written 83-93 or ~18 are ranges or readings of

@@ -1,6 +1,6 @@
 """The tables of methods that reward the likelihood of the reference answer.
 
-    nrt-jax report --table likelihood [RUN...]
+    nrt-jax report --table likelihood runs
 
 The anchor is CoVRL's (arXiv 2512.12576): VeriFree, JLB, LaTRO and RLPR from the same model with the same
 hyperparameters. Then VeriFree (2505.21493), RLPR (2506.18254), JEPO (2503.19618), LaTRO (2411.04282), DRO (2506.13351),

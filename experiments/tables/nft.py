@@ -1,6 +1,6 @@
 """The tables of NFT (arXiv 2505.18116).
 
-    nrt-jax report --table nft [RUN...]
+    nrt-jax report --table nft runs
 
 The main table and the comparison with released models are images in the authors' repository, which we have read. AIME
 and AMC are means of 32 samples. The paper evaluates 7B models at temperature 0.6, 32B models at 1, both with top-p 0.7,

@@ -1,6 +1,6 @@
 """The tables of NRT (arXiv 2602.11549).
 
-    nrt-jax report --table nrt [RUN...]
+    nrt-jax report --table nrt runs
 
 We have not seen the paper's body. Its numbers are those of papernotes.org's notes, which have seven of nine columns of
 one table; there are no numbers for PopQA and TruthfulQA, for Mistral, nor for other methods on Llama-3.2-3B.

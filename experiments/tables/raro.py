@@ -1,6 +1,6 @@
 """The tables of RARO (arXiv 2511.21667).
 
-    nrt-jax report --table raro [RUN...]
+    nrt-jax report --table raro runs
 
 We have not seen the paper's body. Numbers are those of Together AI's page on it, of Chinese notes, and of notes on
 arXiv 2608.09271, which has the same baselines; all rows of the 3B model are unknown.
