@@ -52,6 +52,7 @@ setup(
     "eval": ["math-verify", "lm-eval>=0.4.13"],  # equivalence of mathematical answers; lm-evaluation-harness
     "report": ["vl-convert-python>=1.9"],  # Vega-Lite and its JavaScript, for plots in the pages of `report --html`
     "launch": ["pyyaml"],  # tpu_launch reads descriptions in YAML
+    "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # the pages of docs/ as a site: mkdocs.yml
     # torch is what the model's parity tests compare with. A fixed version, so that a CPU build of it, installed
     # beforehand, is kept instead of replaced by the newest build and its gigabytes of CUDA libraries.
     # The harness is compared with its Hugging Face backend, which needs accelerate and peft.

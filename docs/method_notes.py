@@ -119,7 +119,7 @@ NOTES = {
     "A_k = R_k - mean_{j≠k} R_j,   s_i = 0",
     LEAVE_ONE_OUT,
     ("Only the traces should change, and the model's way of writing answers is good already.",),
-    (UNKEPT, "It learnt more slowly than its relatives at the same learning rate "
+    (UNKEPT, "With `rl_logit` it was the slowest of its family at the same learning rate "
      "([results](../results/methods.md#running_sum)). `answer_coef = 1` is the theory's answer term.", SHRINK),
   ),
   "rl_logit": Note(

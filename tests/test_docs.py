@@ -20,8 +20,12 @@ from paths import DOCS, ROOT
 from nrt_jax import config
 from nrt_jax.algorithms.table import ALGORITHMS
 from nrt_jax.environments.table import ENVIRONMENTS
+from nrt_jax.model import architecture
+from nrt_jax.model.hf_families import FAMILIES
 from nrt_jax.objectives import rewards
+from nrt_jax.tasks import table as tasks
 
+TABLES = (ALGORITHMS, ENVIRONMENTS, rewards.AGGREGATIONS, tasks.TASKS, tasks.GRADERS, tasks.NORMAL_FORMS, FAMILIES)
 NUMBER = re.compile(r"-?\d+\.\d*(?:e-?\d+)?")
 
 
@@ -50,7 +54,7 @@ def require_alike(printed: str, shown: str) -> None:
 @pytest.fixture
 def tables():
   """The tables that pages add rows to, as they were afterwards."""
-  saved = [(table, dict(table)) for table in (ALGORITHMS, ENVIRONMENTS, rewards.AGGREGATIONS)]
+  saved = [(table, dict(table)) for table in TABLES]
   yield
   for table, rows in saved:
     table.clear()
@@ -139,6 +143,17 @@ def test_interpreters_print_what_is_shown():
 def test_add_a_method_runs(tables):
   run_blocks((DOCS / "add_a_method.md").read_text(), "docs_add_a_method")
   assert "best_trace" in ALGORITHMS
+
+
+def test_add_a_task_prints_what_it_shows(tables):
+  run_blocks((DOCS / "add_a_task.md").read_text(), "docs_add_a_task")
+  assert "clock" in tasks.TASKS
+
+
+def test_add_a_model_prints_what_it_shows(tables, monkeypatch):
+  monkeypatch.setattr(architecture, "FAMILIES", architecture.FAMILIES)  # put back afterwards
+  run_blocks((DOCS / "add_a_model.md").read_text(), "docs_add_a_model")
+  assert "toy" in architecture.FAMILIES
 
 
 def test_environments_run(tables):

@@ -38,8 +38,11 @@ PLACEHOLDERS = {
   "DIR": "runs/my_run",
 }
 RUN_PAGES = {  # test_docs.py runs all their python blocks and compares what they print
-  f"docs/{name}.md" for name in ("one_step", "add_a_method", "environments", "families", "interpreters", "stages")
-}
+  f"docs/{name}.md"
+  for name in (
+    "one_step", "add_a_method", "add_a_task", "add_a_model", "environments", "families", "interpreters", "stages",
+  )
+}  # fmt: skip
 LISTINGS = {  # language of a block -> pages on which other tests read it
   "json": {"docs/equations.md"},
   "yaml": {"docs/launch.md"},
