@@ -43,6 +43,7 @@ setup(
     "ml_collections>=1.0",
     "absl-py",
     "numpy>=2",
+    "httpx2>=2.12",  # judges behind an endpoint; small, and a dependency of the newest huggingface_hub anyway
     "tensorboardX",
   ],
   extras_require={

@@ -20,7 +20,8 @@ STORAGE = dict.fromkeys(
 def main(argv: list[str] | None = None) -> int:
   """Runs one command and returns its exit code, with one line on stderr where that is not 0.
 
-  2: a user's mistake, which no restart mends; 1: another error of the operating system; 130: Ctrl-C.
+  2: a user's mistake, which no restart mends; 1: work that ended early, or another error of the operating system, which
+  the same command may mend; 130: Ctrl-C.
   """
   open_streams()
   argv = sys.argv[1:] if argv is None else list(argv)
@@ -31,6 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     importlib.import_module(f"nrt_jax.commands.{args.command}").run(args)
   except errors.UserError as error:
     return say(str(error), 2)
+  except errors.Unfinished as error:
+    return say(str(error), 1)
   except KeyboardInterrupt:
     return say("interrupted", 130)
   except BrokenPipeError:  # `nrt-jax sample ... | head`: the reader has closed the pipe

@@ -9,6 +9,10 @@ class UserError(Exception):
   """A mistake in a config, a file or a flag. Commands print its one-line message and exit with code 2."""
 
 
+class Unfinished(Exception):
+  """Work that ended early, in order, and that the same command continues: one line, and exit code 1."""
+
+
 def printable(text: str) -> str:
   """The text with control characters escaped: names in files of others may hold what a terminal obeys."""
   return "".join(c if c.isprintable() or c in "\t " else repr(c)[1:-1] for c in text)

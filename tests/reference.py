@@ -686,3 +686,40 @@ def trace_movements(answer_logp, length, every):
   cuts = [*range(0, length, every), length]
   totals = [float(sum(answer_logp(cut))) for cut in cuts]
   return [after - before for before, after in zip(totals, totals[1:])]
+
+
+def pair_outcome(verdict, swapped_verdict):
+  """("win" | "tie" | "loss", score, consistent) of A, of what a judge names in the orders A B and B A (2306.05685)."""
+  named = {"A": "A", "B": "B", "tie": None}[verdict], {"A": "B", "B": "A", "tie": None}[swapped_verdict]
+  outcome = {("A", "A"): "win", ("B", "B"): "loss"}.get(named, "tie")
+  score = sum({"A": 1, "B": 0, None: 0.5}[one] for one in named) / 2
+  return outcome, score, named[0] == named[1]
+
+
+def score_at_equal_length(points, differences, groups):
+  """(score, low, high) at no difference in length: a logistic fit by slow descent, its variance by jackknifed sums.
+
+  2404.04475 with one weight, of prior deviation 1; derivatives by differences.
+  """
+  points, differences = np.asarray(points, float), np.asarray(differences, float)
+  width = np.sqrt(np.mean((differences - differences.mean()) ** 2))
+  tilt = np.tanh(differences / width) if width else differences * 0
+
+  def loss(a, b, rows=slice(None)):
+    eta = a + b * tilt[rows]
+    return np.sum(np.logaddexp(0, eta) - points[rows] * eta)
+
+  def slope(a, b, rows=slice(None), step=1e-5):
+    return np.array([
+      (loss(a + step, b, rows) - loss(a - step, b, rows)) / (2 * step),
+      (loss(a, b + step, rows) - loss(a, b - step, rows)) / (2 * step),
+    ])  # fmt: skip
+
+  at = np.zeros(2)
+  for _ in range(4000):
+    at = at - (slope(*at) + [0, at[1]]) / len(points)
+  bend = np.array([(slope(*(at + one)) - slope(*(at - one))) / 2e-3 for one in np.eye(2) * 1e-3]) + np.diag([0, 1])
+  pulls = np.array([slope(*at, rows=np.flatnonzero(groups == group)) for group in np.unique(groups)])
+  spread = np.linalg.solve(bend, np.linalg.solve(bend, pulls.T @ pulls).T)[0, 0] * len(pulls) / (len(pulls) - 1)
+  ends = at[0] + 1.959963984540054 * np.sqrt(spread) * np.array([0, -1, 1])
+  return tuple(1 / (1 + np.exp(-ends)))

@@ -16,6 +16,7 @@ CONFINED = {
   "tokenizers": ("data.prompts", "data.control_tokens"),
   "datasets": ("data.sources", "tasks"),
   "pyarrow": ("data.readers",),
+  "httpx2": ("evaluation.judging.endpoint",),
   "math_verify": ("tasks.symbolic",),
   "lm_eval": ("harness", "commands.harness"),
   "ml_collections": ("commands",),

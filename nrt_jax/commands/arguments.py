@@ -133,6 +133,50 @@ def harness(parser: Parser) -> None:
   parser.add_argument("--samples", metavar="FILE", help="writes every request, response and grade as JSON Lines")
 
 
+def judge(parser: Parser) -> None:
+  parser.add_argument(
+    "completions", nargs="+", metavar="FILE", help="one file of nrt-jax evaluate --completions, or two: A and B"
+  )
+  parser.add_argument("--against", choices=("reference",), help="compares the one file with the reference answers")
+  judge = parser.add_mutually_exclusive_group(required=True)
+  judge.add_argument("--endpoint", metavar="URL", help="an OpenAI-compatible endpoint, say http://localhost:8000/v1")
+  judge.add_argument("--model", metavar="DIR", help="a model directory, or an export of a run")
+  judge.add_argument("--checkpoint", metavar="DIR", help="a run's workdir, or checkpoints in it")
+  parser.add_argument("--judge", metavar="NAME", help="of an endpoint: the model's name")
+  parser.add_argument("--step", type=checkpoint_step, metavar="N|best", help="which checkpoint (the newest)")
+
+  parser.add_argument("--prompt", metavar="FILE", help="a template of your own, with {question}, {first} and {second}")
+  parser.add_argument("--traces", action="store_true", help="shows the judge the traces too, before the answers")
+  parser.add_argument("--limit", type=number(int, 1), metavar="N", help="only the first N questions")
+  parser.add_argument(
+    "--read", choices=("text", "probabilities"), default="text",
+    help="of a model: its verdict from what it writes, or from the probabilities of the next token, in pairs (text)",
+  )  # fmt: skip
+  parser.add_argument("--temperature", type=number(float, 0), default=0.0, metavar="T", help="0 is greedy (0)")
+  parser.add_argument("--seed", type=number(int, 0, 2**31 - 1), default=0, metavar="S", help="random seed (0)")
+  parser.add_argument("--max_tokens", type=number(int, 1), metavar="N", help="of a reply (1024; of a model 256)")
+  parser.add_argument("--batch", type=number(int, 1), default=8, metavar="N", help="of a model: prompts at a time (8)")
+  parser.add_argument(
+    "--compute_dtype", default="float32", choices=("float32", "bfloat16"), help="of a model's layers (float32)"
+  )
+
+  parser.add_argument("--key_env", metavar="NAME", help="the environment variable that holds the endpoint's key")
+  parser.add_argument(
+    "--request", metavar="JSON", help="further keys of every request; null removes one, as in '{\"seed\": null}'"
+  )
+  parser.add_argument("--concurrency", type=number(int, 1, 256), default=4, metavar="N", help="requests at a time (4)")
+  parser.add_argument("--timeout", type=number(float, 0.01), default=120.0, metavar="S", help="of a request (120)")
+  parser.add_argument("--attempts", type=number(int, 1), default=6, metavar="N", help="at each request (6)")
+  parser.add_argument("--budget_requests", type=number(int, 1), metavar="N", help="this command sends at most so many")
+  parser.add_argument("--budget_tokens", type=number(int, 1), metavar="N", help="this command spends at most so many")
+
+  parser.add_argument(
+    "--cache", metavar="FILE", help="the replies so far, which are not asked for again (beside the first FILE)"
+  )
+  parser.add_argument("--output", metavar="FILE", help="writes the table as JSON, too")
+  parser.add_argument("--judgements", metavar="FILE", help="writes every judgement as JSON Lines")
+
+
 def report(parser: Parser) -> None:
   parser.add_argument("runs", nargs="*", metavar="RUN", help="a workdir; with --table also what evaluations wrote")
   parser.add_argument(

@@ -90,6 +90,18 @@ docs/harness.md says more.""",
   nrt-jax harness --checkpoint runs/my_run --tasks gsm8k,arc_easy --num_fewshot 5 --limit 200 --output harness.json""",
     add_flags=arguments.harness,
   ),
+  "judge": Command(
+    summary="let a model compare or score answers that nobody can grade",
+    details="""\
+Asks a judge which of two answers is better, in both orders, or how good single answers are, from 1 to 10: two files of
+completions are compared by question and sample; one file is scored, or compared with its reference answers. An answer
+wins if the judge prefers it in both orders. Replies are kept in a cache as they come, so the same command goes on where
+it was ended, and asks nothing twice. docs/judge.md says how the figures are made, and how far to believe them.""",
+    example="""\
+  nrt-jax judge after.jsonl before.jsonl --endpoint http://localhost:8000/v1 --judge Qwen3-32B --output judged.json
+  nrt-jax judge after.jsonl --against reference --model QWEN --read probabilities""",
+    add_flags=arguments.judge,
+  ),
   "report": Command(
     summary="compare the metrics of several runs in a table",
     details="""\

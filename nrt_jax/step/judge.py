@@ -1,4 +1,4 @@
-"""A critic as a judge between two answers, outside of training: the matches of a tournament."""
+"""A model as a judge between two answers, outside of training: a critic's tournament, and verdicts of one token."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from nrt_jax import sharding
 from nrt_jax.algorithms import critic as critics
 from nrt_jax.data.prompts import completion_stops
+from nrt_jax.model.decoder import logits
 from nrt_jax.rollout import sampler
 from nrt_jax.step.policy import param_shardings
 from nrt_jax.step.setup import Setup
@@ -42,3 +43,17 @@ def build_judge(setup: Setup, votes: int):
   everywhere, by_rows = sharding.replicated(setup.mesh), sharding.rows_sharding(setup.mesh)
   inputs = (param_shardings(setup.model, setup.mesh), *(by_rows,) * 6, everywhere)
   return jax.jit(judge, in_shardings=inputs, out_shardings=everywhere)
+
+
+def build_choice(setup: Setup, token_ids: tuple):
+  """How likely each of some tokens comes next: (params, prompts) -> log-probabilities `[B, n]`, float32, on one device.
+
+  For a judge whose verdict is one token, and need not be sampled.
+  """
+
+  def choose(params, prompts):
+    weights = rollout_weights(setup, params)
+    hidden_BD, _ = sampler.prefill(weights, setup.decoder, prompts)
+    return jax.nn.log_softmax(logits(weights, setup.decoder, hidden_BD))[:, jnp.asarray(token_ids)]
+
+  return jax.jit(choose)

@@ -10,7 +10,7 @@ import pytest
 import toy
 
 from nrt_jax import sharding
-from nrt_jax.rollout import sampler
+from nrt_jax.rollout import sampler, scoring
 from nrt_jax.step import judge
 
 
@@ -66,3 +66,14 @@ def test_a_real_critic_votes_within_bounds():
   votes = [np.asarray(program(toy.params(), *arrays(), jax.random.key(1))) for _ in range(2)]
   np.testing.assert_array_equal(*votes)
   assert votes[0].shape == (8, 2) and (votes[0].sum(axis=1) <= 4).all() and (votes[0] >= 0).all()
+
+def test_a_verdict_of_one_token_has_the_probability_of_a_scored_row():
+  """Against whole rows of prompt and token; ragged prompts, padded on the left."""
+  setup, prompts, ids = toy.setup("sft"), toy.prompts(4), (10, 11, 12)
+  found = np.asarray(judge.build_choice(setup, ids)(toy.params(), prompts))
+  for n, token in enumerate(ids):
+    token_NL = jnp.concatenate([prompts.prompt_BP, jnp.full((4, 1), token)], axis=1)
+    start_N1 = prompts.prompt_BP.shape[1] - prompts.prompt_length_B[:, None]
+    position_NL = jnp.maximum(jnp.arange(token_NL.shape[1])[None] - start_N1, -1)
+    expected, _ = scoring.row_log_probs(toy.params(), setup.model, token_NL, position_NL, 1)
+    np.testing.assert_allclose(found[:, n], expected[:, -1], atol=1e-5)
