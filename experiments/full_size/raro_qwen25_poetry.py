@@ -7,6 +7,7 @@
              raro_qwen25_countdown.py.
   cost       unknown, not run. The mesh is for 64 TPU v5p chips and has not been tried on them. Tested: the program
              traces and lowers.
+  judging    nrt-jax judge, with poem_pairwise.txt and poem_score.txt in this directory: docs/raro.md
   expected   not reproduced, and not measured here: the paper's judge is another model. Win rate of 7B against the
              expert's poems: RARO 25.0 per cent, best baseline 5.9.
 
