@@ -12,12 +12,13 @@ from nrt_jax import __main__
 from nrt_jax.commands import arguments, judge_model
 from nrt_jax.commands.parser import Parser
 from nrt_jax.data.prompts import load_tokenizer, word_tokenizer
-from nrt_jax.evaluation.judging import asking, items, prompts
+from nrt_jax.evaluation.judging import asking, items, prompts, summary
 from nrt_jax.evaluation.judging.cache import Cache
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.tasks.running_sum import RunningSum
 
+TEMPLATE = "{question} {first} {second}"  # a model of 64 positions has no room for ours
 ANSWERS = {"add 1 2": "3", "add 2 2": "4 4 4 4", "add": "modulo"}
 OTHERS = {"add 1 2": "4", "add 2 2": "1", "add": "0 1 2"}
 
@@ -25,7 +26,9 @@ OTHERS = {"add 1 2": "4", "add 2 2": "1", "add": "0 1 2"}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
   """A run of one step with its export, whose tokenizer knows verdicts; two files of completions; a short template."""
-  path = places.make(tmp_path_factory.mktemp("judge_model"), "sft", prompts_per_step=8, total_steps=1)
+  path = places.make(
+    tmp_path_factory.mktemp("judge_model"), "sft", prompts_per_step=8, total_steps=1, logging__tensorboard=False
+  )
   words = (*RunningSum().words, "Verdict:", *prompts.VERDICTS)
   tokenizer = word_tokenizer(words, str(path / "model"))
   sizes = dict(hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2)
@@ -34,74 +37,70 @@ def place(tmp_path_factory):
   assert __main__.main(["train", "--config", str(path / "config.py"), "--workdir", str(path / "run")]) == 0
   judges.write(path / "a.jsonl", ANSWERS)
   judges.write(path / "b.jsonl", OTHERS)
-  (path / "t.txt").write_text("{question} {first} {second}")
+  (path / "t.txt").write_text(TEMPLATE)
   return path
 
 
 def argv(place, *more, source=None):
   source = source or ("--model", place / "run" / "export")
-  files = [place / "a.jsonl", place / "b.jsonl", "--prompt", place / "t.txt", "--max_tokens", 6]
-  return ["judge", *map(str, (*files, *source, *more))]
+  return [*map(str, (place / "a.jsonl", place / "b.jsonl", "--prompt", place / "t.txt", *source, *more))]
 
 
-def run(place, cache, *more, source=None):
-  """The report."""
-  output = cache.with_suffix(".json")
-  assert __main__.main(argv(place, "--cache", cache, "--output", output, *more, source=source)) == 0
-  return json.loads(output.read_text())
-
-
-def test_an_export_and_its_checkpoint_are_one_judge(place, tmp_path):
-  cache, checkpoint = tmp_path / "c", ("--checkpoint", place / "run")
-  first = run(place, cache, "--read", "probabilities")
-  again = run(place, cache, "--read", "probabilities", source=checkpoint)
-  assert (first["asked_now"], again["asked_now"]) == (6, 0) and again["metrics"] == first["metrics"]
-  fresh = run(place, tmp_path / "other", "--read", "probabilities", source=checkpoint)
-  assert fresh["asked_now"] == 6 and fresh["metrics"] == pytest.approx(first["metrics"], abs=1e-6)
-  assert fresh["judge"] == first["judge"] and fresh["counts"]["read"] == 6
-
-
-def test_probabilities_do_not_depend_on_the_batch_and_name_the_likeliest(place, tmp_path):
-  lines = tmp_path / "lines"
-  report = run(place, tmp_path / "c", "--read", "probabilities", "--judgements", lines)
-  run(place, tmp_path / "one", "--read", "probabilities", "--batch", 1)
-  whole, single = (Cache(str(tmp_path / name)).replies for name in ("c", "one"))
-  assert whole.keys() == single.keys() and len(whole) == 6
-  for key, reply in whole.items():
-    np.testing.assert_allclose(reply.probabilities, single[key].probabilities, rtol=1e-5)
-    assert 0 < sum(reply.probabilities) < 1
-  found = [json.loads(line) for line in lines.read_text().splitlines()]
-  named = [(one["verdict"], prompts.VERDICTS[int(np.argmax(one["reply"]["probabilities"]))]) for one in found]
-  assert all(verdict == likeliest for verdict, likeliest in named)
-  # of A: shown first in the order AB, second in BA
-  sides = [one["reply"]["probabilities"] for one in found]
-  shares = [(p[one["order"] == "BA"] + p[2] / 2) / sum(p) for one, p in zip(found, sides)]
-  assert report["metrics"]["preference"] == pytest.approx(np.mean(shares))
-
-
-def test_replies_are_sampled_and_a_rambling_model_is_asked_twice(place, tmp_path):
-  report = run(place, tmp_path / "c")
-  counts = report["counts"]
-  assert counts["unreadable"] + counts["read"] == counts["verdicts"] == 6
-  assert counts["asked_again"] >= counts["unreadable"] > 0  # random weights
-  assert report["asked_now"] == 6 + counts["asked_again"] and report["spent_now"] is None
-  again = run(place, tmp_path / "c", "--batch", 4)
-  assert again["asked_now"] == 0 and again["counts"] == counts
-  run(place, tmp_path / "four", "--batch", 4)
-  assert Cache(str(tmp_path / "four")).replies == Cache(str(tmp_path / "c")).replies
-
-
-def test_a_prompt_that_is_too_long_is_left_out(place, tmp_path):
-  judges.write(place / "long.jsonl", {"add 1 2": "0 " * 60})
-  arguments = [str(place / "long.jsonl"), str(place / "b.jsonl"), "--model", str(place / "run" / "export"),
-               "--prompt", str(place / "t.txt"), "--max_tokens", "6"]  # fmt: skip
+@pytest.fixture(scope="module")
+def model(place):
+  """The judge that reads verdicts from text, opened once."""
   parser = Parser()
   arguments.judge(parser)
-  judge = judge_model.open_model(parser.parse_args(arguments), 6)
-  pair = items.pair(items.read(arguments[0]), items.read(arguments[1]))[0]
-  found = asking.plan(pair, "{first} {second}", prompts.PAIRWISE)
-  assert asking.judge_all(judge, found, prompts.PAIRWISE, Cache(None)) is None
-  assert [one.status for one in found] == ["refused"] * 2 and "has room for 58" in found[0].why
+  return judge_model.open_model(parser.parse_args(argv(place)), 6)
+
+
+def planned(place):
+  pairs, _ = items.pair(items.read(place / "a.jsonl"), items.read(place / "b.jsonl"))
+  return pairs, asking.plan(pairs, TEMPLATE, prompts.PAIRWISE)
+
+
+def test_probabilities_of_an_export_and_of_its_checkpoint(place, tmp_path):
+  """The cache knows the model by its weights: the second command, with other words for it, asks nothing."""
+  reports, lines = [], tmp_path / "lines"
+  for source in (("--model", place / "run" / "export"), ("--checkpoint", place / "run")):
+    more = ("--read", "probabilities", "--cache", tmp_path / "c", "--output", tmp_path / "o", "--judgements", lines)
+    assert __main__.main(["judge", *argv(place, *more, source=source)]) == 0
+    reports.append(json.loads((tmp_path / "o").read_text()))
+  first, again = reports
+  assert (first["asked_now"], again["asked_now"]) == (6, 0) and first["counts"]["read"] == 6
+  assert {**first, "asked_now": 0} == again and first["spent_now"] is None
+  found = [json.loads(line) for line in lines.read_text().splitlines()]
+  sides = [one["reply"]["probabilities"] for one in found]
+  assert all(one["verdict"] == prompts.VERDICTS[int(np.argmax(p))] for one, p in zip(found, sides))
+  assert all(0 < sum(p) < 1 for p in sides) and len({tuple(p) for p in sides}) == 6
+  # of A: shown first in the order AB, second in BA
+  shares = [(p[one["order"] == "BA"] + p[2] / 2) / sum(p) for one, p in zip(found, sides)]
+  assert first["metrics"]["preference"] == pytest.approx(np.mean(shares))
+
+
+def test_a_reply_depends_on_its_own_request_alone(place, model):
+  """Neither on its place nor on what else is in the batch, greedy or not."""
+  requests = [model.request_for(one.prompt, attempt) for one in planned(place)[1] for attempt in (0, 1)]
+  assert {(one["temperature"], one["seed"]) for one in requests} == {(0.0, 0), (0.7, 1)}
+  whole = model.ask(requests[:8])
+  assert model.ask(requests[7:2:-1]) == whole[7:2:-1] and len({one.text for one in whole}) > 1
+  assert all(1 <= one.tokens <= 6 for one in whole)
+
+
+def test_a_rambling_model_is_asked_twice_and_then_counted(place, model):
+  pairs, judgements = planned(place)
+  cache = Cache(None)
+  assert asking.judge_all(model, judgements, prompts.PAIRWISE, cache) is None
+  counts = summary.pairwise(pairs, judgements)["counts"]
+  assert counts["unreadable"] + counts["read"] == counts["verdicts"] == 6
+  assert counts["asked_again"] >= counts["unreadable"] > 0  # random weights
+  assert len(cache.replies) == 6 + counts["asked_again"]
+
+
+def test_a_prompt_that_is_too_long_is_left_out(model):
+  judgements = asking.plan([items.Item("q", None, ("0 " * 60, "1"), 0, 0)], TEMPLATE, prompts.PAIRWISE)
+  assert asking.judge_all(model, judgements, prompts.PAIRWISE, Cache(None)) is None
+  assert [one.status for one in judgements] == ["refused"] * 2 and "has room for 58" in judgements[0].why
 
 
 @pytest.mark.parametrize(
@@ -119,6 +118,6 @@ def test_mistakes_end_in_one_line(place, tmp_path, capsys, monkeypatch, source, 
     tokenizer = load_tokenizer(tmp_path / "words")
     word_tokenizer([f"word{i}" for i in range(len(tokenizer) - 3)], str(tmp_path / "words"))
   capsys.readouterr()
-  assert __main__.main(argv(place, "--cache", tmp_path / "c", *more, source=source)) == 2
+  assert __main__.main(["judge", *argv(place, "--cache", tmp_path / "c", *more, source=source)]) == 2
   out, err = capsys.readouterr()
   assert out == "" and message in err.splitlines()[-1] and not (tmp_path / "c").exists()
