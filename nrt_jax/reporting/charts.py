@@ -14,6 +14,8 @@ VERSION = "6.4"  # of Vega-Lite
 # Told apart with every common kind of colour blindness, on white and on black (Okabe and Ito); and by their dashes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C8C")
 DASHES = ([1, 0], [6, 3], [2, 2], [10, 3, 2, 3], [1, 4])
+# A label of an axis, in Vega's language: tiny numbers without their many zeros.
+SHORT = "datum.value != 0 && abs(datum.value) < 0.001 ? format(datum.value, '.2~e') : datum.label"
 FEW = 40  # points of a line that are drawn
 LOOKS = ("color", "strokeDash")  # scales of a line's look
 
@@ -51,7 +53,7 @@ def lines(title: str, points: list[dict], labels: list[str]) -> dict:
   # The name of a line is looked up, not repeated in each point.
   names = [{"g": number, "name": label} for number, label in enumerate(labels)]
   step = {"field": "s", "type": "quantitative", "title": "step", "axis": {"tickMinStep": 1, "tickCount": 6}}
-  value = {"type": "quantitative", "title": None, "scale": {"zero": False}}
+  value = {"type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {"labelExpr": SHORT}}
   said = [("name", "nominal", ""), ("s", "quantitative", "step"), ("m", "quantitative", title)]
   said += [("l", "quantitative", "lowest"), ("h", "quantitative", "highest"), ("n", "quantitative", "seeds")]
   over = {"field": "g", "type": "nominal", "legend": None}

@@ -115,14 +115,15 @@ def browsed(found: list[groups.Run], together: list[groups.Group], most: int) ->
     {"name": run.directory, "label": label[run.directory], "seed": run.seed, "steps": samples.index(own)}
     for (run, _), own in zip(read, kept)
   ]
-  index = {"runs": listed, "scale": samples.scale(kept), "levels": samples.LEVELS}
+  index = {"runs": listed, "nats": samples.NATS, "shares": samples.SHARES}
   lines = "\n".join(samples.encoded(samples.compact(line)) for own in kept for line in own)
   measured = any("trace_moved" in line for own in kept for line in own)
   return {
     "index": Markup(samples.encoded(index)),
     "lines": Markup(lines),
     "runs": listed,
-    "scale": f"{index['scale']:g}",
+    "nats": samples.NATS,
+    "shares": samples.SHARES,
     "every": every,
     "count": sum(map(len, kept)),
     "measured": measured,

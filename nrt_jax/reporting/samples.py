@@ -7,8 +7,9 @@ from nrt_jax.errors import UserError
 from nrt_jax.files import json_safe
 
 DIGITS = 4
-LEVELS = 5  # shades of a colour
-SCALES = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0)  # nats that the darkest shade may stand for
+# The least change of each shade, the same on all pages: of log p(answer) by a trace token in nats, and of an answer
+# token's probability by the trace.
+NATS, SHARES = (0.1, 0.3, 1.0, 3.0, 10.0), (0.1, 0.3, 0.5, 0.7, 0.9)
 TEXTS, NUMBERS = ("question", "trace"), ("c", "c_empty_trace", "trace_moved")
 
 
@@ -86,14 +87,6 @@ def thinned(found: list[list[dict]], most: int) -> tuple[list[list[dict]], int]:
     if sum(map(len, left)) <= most or every == longest:
       return left, every
     every += 1
-
-
-def scale(found: list[list[dict]]) -> float:
-  """Nats of the darkest shade: the first of SCALES that no more than a twentieth of the page's movements exceed."""
-  every = (value for own in found for line in own for value in line.get("trace_moved", ()))
-  sizes = sorted(abs(value) for value in every if value is not None)
-  limit = sizes[(len(sizes) - 1) * 19 // 20] if sizes else 1.0
-  return next((nats for nats in SCALES if nats >= limit), SCALES[-1])
 
 
 def index(found: list[dict]) -> list[list[int]]:

@@ -47,7 +47,7 @@ def measure(params, config: ModelConfig, marker_ids, every: int, prompt, trace, 
     length_N = jnp.minimum(cut, trace_length_N)
     end_N = prompt_length_N + length_N
     hidden_ND = jnp.take_along_axis(hidden_NTD, (P + length_N - 1)[:, None, None], 1)[:, 0]
-    seen = jnp.where(position_NT < end_N[:, None], position_NT, -1)
+    seen = jnp.where(cache.position_MS < end_N[:, None], cache.position_MS, -1)  # kernels may move a row's columns
     answers = (marker_ids, answer_NA, answer_length_N, end_N)
     return score_answers(params, suffix, *answers, hidden_ND, (cache.replace(position_MS=seen),)).answer_logp_NA
 

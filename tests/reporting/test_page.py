@@ -14,8 +14,8 @@ from nrt_jax.reporting import samples
 pytest.importorskip("vl_convert", reason='pip install "nrt_jax[report]"')
 EVIL = "</script><img src=http://x.example/y onerror=alert(1)><!--"
 SAMPLE = {
-  "question": f"why {EVIL}", "trace": "ab!", "trace_tokens": ["a", " b", "\n"], "answer_tokens": ["y", " z"],
-  "c": [0.9, 0.5], "c_empty_trace": [0.1, 0.5], "trace_moved": [2.0, -0.5], "trace_moved_every": 1, "reward": 1.0,
+  "question": f"why {EVIL}", "trace": "ab!", "trace_tokens": ["a", " b", "\n"], "answer_tokens": ["y", " z", "?"],
+  "c": [0.9, 0.5, None], "c_empty_trace": [0.1, 0.5, 0.5], "trace_moved": [2.0, -0.5], "trace_moved_every": 1, "reward": 1.0,
 }  # fmt: skip
 
 
@@ -106,7 +106,7 @@ def test_samples_are_lines_in_the_order_of_the_index(read):
   assert [run["steps"] for run in index["runs"]] == [[[1, 2], [2, 1]]] * 2
   assert [(run["label"], run["seed"]) for run in index["runs"]] == [("nrt", 0), ("nrt", 1)]
   assert [json.loads(line) for line in lines] == [samples.compact(SAMPLE)] * 6
-  assert index["scale"] == 2.0
+  assert index["nats"] == list(samples.NATS) and index["shares"] == list(samples.SHARES)
 
 
 def test_a_page_of_named_metrics_and_few_samples(path, tmp_path):
@@ -144,8 +144,8 @@ def test_a_browser_shows_it(path, tmp_path):
   command = [browser, *flags, "--dump-dom", path.as_uri()]
   shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
   tokens = re.findall(r'<span class="([^"]*)" role="listitem" aria-label="([^"]*)"', shown)
-  assert [classes for classes, _ in tokens] == ["tok p5", "tok n1", "tok unknown", "tok p4", "tok "]
+  assert [classes for classes, _ in tokens] == ["tok p3", "tok n2", "tok unknown", "tok p4", "tok ", "tok unknown"]
   assert tokens[0][1] == "a: +2.000 nats of log p(answer), token 1 of 3 of the trace"
-  assert tokens[3][1] == "y: probability 0.100 behind no trace, 0.900 behind this one (+0.800)"
+  assert tokens[3][1] == "y: probability 0.100 behind none, 0.900 behind the trace (+0.800)"
   assert 'id="question" class="text">why &lt;/script&gt;&lt;img' in shown and "sample 1 of 2" in shown
   assert shown.count("<svg") >= 4  # two lines of the legend, two plots

@@ -68,12 +68,5 @@ def test_many_samples_are_thinned_by_whole_steps():
   assert samples.thinned([], 5) == ([], 1)
 
 
-def test_the_scale_leaves_out_what_is_rare():
-  moved = lambda *values: [[{"trace_moved": list(values)}]]
-  assert samples.scale(moved(*[0.4] * 95, *[-30.0] * 5)) == 0.5
-  assert samples.scale(moved(*[0.4] * 90, *[-3.0] * 10, None)) == 5.0
-  assert samples.scale(moved(1000.0)) == samples.SCALES[-1] and samples.scale([[{}]]) == 1.0 == samples.scale([])
-
-
 def test_the_index_counts_the_samples_of_each_step():
   assert samples.index([{"step": 5}, {"step": 5}, {"step": 10}]) == [[5, 2], [10, 1]]

@@ -6,11 +6,13 @@ const css = (name) => getComputedStyle(document.documentElement).getPropertyValu
 // ---- Plots.
 function draw(box) {
   const ink = css("--ink"), rule = css("--rule");
-  const axis = {labelColor: ink, titleColor: ink, domainColor: rule, tickColor: rule, gridColor: rule, gridOpacity: 0.5};
+  const lines = {domainColor: rule, tickColor: rule, gridColor: rule, gridOpacity: 0.5};
+  const axis = {labelColor: ink, titleColor: ink, ...lines};
   const config = {background: null, view: {stroke: null}, axis, font: "system-ui, sans-serif"};
   const spec = JSON.parse(box.nextElementSibling.textContent);
   // ast: expressions are interpreted, since the page forbids to evaluate text as a program.
-  vegaEmbed(box, spec, {mode: "vega-lite", actions: false, renderer: "svg", ast: true, config, tooltip: {theme: dark() ? "dark" : "light"}});
+  const how = {mode: "vega-lite", actions: false, renderer: "svg", ast: true};
+  vegaEmbed(box, spec, {...how, config, tooltip: {theme: dark() ? "dark" : "light"}});
 }
 const seen = new Set();
 const inSight = new IntersectionObserver((entries) => {
@@ -43,30 +45,32 @@ const first = [];  // run -> step -> line of its first sample
 function sample(ofRun, step, number) {
   return JSON.parse(lines[first[ofRun][step] + Math.min(number, index.runs[ofRun].steps[step][1] - 1)]);
 }
-const signed = (x, digits) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(digits);
-function shade(x, full) {
-  const level = Math.round(Math.min(Math.abs(x) / full, 1) * index.levels);
-  return level ? (x < 0 ? "n" : "p") + level : "";
-}
+const fixed = (x, digits) => x.toFixed(digits).replace(/^-(?=.*[1-9])/, "−").replace("-", "");
+const signed = (x, digits) => x < 0 ? fixed(x, digits) : `+${x.toFixed(digits)}`;
+const level = (x, shades) => shades.filter((least) => Math.abs(x) >= least).length;
+const shade = (x, shades) => level(x, shades) ? (x < 0 ? "n" : "p") + level(x, shades) : "";
 const moved = (one, t) => one.m === undefined ? null : one.m[Math.floor(t / one.e)] ?? null;
-const gained = (one, i) => one.c === undefined || one.b === undefined ? null : one.c[i] - one.b[i];
+const known = (values, i) => values?.[i] ?? null;  // a number that was not finite is null, as one that is absent
+const gained = (one, i) => known(one.c, i) === null || known(one.b, i) === null ? null : one.c[i] - one.b[i];
 
 function saysTrace(one, t) {
   const nats = moved(one, t);
   if (nats === null) return "not measured";
   const from = Math.floor(t / one.e) * one.e, to = Math.min(from + one.e, one.t.length);
-  const who = to - from > 1 ? `tokens ${from + 1} to ${to} of the trace together` : `token ${t + 1} of ${one.t.length} of the trace`;
-  return `${signed(nats, 3)} nats of log p(answer), ${who}`;
+  const who = to - from > 1 ? `tokens ${from + 1} to ${to} together` : `token ${t + 1}`;
+  return `${signed(nats, 3)} nats of log p(answer), ${who} of ${one.t.length} of the trace`;
 }
 function saysAnswer(one, i) {
-  if (one.c === undefined) return "not scored";
-  if (one.b === undefined) return `probability ${one.c[i].toFixed(3)} behind the trace`;
-  return `probability ${one.b[i].toFixed(3)} behind no trace, ${one.c[i].toFixed(3)} behind this one (${signed(gained(one, i), 3)})`;
+  const [behind, without] = [known(one.c, i), known(one.b, i)];
+  if (behind === null) return "not scored";
+  const here = `${behind.toFixed(3)} behind the trace`;
+  if (without === null) return `probability ${here}`;
+  return `probability ${without.toFixed(3)} behind none, ${here} (${signed(gained(one, i), 3)})`;
 }
-function fill(box, pieces, value, full, says) {
+function fill(box, pieces, value, shades, says) {
   box.replaceChildren(...pieces.map((piece, i) => {
     const token = document.createElement("span"), x = value(i);
-    token.className = x === null ? "tok unknown" : `tok ${shade(x, full)}`;
+    token.className = x === null ? "tok unknown" : `tok ${shade(x, shades)}`;
     token.textContent = piece.replace(/\n/g, "⏎\n");
     token.setAttribute("role", "listitem");
     token.setAttribute("aria-label", `${piece.trim() || "white space"}: ${says(i)}`);
@@ -76,29 +80,32 @@ function fill(box, pieces, value, full, says) {
     return token;
   }));
 }
+const element = (kind, text) => Object.assign(document.createElement(kind), {textContent: text});
 function facts(one) {
   const total = (ps) => ps.reduce((sum, p) => sum + Math.log(p), 0);
   const found = [];
-  if (one.r !== undefined) found.push(["reward", one.r.toFixed(3)]);
+  if (one.r !== undefined) found.push(["reward", fixed(one.r, 3)]);
   if (one.v !== undefined) found.push(["advantage", signed(one.v, 3)]);
   if (one.c && one.b && [...one.c, ...one.b].every((p) => p > 0)) {
     const [behind, without] = [total(one.c), total(one.b)];
-    found.push(["log p(answer)", `${without.toFixed(2)} without the trace, ${behind.toFixed(2)} with it (${signed(behind - without, 2)})`]);
+    const change = signed(behind - without, 2);
+    found.push(["log p(answer)", `${fixed(without, 2)} without the trace, ${fixed(behind, 2)} with it (${change})`]);
   }
   found.push(["trace", `${one.t.length} tokens`]);
   byId("facts").replaceChildren(...found.map(([name, value]) => {
     const row = document.createElement("div");
-    for (const [kind, text] of [["dt", name], ["dd", value]]) row.append(Object.assign(document.createElement(kind), {textContent: text}));
+    row.append(element("dt", name), element("dd", value));
     return row;
   }));
 }
 function numbers(one) {
-  const text = (x, digits, sign) => x === null || x === undefined ? "" : sign ? signed(x, digits) : x.toFixed(digits);
-  const rows = one.t.map((piece, t) => ["trace", piece, text(moved(one, t), 4, true), "", ""]);
-  rows.push(...one.a.map((piece, i) => ["answer", piece, "", text(one.c?.[i], 4), text(one.b?.[i], 4)]));
+  const text = (x, write) => x === null ? "" : write(x, 4);
+  const rows = one.t.map((piece, t) => ["trace", piece, text(moved(one, t), signed), "", ""]);
+  const behind = (ps, i) => text(known(ps, i), fixed);
+  rows.push(...one.a.map((piece, i) => ["answer", piece, "", behind(one.c, i), behind(one.b, i)]));
   byId("rows").replaceChildren(...rows.map((cells) => {
     const row = document.createElement("tr");
-    row.append(...cells.map((cell) => Object.assign(document.createElement("td"), {textContent: cell})));
+    row.append(...cells.map((cell) => element("td", cell)));
     return row;
   }));
 }
@@ -120,16 +127,18 @@ function show() {
   off("before", place === 0);
   off("after", place === count - 1);
   byId("question").textContent = one.q;
-  fill(byId("trace"), one.t, (t) => moved(one, t), index.scale, (t) => saysTrace(one, t));
-  fill(byId("answer"), one.a, (i) => gained(one, i), 1, (i) => saysAnswer(one, i));
+  fill(byId("trace"), one.t, (t) => moved(one, t), index.nats, (t) => saysTrace(one, t));
+  fill(byId("answer"), one.a, (i) => gained(one, i), index.shares, (i) => saysAnswer(one, i));
   byId("readout").textContent = "Point at a token, or go to it with the keyboard, to read its number.";
   facts(one);
   if (byId("numbers").open) numbers(one);
   overview();
 }
 function go(change) {
+  const from = document.activeElement?.closest("#trace, #answer");
   change();
   show();
+  if (from) (from.firstElementChild ?? byId("browser")).focus();  // the token that had the focus is gone
 }
 
 // ---- All steps of a run as lines of cells, at most ROWS of them.
@@ -146,17 +155,19 @@ function overview() {
   pen.scale(scale, scale);
   const most = Math.max(1, ...traces.map((one) => one.t.length));
   const wide = Math.min(14, (width - LEFT) / most), gap = wide > 4 ? 1 : 0;
+  const names = ["--accent", "--quiet", "--cell", "--lower", "--raise"];
+  const [accent, quiet, cell, lower, raise] = names.map(css);
   pen.font = "10px system-ui, sans-serif";
   pen.textAlign = "right";
   traces.forEach((one, row) => {
     const y = row * HIGH, current = shown[row] <= at && (row + 1 === shown.length || shown[row + 1] > at);
-    pen.fillStyle = css(current ? "--accent" : "--quiet");
+    pen.fillStyle = current ? accent : quiet;
     pen.fillText((current ? "▸ " : "") + steps[shown[row]][0], LEFT - 8, y + HIGH - 2);
     one.t.forEach((_, t) => {
       const x = moved(one, t);
-      pen.fillStyle = css("--cell");
+      pen.fillStyle = cell;
       if (x !== null) {
-        pen.fillStyle = `rgba(${css(x < 0 ? "--lower" : "--raise")}, ${0.08 + 0.92 * Math.min(Math.abs(x) / index.scale, 1)})`;
+        pen.fillStyle = `rgba(${x < 0 ? lower : raise}, ${0.08 + 0.92 * level(x, index.nats) / index.nats.length})`;
       }
       pen.fillRect(LEFT + t * wide, y + 1, Math.max(wide - gap, 0.5), HIGH - 2);
     });
