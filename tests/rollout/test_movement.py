@@ -10,6 +10,7 @@ import pytest
 import reference
 import toy
 
+from nrt_jax.model import decoder, kernels
 from nrt_jax.rollout import movement, scoring
 
 N, R, MARKER_IDS = 5, 7, (toy.MARKER, toy.SECOND_MARKER)
@@ -64,6 +65,20 @@ def test_movements_add_up_to_what_the_whole_trace_changed():
   gained = found.answer_logp_NA.sum(1) - found.empty_logp_NA.sum(1)
   np.testing.assert_allclose(found.moved_NC.sum(1), gained, atol=1e-5)
   assert np.abs(gained).max() > 0.1
+
+
+def test_kernels_may_move_the_columns_of_a_row(monkeypatch):
+  """As cuDNN's does, which wants rows on the left: what lies behind a cut is known by its position in the cache."""
+
+  def moved(params, config, token_NT, position_NT):
+    turn, turn_back = kernels.align_left(position_NT)
+    hidden_NTD, cache = decoder.forward(params, config, turn(token_NT), turn(position_NT))
+    return turn_back(hidden_NTD), cache
+
+  expected = measured(toy.MODEL, 1, toy.params(), ROWS)
+  monkeypatch.setattr(movement, "forward", moved)
+  found = jax.jit(functools.partial(measured.__wrapped__, toy.MODEL, 1))(toy.params(), ROWS)
+  assert toy.largest_difference(found, expected) < 1e-5
 
 
 def test_few_cuts_are_in_memory_at_once():
