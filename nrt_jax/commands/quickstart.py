@@ -25,6 +25,7 @@ from nrt_jax.commands.configs import base_config, plain
 from nrt_jax.commands.train import STOPPED
 from nrt_jax.config import stages_of
 from nrt_jax.data.prompts import word_tokenizer
+from nrt_jax.errors import UserError
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.tasks.running_sum import RunningSum
@@ -34,10 +35,9 @@ EXAMPLES = 20000  # of 390,625 possible questions
 
 
 def run(args) -> None:
-  output.check_directory(args.workdir, "--workdir")
-  model = os.path.join(args.workdir, "model")
+  model, start = (os.path.join(args.workdir, name) for name in ("model", "pretrain"))
+  check_places(args.workdir, model)
   make_model_directory(model)
-  start = os.path.join(args.workdir, "pretrain")
   train("pretrain", pretrain_config(model, args.pretrain_steps), args.workdir, args.seed)
   results = {
     name: train(name, pairs_config(name, model, args.steps, start), args.workdir, args.seed) for name in ("sft", "nrt")
@@ -49,6 +49,18 @@ def run(args) -> None:
   print(f"\nthe exported model answers (nrt-jax sample --model {export} --prompt '...'):\n")
   sys.stdout.flush()
   sample.run(flags.parse(["sample", "--model", export, *(word for q in questions for word in ("--prompt", q))]))
+
+
+def check_places(root: str, model: str) -> None:
+  """Raises UserError if the runs cannot be written, or a model of the user's would be covered. Creates nothing."""
+  for directory in (root, model):
+    output.check_directory(directory, "--workdir")
+  for name in ("pretrain", "sft", "nrt"):
+    output.check_workdir(os.path.join(root, name))
+  ours = os.path.exists(os.path.join(root, "pretrain", "config.json"))
+  if os.path.exists(os.path.join(model, "config.json")) and not ours:
+    allowed = "a directory without it, or that of an earlier quickstart"
+    raise UserError(f"--workdir: {model}: is another's model directory, allowed: {allowed}")
 
 
 def make_model_directory(path: str) -> None:
@@ -78,7 +90,7 @@ def get_config(algorithm: str, model_path: str, steps: int):
   config.data.source = "task:running_sum"
   config.data.examples = EXAMPLES
   config.evaluation.data = {"source": "task:running_sum", "split": "test", "examples": 500}
-  config.evaluation.batch_prompts = 500
+  config.evaluation.batch_prompts = 512  # divides over up to 512 devices
   config.evaluation.max_completion_length = TRACE_LENGTH + 9
   config.sampling.max_trace_length = TRACE_LENGTH
   config.optimizer.eps = 1e-8

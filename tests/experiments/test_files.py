@@ -14,6 +14,7 @@ from paths import EXPERIMENTS
 
 from experiments import gsm8k_tiny, smollm2_gsm8k
 from nrt_jax import config, training
+from nrt_jax.commands import quickstart
 from nrt_jax.commands.configs import load_config
 from nrt_jax.data import prompts
 from nrt_jax.model import hf_weights
@@ -181,3 +182,9 @@ def test_quickstart_runs_to_its_table_and_its_answers(tmp_path):
   assert result.stdout.count("prompt: add ") == 3
   runs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("pretrain", "sft", "nrt")]
   assert [run["seed"] for run in runs] == [3, 3, 3]
+
+
+def test_quickstart_divides_over_the_devices_of_a_host():
+  """Eight GPUs, or the chips of a TPU host: evaluations of 500 rows at a time were refused there."""
+  made = [quickstart.pretrain_config("m", 2), *(quickstart.pairs_config(name, "m", 2, "p") for name in ("sft", "nrt"))]
+  assert all(c.prompts_per_step % 8 == 0 and c.evaluation.batch_prompts % 8 == 0 for c in made)
