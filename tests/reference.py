@@ -723,3 +723,11 @@ def score_at_equal_length(points, differences, groups):
   spread = np.linalg.solve(bend, np.linalg.solve(bend, pulls.T @ pulls).T)[0, 0] * len(pulls) / (len(pulls) - 1)
   ends = at[0] + 1.959963984540054 * np.sqrt(spread) * np.array([0, -1, 1])
   return tuple(1 / (1 + np.exp(-ends)))
+
+
+def macro_interval(flags):
+  """(mean of the groups' shares, low, high): normal, with each group's unbiased variance; flags: one list per group."""
+  shares = [np.mean(group) for group in flags]
+  variance = sum(np.var(group, ddof=1) / len(group) for group in flags) / len(flags) ** 2
+  half = 1.959963984540054 * np.sqrt(variance)
+  return np.mean(shares), np.mean(shares) - half, np.mean(shares) + half

@@ -96,6 +96,21 @@ def evaluate(parser: Parser) -> None:
   parser.add_argument("--stage", metavar="NAME", help="whose evaluation, in a config of several stages (the last)")
   parser.add_argument("--output", metavar="FILE", help="writes the metrics and their 95 %% intervals as JSON, too")
   parser.add_argument("--completions", metavar="FILE", help="writes every completion, grade and vote as JSON Lines")
+  parser.add_argument(
+    "--sets", nargs="+", metavar="NAME", help="built-in sets, in place of evaluation.data: gsm8k, bbh (evaluation.sets)"
+  )
+  parser.add_argument(
+    "--sets_directory", metavar="DIR", help="where their files lie; hub: fetches them (evaluation.sets_directory)"
+  )
+  parser.add_argument(
+    "--limit", type=number(int, 1), metavar="N", help="questions at most, of each set, and of each task of a set (all)"
+  )
+  parser.add_argument(
+    "--run_code", action="store_true", help="allows sets whose grading runs programs that the model wrote (humaneval)"
+  )
+  parser.add_argument(
+    "--cache", metavar="DIR", help="keeps what the model writes, to go on where it stopped (a run's evaluations/)"
+  )
   parser.add_argument("--tournament", type=int, default=0, metavar="N", help="lets the critic choose among N samples")
   parser.add_argument("--votes", type=int, default=4, metavar="V", help="verdicts of a match of the tournament (4)")
 

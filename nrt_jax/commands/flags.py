@@ -73,9 +73,11 @@ docs/configuration.md lists every key, what it means and what is allowed.""",
     details="""\
 Runs the evaluation of the config file (its evaluation, prompt, sampling and parallel keys) on a checkpoint of a run or
 on a model directory, as `train` does every evaluation.every_steps steps, and prints its metrics. Other data, graders
-and numbers of samples are overrides: --config.evaluation.grader=math.""",
+and numbers of samples are overrides: --config.evaluation.grader=math. With --sets, built-in sets are asked instead.
+An evaluation that was interrupted goes on where it stopped. docs/evaluation.md says more.""",
     example="""\
-  nrt-jax evaluate --config experiments/my_run.py --checkpoint runs/my_run --step best --output heldout.json""",
+  nrt-jax evaluate --config experiments/my_run.py --checkpoint runs/my_run --step best --output heldout.json
+  nrt-jax evaluate --config experiments/my_run.py --model my_model --sets gsm8k bbh --sets_directory DIR""",
     add_flags=arguments.evaluate,
   ),
   "harness": Command(

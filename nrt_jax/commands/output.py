@@ -5,7 +5,7 @@ import sys
 
 from nrt_jax.errors import UserError
 
-FOLDERS = ("checkpoints", "compiled", "export", "tensorboard", "tokenizer")  # of a workdir
+FOLDERS = ("checkpoints", "compiled", "evaluations", "export", "tensorboard", "tokenizer")  # of a workdir
 FILES = ("config.json", "metrics.jsonl", "samples.jsonl")
 
 

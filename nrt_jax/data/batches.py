@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nrt_jax import arrays, errors
-from nrt_jax.data import documents, order, overlong, prompts
+from nrt_jax.data import documents, order, overlong, prompts, shots
 from nrt_jax.data.hints import AnswerHints
 from nrt_jax.data.sources import DataConfig, load_examples
 
@@ -57,7 +57,6 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
   hints = AnswerHints(tokenizer, form, prompt) if hints is True else hints
   cuts = documents.cut(tokenizer, form, data, prompt, examples) if data.document_column else None
   examples = cuts.examples if cuts else examples
-  where = [example.where for example in examples]
   limits = {
     "prompt": (prompt.max_prompt_length, prompt.overlong_prompt),
     "answer": (prompt.max_answer_length, prompt.overlong_answer),
@@ -65,7 +64,7 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
   }
   traces = [example.trace or "" if data.max_trace_length else "" for example in examples]
   questions = [example.question for example in examples]
-  ids = {"prompt": cuts.prompts if cuts else prompts.encode_prompts(tokenizer, form, prompt, questions, where)}
+  ids = {"prompt": cuts.prompts if cuts else shots.encode_prompts(tokenizer, form, prompt, examples)}
   if hints:
     limits[hints.kind], ids[hints.kind] = (hints.width, prompt.overlong_prompt), hints.encode(examples)
   answers = [example.answer for example in examples]
@@ -78,6 +77,8 @@ def tokenize(examples, data: DataConfig, prompt: prompts.PromptConfig, tokenizer
       return hints.cut(examples[i])
     if kind == "prompt" and cuts:
       return cuts.shortened(i, limit)
+    if kind == "prompt" and examples[i].shots:
+      return None  # half a worked example shows nothing
     if kind == "prompt":  # its end asks for the answer, so it loses its start
       return prompts.cut_prompt(tokenizer, form, prompt, questions[i], limit)
     return ids[kind][i][:limit]

@@ -4,20 +4,25 @@ A file that isn't what its name says raises UserError with file and line.
 """
 
 import csv
+import gzip
 import io
 import json
+import zlib
 
 from nrt_jax import errors
 
 
 def read_jsonl(path):
-  """JSON Lines: an object on each line; blank lines are skipped."""
-  rows = []
-  with path.open("rb") as file:  # bytes: text mode would hide on which line an encoding error is
-    for number, line in enumerate(file, 1):
-      if line.strip():
-        where = f"{path}:{number}"
-        rows.append((where, _object(where, _parse_json(path, line.rstrip(), number))))
+  """JSON Lines, packed by gzip if the name ends so: an object on each line; blank lines are skipped."""
+  rows, unpack = [], gzip.open if path.suffix == ".gz" else open
+  try:
+    with unpack(path, "rb") as file:  # bytes: text mode would hide on which line an encoding error is
+      for number, line in enumerate(file, 1):
+        if line.strip():
+          where = f"{path}:{number}"
+          rows.append((where, _object(where, _parse_json(path, line.rstrip(), number))))
+  except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+    raise errors.UserError(f"{path}: not packed by gzip, or damaged: {error}") from error
   return rows
 
 

@@ -74,6 +74,8 @@ class Example:
   where: str  # "file:line", for messages
   weight: float = 1.0  # how often it is drawn, compared with others
   world: str | None = None  # what an environment knows of it
+  shots: tuple = ()  # worked Examples in front of the question
+  group: str | None = None  # the part of the data set that it belongs to, where results are told apart
 
 
 class Source(NamedTuple):
@@ -139,15 +141,20 @@ def _open_task(config) -> Source:
 
 
 def _open_hub(config) -> Source:
+  table = hub_table(config.source, config.split)
+  return Source(len(table), lambda i: _to_example(config, table[i], f"{config.source}[{config.split}]: row {i + 1}"))
+
+
+def hub_table(source: str, split: str):
+  """A data set of the hub, "hub:owner/name[:config]", as a sequence of rows. UserError where it can't be loaded."""
   import datasets  # here: it takes seconds to import and most runs don't need it
 
-  name, _, subset = config.source.removeprefix(prompts.HUB).partition(":")
+  name, _, subset = source.removeprefix(prompts.HUB).partition(":")
   try:
-    table = datasets.load_dataset(name, subset or None, split=config.split)
+    return datasets.load_dataset(name, subset or None, split=split)
   except Exception as error:  # whatever the hub, the network or the files make it raise
     reason = str(error).strip().splitlines() or [type(error).__name__]
-    raise errors.UserError(f"data.source: {config.source}: can't be loaded: {reason[0]}") from error
-  return Source(len(table), lambda i: _to_example(config, table[i], f"{config.source}[{config.split}]: row {i + 1}"))
+    raise errors.UserError(f"data.source: {source}: can't be loaded: {reason[0]}") from error
 
 
 def _to_example(config, row, where) -> Example:
@@ -171,10 +178,15 @@ def _to_example(config, row, where) -> Example:
 
 
 def _letter_choices(config, row, where):
-  choices, answer = (columns.column(row, name, where) for name in (config.choices_column, config.answer_column))
+  return letter_choices(row, (config.question_column, config.choices_column, config.answer_column), where)
+
+
+def letter_choices(row, names: tuple, where: str) -> tuple[str, str]:
+  """(question with its choices below, letter of the right one); names: the columns of question, choices and answer."""
+  choices, answer = (columns.column(row, name, where) for name in names[1:])
   if not isinstance(choices, list) or not 2 <= len(choices) <= 26:
-    raise errors.UserError(f"{where}: column {config.choices_column!r} must hold a list of 2 to 26 choices")
+    raise errors.UserError(f"{where}: column {names[1]!r} must hold a list of 2 to 26 choices")
   letter = multiple_choice.letter_of(answer, choices)
   if letter is None:
     raise errors.UserError(f"{where}: found the answer {answer!r}, allowed: index (from 0), letter or text of a choice")
-  return multiple_choice.lettered(columns.text(row, config.question_column, where), choices), letter
+  return multiple_choice.lettered(columns.text(row, names[0], where), choices), letter

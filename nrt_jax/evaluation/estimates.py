@@ -68,6 +68,19 @@ def normal(tops: list, bottoms: list) -> tuple[float, float] | None:
   return ratio - half, ratio + half
 
 
+def macro(parts: list) -> tuple[float, tuple[float, float] | None]:
+  """(the mean of the ratios of several sets of questions, its interval); parts: (tops, bottoms) of each, as `normal`.
+
+  The variance of a mean of independent ratios, by the normal approximation; None where a part is a single question.
+  """
+  ratios = [_ratio(*part) for part in parts]
+  mean = sum(ratio for ratio, _, _ in ratios) / len(ratios)
+  if any(questions < 2 for _, _, questions in ratios):
+    return mean, None
+  half = Z * math.sqrt(sum(variance * n / (n - 1) for _, variance, n in ratios)) / len(ratios)
+  return mean, (mean - half, mean + half)
+
+
 def _ratio(tops, bottoms):
   """(Σ tops / Σ bottoms, its variance over questions, how many there are)."""
   top, bottom = np.asarray(tops, np.float64), np.asarray(bottoms, np.float64)

@@ -4,6 +4,7 @@ The comparison is for people to read: training never sees it.
 """
 
 import dataclasses
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,8 @@ import numpy as np
 from nrt_jax.data import batches, prompts, sources
 from nrt_jax.data.sources import DataConfig
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.evaluation import summary
+from nrt_jax.evaluation import few_shot, sets, summary
+from nrt_jax.evaluation.store import Written
 from nrt_jax.rollout.sampler import SamplingConfig, check_temperature
 from nrt_jax.tasks import grading, symbolic
 from nrt_jax.tasks import table as tasks
@@ -29,6 +31,10 @@ class EvaluationConfig:
   temperature: float = 0.0  # 0 = greedy, else 1e-6 or more
   max_completion_length: int = 0  # tokens; 0 = room for the longest trace, marker and answer of training
   grader: str | None = None  # gsm8k, math, ... (tasks.GRADERS); None = the built-in task's own, else exact_match
+  shots: int | None = None  # worked examples in front of a question; None = 0, or what a built-in set asks for
+  shots_seed: int = 0  # draws them
+  sets: tuple[str, ...] = ()  # built-in sets for `nrt-jax evaluate`, in place of data: see docs/evaluation.md
+  sets_directory: str | None = None  # where their files lie, or "hub" to fetch them from the Hugging Face hub
 
   def __post_init__(self):
     if self.grader is not None:
@@ -41,6 +47,11 @@ class EvaluationConfig:
       )
     if self.samples < 1:
       raise UserError(f"evaluation.samples: found {self.samples}, allowed: 1 or more")
+    for key in ("shots", "shots_seed"):
+      if (getattr(self, key) or 0) < 0:
+        raise UserError(f"evaluation.{key}: found {getattr(self, key)}, allowed: 0 or more")
+    for name in self.sets:
+      require_choice(sets.KEY, name, sets.SETS)
     if self.samples > 1 and self.temperature == 0:
       found = f"found {self.samples} with evaluation.temperature 0.0, which makes them all the same"
       raise UserError(f"evaluation.samples: {found}, allowed: 1, or a temperature above 0")
@@ -57,7 +68,8 @@ def load_dataset(config: EvaluationConfig, prompt, tokenizer, form, hints=False)
   UserErrors of its config name their keys below `evaluation`.
   """
   try:
-    return batches.load_dataset(config.data, prompt, tokenizer, form, hints)
+    examples = few_shot.add(sources.load_examples(config.data), config.shots or 0, config.shots_seed)
+    return batches.tokenize(examples, config.data, prompt, tokenizer, form, hints)
   except UserError as error:
     raise UserError(f"evaluation.{error}" if str(error).startswith("data.") else str(error)) from error
 
@@ -122,43 +134,77 @@ def normal_form(config: DataConfig, name: str | None = None):
 
 
 def evaluate(
-  generate, params, dataset, config: EvaluationConfig, tokenizer, form, key, progress=None
+  generate, params, dataset, config: EvaluationConfig, tokenizer, form, key, progress=None, store=None
 ) -> tuple[dict, list]:
   """Runs `generate(params, prompts, key)` of programs.build_evaluate over a TokenDataset; each example counts once.
 
   Returns: {"eval/<name>/<metric>": value}, see summary.py, and Completions, `config.samples` per example in a row.
-  A `generate` that returns Rollouts alone scores no reference. `progress`, if given, is called after each batch with
-  the number of examples done.
+  A `generate` that returns Rollouts alone scores no reference. progress, store: see `complete`.
   """
-  grade, completions, samples = grader(config.data, config.grader), [], config.samples
+  grade, samples = grader(config.data, config.grader), config.samples
   normal = normal_form(config.data, config.grader) if samples > 1 else None
-  timeouts = 0
-  for batch, valid_B in batches.eval_batches(dataset, config.batch_prompts):
-    made = generate(params, batch, key)
-    rollouts, *scores = made if isinstance(made, tuple) else (made,)
-    tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)
-    logps = [np.asarray(one.answer_logp_NA, np.float64).sum(axis=1) for one in scores]  # of N rows, of B rows
-    with symbolic.budget() as spent:
-      for row in np.flatnonzero(np.repeat(valid_B, samples)):
-        b, sample = divmod(int(row), samples)
-        ids, example = tokens[row, : lengths[row]].tolist(), dataset.examples[batch.example_B[b]]
-        completion = read_completion(tokenizer, form, ids, example, grade, normal)
-        if scores:
-          scored = (int(batch.answer_length_B[b]), float(logps[0][row]), float(logps[1][b]))
-          completion = dataclasses.replace(completion, **dict(zip(SCORED, scored)))
-        if rollouts.earned_N is not None:
-          verdict = None if rollouts.verdict_N is None else float(rollouts.verdict_N[row])
-          completion = dataclasses.replace(completion, earned=float(rollouts.earned_N[row]), verdict=verdict)
-        completions.append(dataclasses.replace(completion, sample=sample))
-    timeouts += spent.timeouts
-    if progress is not None:
-      progress(len(completions) // samples)
+  read = functools.partial(read_completion, tokenizer, form, grade=grade, normal=normal)
+  completions, timeouts = complete(generate, params, dataset, config, read, key, progress, store)
   metrics = summary.summarise(config.name, completions, samples)
   if tasks.may_time_out(grade):
     metrics[f"eval/{config.name}/grading_timeouts"] = timeouts
   return metrics, completions
 
 
+def complete(generate, params, dataset, config: EvaluationConfig, read, key, progress=None, store=None):
+  """(Completions, how often grading ran out of time). read(token ids, example): as `read_completion`.
+
+  progress(done, new), if given, is called after each batch with the number of examples done, and of those for which
+  the program ran. store: a Store of what was written before, which is added to.
+  """
+  completions, timeouts, new = [], 0, 0
+  for batch, valid_B in batches.eval_batches(dataset, config.batch_prompts):
+    index = batch.example_B[valid_B].tolist()
+    written = [None if store is None else store.find(dataset, i) for i in index]
+    if None in written:
+      written = _run(generate, params, batch, key, config.samples)[: len(index)]
+      new += len(index)
+      for i, one in zip(index, written if store is not None else ()):
+        store.add(dataset, i, one)
+    with symbolic.budget() as spent:
+      for i, one in zip(index, written, strict=True):
+        completions += _read(one, dataset.examples[i], len(dataset.answers[i]), read)
+    timeouts += spent.timeouts
+    if progress is not None:
+      progress(len(completions) // config.samples, new)
+  return completions, timeouts
+
+
+def _run(generate, params, batch, key, samples: int) -> list[Written]:
+  """What the program gives for each prompt of a batch."""
+  made = generate(params, batch, key)
+  rollouts, *scores = made if isinstance(made, tuple) else (made,)
+  tokens, lengths = np.asarray(rollouts.token_NR), np.asarray(rollouts.length_N)
+  logps = [np.asarray(one.answer_logp_NA, np.float64).sum(axis=1).tolist() for one in scores]  # of N rows, of B rows
+  world = [None if one is None else np.asarray(one).tolist() for one in (rollouts.earned_N, rollouts.verdict_N)]
+  found = []
+  for b in range(len(lengths) // samples):
+    rows = slice(b * samples, (b + 1) * samples)
+    ids = [row[:length].tolist() for row, length in zip(tokens[rows], lengths[rows])]
+    scored = (logps[0][rows], logps[1][b]) if scores else (None, None)
+    found.append(Written(ids, *scored, *(None if one is None else one[rows] for one in world)))
+  return found
+
+
+def _read(written: Written, example, answer_length: int, read) -> list[Completion]:
+  """The Completion of each sample of a question."""
+  found = []
+  for sample, ids in enumerate(written.tokens):
+    more = {"sample": sample}
+    if written.reference_logp is not None:
+      scored = (answer_length, written.reference_logp[sample], written.reference_logp_empty_trace)
+      more |= dict(zip(SCORED, scored))
+    more |= {name: values[sample] for name in WORLD if (values := getattr(written, name)) is not None}
+    found.append(dataclasses.replace(read(ids, example), **more))
+  return found
+
+
+WORLD = ("earned", "verdict")
 SCORED = ("reference_tokens", "reference_logp", "reference_logp_empty_trace")
 
 

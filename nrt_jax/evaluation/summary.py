@@ -42,6 +42,30 @@ def intervals(name: str, completions: list, samples: int = 1) -> dict:
   return found
 
 
+def by_group(name: str, completions: list, groups: list, samples: int = 1) -> dict:
+  """{group: {"questions", "metrics", "intervals"}}, with names as in `summarise`; groups: that of each question."""
+  found = {}
+  for group in dict.fromkeys(groups):
+    own = _of_group(completions, groups, group, samples)
+    measured = {"metrics": summarise(name, own, samples), "intervals": intervals(name, own, samples)}
+    found[group] = {"questions": len(own) // samples, **measured}
+  return found
+
+
+def macro(name: str, completions: list, groups: list, samples: int = 1) -> tuple[dict, dict]:
+  """(metrics, intervals) with the mean of the groups' accuracies, each counting the same; empty where none is known."""
+  own = [_of_group(completions, groups, group, samples) for group in dict.fromkeys(groups)]
+  parts = [found["accuracy"] for one in own if "accuracy" in (found := quotients(one, samples))]
+  if not parts:
+    return {}, {}
+  key, (mean, pair) = f"eval/{name}/macro_accuracy", estimates.macro(parts)
+  return {key: mean}, {key: None if pair is None else list(pair)}
+
+
+def _of_group(completions: list, groups: list, group, samples: int) -> list:
+  return [one for i, one in enumerate(completions) if groups[i // samples] == group]
+
+
 def quotients(completions: list, samples: int = 1) -> dict:
   """{metric: (numerators, denominators)}, one of each for every question that has any."""
   questions = [completions[i : i + samples] for i in range(0, len(completions), samples)]

@@ -103,7 +103,7 @@ def test_an_evaluation_says_how_far_it_is(place, capsys):
   argv = evaluate(place, "--model", place / "run" / "export")
   assert __main__.main([*argv, "--config.logging.progress=true"]) == 0
   _, *lines = capsys.readouterr().err.splitlines()
-  assert lines == ["evaluated 8 of 12 examples", "evaluated 12 of 12 examples"]
+  assert lines == ["evaluated 8 of 12 examples, ETA --", "evaluated 12 of 12 examples"]
   assert __main__.main(argv) == 0
   (line,) = capsys.readouterr().err.splitlines()
   assert line == "prompts: plain template; marker '<|response_start|>'; end tokens '<eos>'"

@@ -86,3 +86,15 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say():
     truth = 0.5, 1 - 0.375  # E[p], 1 - E[(1 - p)^2] of Beta(1/2, 1/2)
     hits += [low <= value <= high for (low, high), value in zip(found, truth)]
   assert (abs(hits / count - 0.95) < 0.02).all()
+
+
+def test_the_mean_of_groups_counts_each_the_same():
+  """Groups of 4, 10 and 6 questions, with one sample or several each."""
+  rng = np.random.default_rng(0)
+  flags = [rng.random(n) < p for n, p in ((4, 0.5), (10, 0.2), (6, 0.9))]
+  mean, (low, high) = estimates.macro([(group.tolist(), [1] * len(group)) for group in flags])
+  assert (mean, low, high) == pytest.approx(reference.macro_interval(flags))
+  tops = [rng.integers(0, 4, n) for n in (4, 10)]
+  mean, (low, high) = estimates.macro([(group.tolist(), [3] * len(group)) for group in tops])
+  assert (mean, low, high) == pytest.approx(reference.macro_interval([group / 3 for group in tops]))
+  assert estimates.macro([([1, 0], [1, 1]), ([1], [1])]) == (0.75, None)

@@ -74,3 +74,18 @@ def test_one_sample_has_no_names_of_several():
   names = summary.metric_names(EvaluationConfig(data=DataConfig()))
   assert "eval/heldout/accuracy" in names and not [name for name in names if "@" in name]
   assert summary.metric_names(EvaluationConfig()) == []
+
+
+def test_groups_are_told_apart():
+  """Two questions of one group around one of another, two samples each: their own metrics, and the mean of groups."""
+  flags = [(True, True), (False, True), (False, False)]
+  rows = [Completion("q", "4", "", "4", 1, right) for pair in flags for right in pair]
+  found = summary.by_group("x", rows, ["a", "b", "a"], 2)
+  assert {group: (part["questions"], part["metrics"]["eval/x/accuracy"]) for group, part in found.items()} == {
+    "a": (2, 0.5), "b": (1, 0.5),
+  }  # fmt: skip
+  assert found["a"]["metrics"] == summary.summarise("x", [*rows[:2], *rows[4:]], 2)
+  assert found["a"]["intervals"] == summary.intervals("x", [*rows[:2], *rows[4:]], 2)
+  assert summary.macro("x", rows, ["a", "b", "b"], 2)[0] == {"eval/x/macro_accuracy": (1 + 0.25) / 2}
+  ungraded = [Completion("q", "4", "", "4", 1, None)] * 2
+  assert summary.macro("x", ungraded, ["a", "b"]) == ({}, {})
