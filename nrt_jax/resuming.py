@@ -16,9 +16,10 @@ from nrt_jax.files import json_safe, write_json
 from nrt_jax.processes import fingerprint
 
 INPUTS_FILE = "inputs.json"
-# May change: how long, how often, how fast, on which devices. The result differs by rounding at most.
+# May change: how long, how often, how fast, on which devices, and what `evaluate` asks. The result differs by rounding.
 FREE = (
   "total_steps", "stop", "logging", "checkpoint", "parallel", "evaluation.every_steps", "evaluation.batch_prompts",
+  "evaluation.sets", "evaluation.sets_directory",
   "optimizer.max_skipped_steps", "model.remat", "model.layer_loop", "model.attention", "model.attention_block",
   "model.head_chunk",
 )  # fmt: skip

@@ -84,7 +84,7 @@ def test_what_matters_is_refused_by_name_with_both_values(workdir, key, value, s
   "key, value",
   [
     ("total_steps", 9), ("stop__bar", 0.5), ("logging__every_steps", 7), ("checkpoint__keep_last", 5),
-    ("parallel__fsdp", 2), ("evaluation__every_steps", 3), ("model__remat", "full"),
+    ("parallel__fsdp", 2), ("evaluation__every_steps", 3), ("model__remat", "full"), ("evaluation__sets", ["bbh"]),
     ("optimizer__max_skipped_steps", 9),
   ],
 )  # fmt: skip

@@ -6,13 +6,27 @@ Nothing is run here; sandbox.py does that.
 import re
 import textwrap
 
-FENCE = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+BLOCK = re.compile(r"```[^\n`]*\n(.*?)(?:```|\Z)", re.DOTALL)
+FENCE = re.compile(r"```([^\n`]*)")
+DEFINES = re.compile(r"^def\s", re.MULTILINE)
+TRIAL = re.compile(r"\n(?=(?:if|print|assert)\b)")  # a line at the margin that uses what was defined before it
 
 
 def code_of(answer: str) -> str:
-  """What stands in the last block of code; the whole answer without one."""
-  blocks = FENCE.findall(answer)
-  return blocks[-1].strip("\n") if blocks else answer.strip("\n")
+  """The last block of code that defines a function, or the last block; the whole answer without one.
+
+  What comes behind a function to try it out is left out, as by the paper's stop sequences: it may be wrong by itself.
+  """
+  blocks = BLOCK.findall(f"```\n{answer}" if _begins_inside(answer) else answer)
+  code = next((one for one in reversed(blocks) if DEFINES.search(one)), blocks[-1] if blocks else answer).strip("\n")
+  first = DEFINES.search(code)
+  return code if first is None else code[: first.end()] + TRIAL.split(code[first.end() :], maxsplit=1)[0]
+
+
+def _begins_inside(answer: str) -> bool:
+  """Whether the first fence closes a block that the answer begins with: it names no language, and has no partner."""
+  fences = list(FENCE.finditer(answer))
+  return len(fences) % 2 == 1 and not fences[0][1].strip() and bool(answer[: fences[0].start()].strip())
 
 
 def program(row: dict, answer: str) -> str:

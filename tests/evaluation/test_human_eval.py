@@ -18,7 +18,9 @@ ROW = {
 BODY = ROW["canonical_solution"]
 WHOLE = "def area(side):\n    return math.prod([side, side])"
 RIGHT = [ROW["prompt"] + BODY, BODY, BODY.strip(), "return side * side", WHOLE, f"So:\n```python\n{WHOLE}\n```\nEnd.",
-         f"```\nprint(1)\n```\nor\n```py\n{WHOLE}", "if side:\n    return side * side\nreturn 0"]  # fmt: skip
+         f"```\nprint(1)\n```\nor\n```py\n{WHOLE}", f"{WHOLE}\n```\n\nThis is the area.",
+         f"```python\n{WHOLE}\n```\nTry it:\n```python\narea('x')\n```", f"{WHOLE}\n\nprint(area(1, 2))\nassert 0",
+         "if side:\n    return side * side\nreturn 0"]  # fmt: skip
 WRONG = ["return side", "def area(side):\n    return 3 * side", "It is side * side.", "```python\n```",
          "import os; os._exit(0)"]  # fmt: skip
 
