@@ -267,6 +267,8 @@ def test_batch_composition(case):
   subset = np.array([6, 2])
   part, whole = case.collect(*reordered(*material(), subset, np.arange(G))), case.collect()
   rows_of_subset = (subset[:, None] * case.G + np.arange(case.G)[None]).reshape(-1)
+  # What samples.jsonl and step/movement.py need of every method.
+  assert {f"{part}{of}" for part in ("prompt", "trace", "answer") for of in ("", "_length")} <= part.samples.keys()
   for name, value in part.samples.items():
     if name != "advantage" or case.name not in STEP_STATISTICS:
       np.testing.assert_allclose(value, whole.samples[name][rows_of_subset], rtol=1e-5, atol=1e-6, err_msg=name)
