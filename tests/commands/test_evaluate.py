@@ -8,6 +8,7 @@ import pytest
 import reference
 
 from nrt_jax import __main__
+from nrt_jax.commands import evaluate as command
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +108,26 @@ def test_an_evaluation_says_how_far_it_is(place, capsys):
   assert __main__.main(argv) == 0
   (line,) = capsys.readouterr().err.splitlines()
   assert line == "prompts: plain template; marker '<|response_start|>'; end tokens '<eos>'"
+
+
+def test_a_run_keeps_what_was_written(place, tmp_path, monkeypatch):
+  """With weights and seed, not with grades; --limit takes the first questions of it."""
+  runs, build = [], command.build_generate
+
+  def counting(setup):
+    generate = build(setup)
+    return lambda *arguments: runs.append(1) or generate(*arguments)
+
+  monkeypatch.setattr(command, "build_generate", counting)
+  own, reports = ["--checkpoint", place / "run", "--config.seed=9", "--output", tmp_path / "x.json"], []
+  for flags, ran in (([], 2), (["--config.evaluation.grader=none"], 2), (["--limit", 8], 2), (["--step", 3], 4)):
+    assert __main__.main(evaluate(place, *own, *flags)) == 0
+    reports.append(json.loads((tmp_path / "x.json").read_text()))
+    assert len(runs) == ran, flags
+  assert [report["examples"] for report in reports] == [12, 12, 8, 12]
+  whole, ungraded, *_ = (report["metrics"] for report in reports)
+  assert ungraded == {name: value for name, value in whole.items() if name in ungraded} and len(ungraded) < len(whole)
+  assert {path.name.partition(".")[0] for path in (place / "run" / "evaluations").iterdir()} == {"heldout"}
 
 
 def test_an_export_is_evaluated_like_its_checkpoint(place, tmp_path):

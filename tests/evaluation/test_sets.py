@@ -1,5 +1,6 @@
 """The table of built-in sets: each row reads its published shape, and its own answers are right by its grader."""
 
+import dataclasses
 import gzip
 import json
 
@@ -9,6 +10,7 @@ import pytest
 
 from nrt_jax import errors
 from nrt_jax.evaluation import held_out, human_eval, sets
+from nrt_jax.evaluation.held_out import EvaluationConfig
 from nrt_jax.tasks import table as tasks
 
 FILED = [name for name, row in sets.SETS.items() if row.files]
@@ -80,6 +82,31 @@ def test_worked_examples_are_those_of_the_training_split(place):
   made = sets.worked("parity", None)
   asked = {one.question for one in load(None, "parity")}
   assert len(made) == sets.WORKED and asked.isdisjoint(one.question for one in made)
+
+
+def test_a_set_of_ones_own_is_a_row(tmp_path, monkeypatch):
+  rows = [{"problem": "1+1?", "answer": 2.0}]
+  (tmp_path / "mine.json").write_text(json.dumps(rows))
+  mine = sets.EvaluationSet("ours", "ours", "mine.json", sets.mathematics, "math", "Q: {question}")
+  monkeypatch.setitem(sets.SETS, "mine", mine)
+  assert EvaluationConfig(sets=("mine",)).sets == ("mine",)
+  (one,) = load(tmp_path, "mine")
+  assert (one.question, one.answer, one.group) == ("Q: 1+1?", "2", None)
+
+
+def test_the_hubs_own_sets_are_read_as_files_are(place, tmp_path, monkeypatch):
+  """From a directory in the place of a name on the hub, which the same library loads."""
+  monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+  import datasets
+
+  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+  local = dataclasses.replace(sets.SETS["gsm8k"], hub=f"hub:{place / 'gsm8k'}", hub_split="test", hub_train="train")
+  monkeypatch.setitem(sets.SETS, "gsm8k", local)
+  sets.check(["gsm8k"], sets.HUB)
+  found = load(sets.HUB, "gsm8k")
+  assert [one.question for one in found] == [one.question for one in load(place, "gsm8k")]
+  assert found[0].where == f"hub:{place / 'gsm8k'}[test]: row 1"
+  assert [one.answer for one in sets.worked("gsm8k", sets.HUB)] == ["40", "42", "44", "46"]
 
 
 def test_tasks_need_no_directory():
