@@ -52,6 +52,9 @@ setup(
     "sentencepiece": ["sentencepiece"],  # for model directories with tokenizer.model alone, without tokenizer.json
     "eval": ["math-verify", "lm-eval>=0.4.13"],  # equivalence of mathematical answers; lm-evaluation-harness
     "report": ["vl-convert-python>=1.9"],  # Vega-Lite and its JavaScript, for plots in the pages of `report --html`
+    "wandb": ["wandb>=0.31"],
+    # MLflow's client and, for a local file as its store, what its skinny package leaves out.
+    "mlflow": ["mlflow-skinny>=3", "sqlalchemy", "alembic", "sqlparse"],
     "launch": ["pyyaml"],  # tpu_launch reads descriptions in YAML
     "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # the pages of docs/ as a site: mkdocs.yml
     # torch is what the model's parity tests compare with. A fixed version, so that a CPU build of it, installed

@@ -20,7 +20,7 @@ from nrt_jax import workdir as workdirs
 from nrt_jax.config import RunConfig
 from nrt_jax.data import batches, endings
 from nrt_jax.evaluation import held_out
-from nrt_jax.records import lock, stopping
+from nrt_jax.records import lock, stopping, trackers
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.records.metrics import MetricsWriter
 from nrt_jax.rollout import draws
@@ -43,6 +43,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     # ---- 1. Devices, tokenizer, model, data: all mistakes surface here.
     tokenizer, stages = startup.open_stages(runs, workdir)
     first, setup = runs[0], stages[0].setup
+    trackers.check(first.logging.trackers)
     form, mesh = setup.form, setup.mesh
     total_steps = sum(run.total_steps for run in runs)
     inputs = resuming.describe_inputs(tokenizer, stages)
@@ -65,7 +66,8 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     # Not earlier: where this run is refused, those of the other one stay.
     workdirs.describe(workdir, tokenizer, stages[0].setup, config_values, start_step)
     processes.on_first(lambda: resuming.write_inputs(workdir, inputs))
-    writer = MetricsWriter(workdir, first.logging, total_steps, start_step, primary=jax.process_index() == 0)
+    alone = {"primary": jax.process_index() == 0, "values": config_values}
+    writer = MetricsWriter(workdir, first.logging, total_steps, start_step, **alone)
     stack.callback(writer.close)
     data = map(startup.describe_data, stages)
     checkpoints.storage.warn = writer.warn

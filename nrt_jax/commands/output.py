@@ -5,8 +5,8 @@ import sys
 
 from nrt_jax.errors import UserError
 
-FOLDERS = ("checkpoints", "compiled", "evaluations", "export", "tensorboard", "tokenizer")  # of a workdir
-FILES = ("config.json", "metrics.jsonl", "samples.jsonl")
+FOLDERS = ("checkpoints", "compiled", "evaluations", "export", "tensorboard", "tokenizer", "wandb")  # of a workdir
+FILES = ("config.json", "metrics.jsonl", "mlflow.db", "samples.jsonl", "trackers.jsonl")
 
 
 def check_directory(directory: str, flag: str) -> None:

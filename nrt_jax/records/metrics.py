@@ -1,4 +1,4 @@
-"""Logging: metrics.jsonl, samples.jsonl, TensorBoard scalars and a live progress line.
+"""Logging: metrics.jsonl, samples.jsonl, trackers and a live progress line.
 
 Lines are in order of steps and hold no timestamps: a run that was interrupted and resumed leaves the same files as one
 that was not (except for its measured times).
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from nrt_jax.errors import UserError, printable
 from nrt_jax.files import json_safe, write_text
+from nrt_jax.records import trackers
 
 PROGRESS_SECONDS = 5.0  # between progress lines that can't be drawn in place
 RATE_WINDOW = 20  # writes over which the speed for the ETA is measured
@@ -42,9 +43,13 @@ class LoggingConfig:
   samples_per_step: int = 4  # samples written each time
   trace_moved_every: int = 0  # samples show how each so many trace tokens moved the answer, see index.md; 0: none do
   tensorboard: bool = True  # also write TensorBoard scalars, if tensorboardX is installed
+  trackers: tuple[str, ...] = ()  # wandb, mlflow: metrics go there, too; see docs/trackers.md
+  project: str = "nrt_jax"  # of trackers: W&B's project, MLflow's experiment
+  run_name: str | None = None  # of trackers; None = the workdir's own
   progress: bool = True  # progress on stderr
 
   def __post_init__(self):
+    object.__setattr__(self, "trackers", tuple(self.trackers))
     for key, least in LEAST.items():
       if getattr(self, key) < least:
         raise UserError(f"logging.{key}: found {getattr(self, key)!r}, allowed: {least} or more")
@@ -54,9 +59,12 @@ class MetricsWriter:
   """Writes metrics and samples of the steps after `start_step` into `workdir`, dropping those of an earlier run.
 
   Progress and notes go to `stream` (stderr). Every host but the first passes primary=False and writes nothing.
+  values: the run's config, which trackers show.
   """
 
-  def __init__(self, workdir, config: LoggingConfig, total_steps: int, start_step: int = 0, stream=None, primary=True):
+  def __init__(
+    self, workdir, config: LoggingConfig, total_steps: int, start_step=0, stream=None, primary=True, values=None
+  ):
     self._config = config
     self._total_steps = total_steps
     self._primary = primary
@@ -66,7 +74,9 @@ class MetricsWriter:
     self._progress = Progress(total_steps, sys.stderr if stream is None else stream, enabled=config.progress)
     self._metrics = Lines(os.path.join(workdir, "metrics.jsonl"), start_step, self.note)
     self._samples = Lines(os.path.join(workdir, "samples.jsonl"), start_step, self.note)
-    self._tensorboard = self._open_tensorboard(os.path.join(workdir, "tensorboard"), start_step)
+    name = config.run_name or os.path.basename(os.path.abspath(workdir))
+    run = trackers.Run(str(workdir), config.project, name, values or {}, start_step)
+    self._trackers = trackers.Trackers(config.trackers, run, config.tensorboard, self.note, self.warn)
 
   def due(self, step: int) -> bool:
     """Whether to fetch and write the metrics of `step`: every `every_steps`, and the last step."""
@@ -84,14 +94,7 @@ class MetricsWriter:
     metrics = json_safe(metrics)
     self._metrics.append({"step": step, **metrics})
     numbers = {name: value for name, value in metrics.items() if isinstance(value, (int, float))}
-    if self._tensorboard is not None:
-      try:
-        for name, value in numbers.items():
-          self._tensorboard.add_scalar(name, value, step)
-        self._tensorboard.flush()
-      except OSError as error:
-        self._tensorboard = None
-        self.note(f"TensorBoard files end here: {error}")
+    self._trackers.write(step, numbers)
     unknown = {name: math.nan for name, value in metrics.items() if value is None}
     self._progress.show(step, numbers | unknown)  # an old number must not stand for one that isn't finite
 
@@ -115,21 +118,7 @@ class MetricsWriter:
     self._progress.close()
     self._metrics.close()
     self._samples.close()
-    if self._tensorboard is not None:
-      with contextlib.suppress(OSError):
-        self._tensorboard.close()
-
-  def _open_tensorboard(self, logdir: str, start_step: int):
-    """A SummaryWriter that makes TensorBoard drop what an interrupted run wrote after `start_step`."""
-    if not self._config.tensorboard:
-      return None
-    try:
-      import tensorboardX
-    except ImportError:
-      self.note("TensorBoard files are left out: tensorboardX is not installed (pip install tensorboardX)")
-      return None
-    suffix = f".{max(start_step, 0)}.{os.getpid()}"  # names are by second: a quick restart must not overwrite
-    return tensorboardX.SummaryWriter(logdir, purge_step=start_step + 1 if start_step else 0, filename_suffix=suffix)
+    self._trackers.close()
 
 
 class Progress:

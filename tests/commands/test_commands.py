@@ -238,6 +238,14 @@ def test_mistakes_in_a_config_leave_nothing_behind(place, tmp_path, capsys, over
   assert not list(tmp_path.iterdir())
 
 
+def test_a_tracker_without_its_package_leaves_nothing_behind(place, tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)  # what Python does where a package can't be imported
+  argv = ["train", "--config", str(place / "config.py"), "--workdir", str(tmp_path / "run")]
+  message = refused([*argv, '--config.logging.trackers=["wandb"]'], capsys)
+  assert message == "nrt-jax: logging.trackers: the package wandb is not installed: pip install nrt_jax[wandb]\n"
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name,made", [("checkpoints", "a file"), ("metrics.jsonl", "a directory")])
 def test_what_is_in_the_way_of_a_run(place, tmp_path, capsys, name, made):
   (tmp_path / name).mkdir() if made == "a directory" else (tmp_path / name).touch()
