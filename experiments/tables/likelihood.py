@@ -211,7 +211,7 @@ def rewards() -> list[Table]:
     },
     (),
   )  # fmt: skip
-  scaler = columns.maths("DeepScaleR", "deepscaler", "problem", {})
+  scaler = columns.maths("DeepScaleR", "deepscaler")
   deepscaler = verifiable(
     "rewards_deepscaler",
     "Rewards by likelihood (arXiv 2602.03979), DeepScaleR with 32 samples: greedy accuracy in per cent",

@@ -18,10 +18,12 @@ NINE = (
   columns.BBH, columns.MMLU, columns.DROP, columns.POPQA, columns.TRUTHFULQA, columns.GSM8K, columns.MATH,
   columns.HUMANEVAL, columns.IFEVAL,
 )  # fmt: skip
-OVERALL = Column("Overall", mean_of=NINE, absent="five of its nine sets have no grader in nrt-jax evaluate")
+NO_GRADER = "DROP, PopQA, TruthfulQA and IFEval have no grader in nrt-jax evaluate"
+OVERALL = Column("Overall", mean_of=NINE, absent=NO_GRADER)
 JLB = ("algorithm.name=jepo", "optimizer.minibatches=1")  # it has no ratio, and so one update for each rollout
 FORM = (
-  "Shots and the metric of HumanEval (probably pass@10) are unknown: ours are zero-shot unless a run says otherwise.",
+  "Shots and the metric of HumanEval are unknown: ours are zero-shot (BBH: three examples) unless a run says "
+  "otherwise, and HumanEval is pass@10 at temperature 0.8.",
 )
 BASELINES = (
   "Rows with * are the authors' own runs of others' methods, with their loss on the format and what else they call "

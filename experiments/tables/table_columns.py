@@ -1,7 +1,8 @@
 """Columns that several tables share: benchmarks, the names of our metrics, and how `nrt-jax evaluate` measures them.
 
-Not a table itself. DATA in a command is your directory of data sets: JSON Lines with the columns that are named there.
-Where a benchmark has no command, a run is still put in if an output of its evaluation names the metric.
+Not a table itself. DATA in a command is your directory of data sets: the files of built-in sets as docs/evaluation.md
+has them, and JSON Lines with the columns that are named there. Where a benchmark has no command, a run is still put in
+if an output of its evaluation names the metric.
 """
 
 import json
@@ -18,11 +19,18 @@ def flags(name: str, data: dict, grader: str, samples: int = 1, temperature: flo
   return tuple(f"--config.evaluation.{key}={value}" for key, value in keys.items())
 
 
-def maths(name: str, file: str, column: str, data: dict, samples: int = 1, **others) -> tables.Column:
-  """Accuracy in mathematics, of greedy completions or the mean of several."""
-  metrics = (f"eval/{file}/accuracy",) if samples == 1 else (f"eval/{file}/avg@{samples}",)
-  command = flags(file, {"source": f"DATA/{file}.jsonl", "question_column": column, **data}, "math", samples, **others)
-  return tables.percent(name, *metrics, evaluate=command)
+def built_in(name: str, key: str, metric: str = "accuracy", samples: int = 1, temperature: float = 0.0, *more: str):
+  """A Column of a built-in set, whose files lie in DATA; more: further flags."""
+  how = (f"--config.evaluation.samples={samples}", f"--config.evaluation.temperature={temperature}")
+  command = ("--sets", key, "--sets_directory", "DATA", *more, *how)
+  return tables.percent(name, f"eval/{key}/{metric}", evaluate=command)
+
+
+def maths(name: str, file: str, samples: int = 1, temperature: float = 0.0) -> tables.Column:
+  """Accuracy in mathematics of a set that is not built in, of greedy completions or the mean of several."""
+  data = {"source": f"DATA/{file}.jsonl", "question_column": "problem"}
+  metric = "accuracy" if samples == 1 else f"avg@{samples}"
+  return tables.percent(name, f"eval/{file}/{metric}", evaluate=flags(file, data, "math", samples, temperature))
 
 
 def choices(name: str, file: str, data: dict) -> tables.Column:
@@ -37,29 +45,25 @@ def other(name: str, *metrics: str) -> tables.Column:
 
 
 MATH_500 = {"source": "hub:HuggingFaceH4/MATH-500", "split": "test", "question_column": "problem"}
-GSM8K = tables.percent(
-  "GSM8K",
-  "eval/gsm8k/accuracy",
-  evaluate=flags("gsm8k", {"source": "DATA/gsm8k/test.jsonl", "answer_after": "####"}, "gsm8k"),
-)
+GSM8K = built_in("GSM8K", "gsm8k")
 MATH500 = tables.percent("MATH500", "eval/math500/accuracy", evaluate=flags("math500", MATH_500, "math"))
-MATH = maths("MATH", "math", "problem", {})
-AIME24 = maths("AIME24", "aime24", "problem", {}, 32, temperature=0.6)
-AIME25 = maths("AIME25", "aime25", "problem", {}, 32, temperature=0.6)
-AMC23 = maths("AMC23", "amc23", "problem", {}, 32, temperature=0.6)
-MINERVA = maths("Minerva", "minerva_math", "problem", {})
-OLYMPIAD = maths("Olympiad", "olympiadbench", "question", {})
-MMLU = choices("MMLU", "mmlu", {"source": "hub:cais/mmlu:all", "split": "test", "choices_column": "choices"})
+MATH = built_in("MATH", "math")
+AIME24 = built_in("AIME24", "aime24", "avg@32", 32, 0.6)
+AIME25 = maths("AIME25", "aime25", 32, 0.6)
+AMC23 = built_in("AMC23", "amc23", "avg@32", 32, 0.6)
+MINERVA = built_in("Minerva", "minerva_math")
+OLYMPIAD = built_in("Olympiad", "olympiadbench")
+MMLU = built_in("MMLU", "mmlu")
 MMLU_PRO = choices(
   "MMLU-Pro", "mmlu_pro", {"source": "hub:TIGER-Lab/MMLU-Pro", "split": "test", "choices_column": "options"}
 )
 GPQA = choices("GPQA", "gpqa", {"source": "DATA/gpqa.jsonl", "choices_column": "choices"})
 SUPER_GPQA = choices("SuperGPQA", "supergpqa", {"source": "DATA/supergpqa.jsonl", "choices_column": "choices"})
-BBH = other("BBH", "eval/bbh/accuracy")
+BBH = built_in("BBH", "bbh")
 DROP = other("DROP", "eval/drop/f1")
 POPQA = other("PopQA", "eval/popqa/accuracy")
 TRUTHFULQA = other("TruthfulQA", "eval/truthfulqa/accuracy")
-HUMANEVAL = other("HumanEval", "eval/humaneval/pass@10", "eval/humaneval/accuracy")
+HUMANEVAL = built_in("HumanEval", "humaneval", "pass@10", 10, 0.8, "--run_code")
 IFEVAL = other("IFEval", "eval/ifeval/accuracy")
 THEOREM_QA = other("TheoremQA", "eval/theoremqa/accuracy")
 SAT_MATH = other("SAT-Math", "eval/sat_math/accuracy")

@@ -11,6 +11,7 @@ from nrt_jax.reporting.tables import Cell, Column
 MODELS = "MODELS"  # stands for the user's directory of models, as DATA does for that of data sets, in commands
 RUNS = "runs/tables"
 NAME = "--config.evaluation.name="
+SETS = "--sets"
 
 
 class Commands(NamedTuple):
@@ -75,7 +76,9 @@ def evaluations(column: Column) -> list[tuple[str, tuple]]:
 
 
 def _name(column: Column) -> str:
-  """Of what is evaluated, else of the column."""
+  """Of what is evaluated, a built-in set or data with a name; else of the column."""
+  if SETS in column.evaluate:
+    return column.evaluate[column.evaluate.index(SETS) + 1]
   return next((flag.removeprefix(NAME) for flag in column.evaluate if flag.startswith(NAME)), column.name)
 
 

@@ -10,7 +10,7 @@ from nrt_jax import config
 from nrt_jax.errors import UserError, at
 from nrt_jax.reporting import runs
 
-SKIPPED = ("checkpoints", "compiled", "export", "tensorboard", "tokenizer")  # folders of a workdir
+SKIPPED = ("checkpoints", "compiled", "export", "tensorboard", "tokenizer", "wandb")  # folders of a workdir
 EVAL = "eval/"  # starts the names of what evaluations measure
 
 
@@ -84,8 +84,15 @@ def read_output(path: pathlib.Path) -> dict | None:
     values = json.loads(path.read_bytes())
   except (OSError, ValueError):
     return None
-  fits = isinstance(values, dict) and isinstance(values.get("metrics"), dict)
-  return values if fits and any(isinstance(values.get(key), str) for key in ("checkpoint", "model")) else None
+  if not isinstance(values, dict) or not any(isinstance(values.get(key), str) for key in ("checkpoint", "model")):
+    return None
+  parts = values.get("sets", {"": values})  # built-in sets have their numbers each, named differently
+  if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+    return None
+  found = {key: [part.get(key, {}) for part in parts.values()] for key in ("metrics", "intervals")}
+  if not all(isinstance(one, dict) for pair in found.values() for one in pair) or not any(found["metrics"]):
+    return None
+  return values | {key: {name: one[name] for one in pair for name in one} for key, pair in found.items()}
 
 
 def _add_run(found: dict, workdir: pathlib.Path, notes: list) -> Found | None:
@@ -133,8 +140,7 @@ def _add_output(found: dict, path: pathlib.Path, values: dict, notes: list) -> N
     notes.append(f"{path} is of step {values['step']}; its run has come to {one.step}")
   one.metrics |= {name: value for name, value in values["metrics"].items() if isinstance(value, (int, float))}
   one.own -= set(values["metrics"])
-  intervals = values.get("intervals")
-  one.intervals |= intervals if isinstance(intervals, dict) else {}
+  one.intervals |= values["intervals"]
 
 
 def workdir_of(path: pathlib.Path, checkpoint: str) -> pathlib.Path | None:

@@ -114,6 +114,17 @@ def test_the_same_seed_counts_once(place, capsys):
   assert "runs/b is left out of NRT: runs/a has the same seed, 0" in found["notes"]
 
 
+def test_an_evaluation_of_built_in_sets_counts_for_its_run(place, capsys):
+  make_run("runs/nrt", gsm8k=0.4)
+  parts = {name: {"metrics": {f"eval/{name}/accuracy": value}} for name, value in (("gsm8k", 0.75), ("bbh", 0.5))}
+  parts["gsm8k"]["intervals"] = {"eval/gsm8k/accuracy": [0.7, 0.8]}
+  write_json("runs/nrt/sets.json", {"checkpoint": "runs/nrt", "step": 4, "samples": 1, "sets": parts})
+  found = report(capsys, "runs")
+  assert filled(found) == {("NRT", "GSM8K"), ("NRT", "BBH"), ("NRT", "mean")}
+  assert [float(found["NRT", "GSM8K"][key]) for key in ("ours", "low", "high")] == pytest.approx([75, 70, 80])
+  assert float(found["NRT", "BBH"]["ours"]) == pytest.approx(50) and found["NRT", "BBH"]["low"] == ""
+
+
 def test_an_evaluation_counts_for_its_run(place, capsys):
   make_run("runs/nrt", gsm8k=0.4)
   values = {"checkpoint": "runs/nrt", "step": 4, "metrics": {"eval/gsm8k/accuracy": 0.75}}
