@@ -31,8 +31,9 @@ def run(args) -> None:
   direct = prompts.DIRECT if args.read == "probabilities" else prompts.TEMPLATES[kind]
   template = prompts.read_template(args.prompt, kind) if args.prompt else direct
   judgements = asking.plan(paired, template, kind)
-  cache = Cache(args.cache or default_cache(args.completions[0]))
-  output.check_file(cache.path, "--cache")
+  cache_path = args.cache or default_cache(args.completions[0])
+  output.check_file(cache_path, "--cache")
+  cache = Cache(cache_path)
   judge = open_judge(args)
   try:
     output.make_parent(cache.path)
@@ -142,7 +143,7 @@ def make_report(args, kind: str, judge, paired: list, judgements: list, stopped:
   return {
     "kind": kind,
     **dict(zip("ab", names)),
-    "judge": judge.identity,
+    "judge": {"name": judge.name, **judge.identity},
     "questions": len({item.group for item in paired}),
     "items": len(paired),
     **found,

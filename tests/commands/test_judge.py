@@ -219,6 +219,7 @@ def test_how_far_it_is(capsys):
     ("a b --endpoint http://x/v1 --judge m --request [1]", "--request: found '[1]', allowed: a JSON object"),
     ("a b --endpoint http://x/v1 --judge m --request {\"stream\":true}", "--request: found"),
     ("a b --endpoint http://x/v1 --judge m --cache a", "--cache: {place}/a.jsonl: holds something else than replies"),
+    ("a b --endpoint http://x/v1 --judge m --cache {place}", "--cache: found '{place}', a directory"),
     ("a b --endpoint http://x/v1 --judge m --output {place}", "--output: found '{place}', a directory"),
     ("a z --endpoint http://x/v1 --judge m", "z.jsonl: no such file"),
     ("a b --endpoint http://x/v1 --judge m --prompt z", "--prompt: {place}/z.jsonl: no file of UTF-8 text"),

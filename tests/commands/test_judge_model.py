@@ -67,6 +67,7 @@ def test_probabilities_of_an_export_and_of_its_checkpoint(place, tmp_path):
     assert __main__.main(["judge", *argv(place, *more, source=source)]) == 0
     reports.append(json.loads((tmp_path / "o").read_text()))
   first, again = reports
+  assert [one["judge"].pop("name") for one in reports] == [str(place / "run" / "export"), str(place / "run")]
   assert (first["asked_now"], again["asked_now"]) == (6, 0) and first["counts"]["read"] == 6
   assert {**first, "asked_now": 0} == again and first["spent_now"] is None
   found = [json.loads(line) for line in lines.read_text().splitlines()]

@@ -1,8 +1,8 @@
 """What a judge is asked, and how its verdict is read.
 
-Every text of others stands between tags that hold a digest of all of them, so no answer can close its own. A verdict is
-read from the last line of the reply alone, and only if no other line is another verdict: what an answer says of itself
-can at most make a reply unreadable, where a judge quotes it.
+Every text of others stands between tags that hold a digest of all of them, so no answer can close its own; lines that
+look like a verdict are marked. A verdict is read from the last line of the reply alone, and only if no other line is
+another verdict: a judge that copies what an answer says of itself has said nothing.
 """
 
 import hashlib
@@ -86,11 +86,17 @@ def fill(template: str, item: Item, swapped: bool = False) -> str:
 
   def block(found):
     name = f"{SLOTS[found[0]]}-{mark}"
-    return f"<{name}>\n{texts[found[0]]}\n</{name}>"
+    return f"<{name}>\n{_harmless(texts[found[0]])}\n</{name}>"
 
   slots = [slot for slot in SLOTS if texts.get(slot) is not None]
   filled = re.sub("|".join(map(re.escape, slots)), block, template)  # at once: what an answer holds is not filled
   return filled.encode("utf-8", "replace").decode()  # JSON may hold halves of characters, which nothing can send
+
+
+def _harmless(text: str) -> str:
+  """The text with a bar in front of each line that would be read as a verdict, should a judge copy it."""
+  lines = text.splitlines(keepends=True)
+  return "".join("| " * any(form.fullmatch(line.strip()) for form in LINES.values()) + line for line in lines)
 
 
 def _mark(texts: list) -> str:
