@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import judges
 import pytest
@@ -170,6 +171,31 @@ def test_a_killed_command_asks_only_what_is_left(place):
     after = [one["body"]["messages"][0]["content"] for one in asked]
   assert len(after) == len(set(after)) == 3 and not before & set(after)
   assert report["metrics"]["win"] == 0.4 and report["counts"]["read"] == 6
+
+
+def test_ctrl_c_does_not_wait_for_a_stalled_endpoint(place):
+  stalled = threading.Event()
+
+  def judge(body, number):
+    if number == 1:
+      os.kill(process.pid, signal.SIGINT)
+      stalled.wait(30)
+    return judges.longest(body, number)
+
+  # A job in the background ignores SIGINT, and its children do.
+  code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+  code += "from nrt_jax.__main__ import main; sys.exit(main(sys.argv[1:]))"
+  with judges.serving(judge) as (url, asked):
+    process = subprocess.Popen(
+      [sys.executable, "-c", code, *argv(place, url, "--concurrency", 1)],
+      env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+      _, err = process.communicate(timeout=20)
+    finally:
+      stalled.set()
+  assert process.returncode == 130 and err == "nrt-jax: interrupted\n"
+  assert len(asked) == 2 and len(Cache(str(place / "a.judged.jsonl")).replies) == 1
 
 
 def test_a_template_and_a_request_of_ones_own(place, tmp_path):

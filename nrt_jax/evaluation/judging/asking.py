@@ -81,8 +81,15 @@ def judge_all(judge, judgements: list[Judgement], kind: str, cache, progress=Non
   waiting = deque()
   for one in judgements:
     _take(one, judge, kind, cache, waiting)
-  stopped, silent = None, 0
   pool = _Pool(judge)
+  try:
+    return _ask_all(pool, judgements, judge, kind, cache, waiting, progress)
+  finally:
+    pool.stop()
+
+
+def _ask_all(pool, judgements: list, judge, kind: str, cache, waiting, progress) -> str | None:
+  stopped, silent = None, 0
   while waiting or pool.running:
     while waiting and stopped is None and pool.running < max(1, judge.workers):
       batch = _next(judge, kind, cache, waiting)
@@ -93,6 +100,7 @@ def judge_all(judge, judgements: list[Judgement], kind: str, cache, progress=Non
     batch, found = pool.next()
     if isinstance(found, Exhausted):
       stopped = stopped or f"{found} is spent"
+      waiting.extend(batch)
       continue
     if isinstance(found, BaseException):
       raise found
@@ -102,7 +110,7 @@ def judge_all(judge, judgements: list[Judgement], kind: str, cache, progress=Non
       if silent >= max(PATIENCE, judge.workers):
         stopped = stopped or f"no answer to {silent} requests in a row: {reply}"
     if progress is not None:
-      progress(sum(one.status != LEFT for one in judgements))
+      progress(len(judgements) - len(waiting) - pool.asking)
   return stopped
 
 
@@ -154,31 +162,40 @@ class _Pool:
   """Threads that ask. They are daemons, so that Ctrl-C need not wait for requests that are under way."""
 
   def __init__(self, judge):
-    self.judge, self.running = judge, 0
+    self.judge, self.running, self.asking = judge, 0, 0  # batches under way, and requests in them
     self._tasks, self._results = queue.SimpleQueue(), queue.SimpleQueue()
     for _ in range(judge.workers):
       threading.Thread(target=self._work, daemon=True).start()
 
   def submit(self, batch: list) -> None:
-    self.running += 1
+    self.running, self.asking = self.running + 1, self.asking + len(batch)
     self._tasks.put(batch)
     if self.judge.workers == 0:
       self._one()
 
+  def stop(self) -> None:
+    """Lets each thread end as soon as it has its reply."""
+    for _ in range(self.judge.workers):
+      self._tasks.put(None)
+
   def next(self) -> tuple:
     """(a batch, its replies or the exception that ended it)."""
-    found = self._results.get()
-    self.running -= 1
-    return found
+    batch, found = self._results.get()
+    self.running, self.asking = self.running - 1, self.asking - len(batch)
+    return batch, found
 
   def _work(self) -> None:
-    while True:
-      self._one()
+    while self._one():
+      pass
 
-  def _one(self) -> None:
+  def _one(self) -> bool:
+    """Asks for the next batch. False where there is none any more."""
     batch = self._tasks.get()
+    if batch is None:
+      return False
     try:
       found = self.judge.ask([self.judge.request_for(one.prompt, one.attempts) for one, _ in batch])
     except Exception as error:  # raised where it can be seen
       found = error
     self._results.put((batch, found))
+    return True

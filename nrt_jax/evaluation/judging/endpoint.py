@@ -24,6 +24,7 @@ from nrt_jax.evaluation.judging.cache import Reply
 PATH = "/chat/completions"
 PASSING = (408, 425, 429)  # and 5xx
 FATAL = (401, 402, 403, 404, 405)  # and 3xx
+NEVER_SENT = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout)
 FIRST_WAIT, LONGEST_WAIT, LONGEST_RETRY_AFTER = 0.5, 60.0, 600.0  # seconds
 MOST_BYTES = 2**24  # of a reply
 TEMPLATE_TOKENS = 64  # more than chat templates add to a message
@@ -103,7 +104,11 @@ class Endpoint:
     """One request. What it costs is counted: as the endpoint says, else at its worst, a token for each byte."""
     sent = sum(len(message["content"].encode()) for message in request["messages"]) + TEMPLATE_TOKENS
     with self.budget.reserve(sent + self.max_tokens) as cost:
-      status, headers, text = self._post(request)
+      try:
+        status, headers, text = self._post(request)
+      except _Passing as passing:
+        cost[0] = sent + self.max_tokens if passing.sent else 0
+        raise
       if status != 200:
         cost[0] = 0
         self._refuse(status, headers, text)
@@ -124,6 +129,8 @@ class Endpoint:
           if len(body) > MOST_BYTES:
             raise _Passing(f"a reply of more than {MOST_BYTES} bytes")
         return response.status_code, response.headers, body.decode("utf-8", "replace")
+    except NEVER_SENT as error:
+      raise _Passing(self._safe(f"{type(error).__name__}: {error}"), sent=False) from error
     except httpx2.TimeoutException as error:
       raise _Passing(f"no reply within {self.timeout:g} s") from error
     except (httpx2.HTTPError, httpx2.StreamError, RuntimeError) as error:  # RuntimeError: closed by `close`
@@ -145,11 +152,11 @@ class Endpoint:
 
 
 class _Passing(Exception):
-  """A failure that may pass. wait: seconds before which asking again is no use."""
+  """A failure that may pass. wait: seconds before which asking again is no use; sent: it may have cost something."""
 
-  def __init__(self, why: str, wait: float = 0.0):
+  def __init__(self, why: str, wait: float = 0.0, sent: bool = True):
     super().__init__(why)
-    self.wait = wait
+    self.wait, self.sent = wait, sent
 
 
 def _parse(url: str):

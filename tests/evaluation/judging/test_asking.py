@@ -1,5 +1,8 @@
 """Each judgement is asked for once: not if the cache has it, once more if it is unreadable; what is left is known."""
 
+import threading
+import time
+
 import judges
 import pytest
 
@@ -45,13 +48,17 @@ def judged(judge, items=ITEMS, cache=None, kind=prompts.PAIRWISE, progress=None)
 
 @pytest.mark.parametrize("batch,workers", [(1, 0), (3, 0), (1, 4)])
 def test_every_pair_is_asked_about_in_both_orders(batch, workers):
-  judge, seen = Says(by_length, batch, workers), []
+  judge, seen, threads = Says(by_length, batch, workers), [], threading.active_count()
   found, stopped = judged(judge, progress=seen.append)
   assert stopped is None and len(judge.asked) == len({one["prompt"] for one in judge.asked}) == 8
   assert [(one.item, one.swapped) for one in found] == [(i, swapped) for i in range(4) for swapped in (False, True)]
   assert [one.verdict for one in found] == ["tie", "tie", *["A", "B"] * 3]
   assert all((one.status, one.attempts, one.asked) == (asking.READ, 1, 1) for one in found)
   assert seen[-1] == 8 and seen == sorted(seen) and max(judge.sizes) == batch
+  deadline = time.monotonic() + 5
+  while threading.active_count() > threads and time.monotonic() < deadline:
+    time.sleep(0.01)
+  assert threading.active_count() == threads  # none is left behind
 
 
 def test_nobody_is_asked_where_the_outcome_is_clear():

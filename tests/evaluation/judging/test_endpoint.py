@@ -120,8 +120,10 @@ def test_what_no_retry_mends_ends_in_one_line_without_the_key(status):
 def test_nobody_there():
   with judges.serving(judges.longest) as (url, _):
     pass  # nobody listens any more
-  found = ask(make(url, attempts=2))
+  endpoint = make(url, attempts=2)
+  found = ask(endpoint)
   assert isinstance(found, Unanswered) and "ConnectError" in str(found)
+  assert (endpoint.budget.requests, endpoint.budget.tokens) == (2, 0)
 
 
 def test_a_reply_that_was_cut_or_is_empty():
