@@ -109,7 +109,7 @@ class Endpoint:
       except _Passing as passing:
         cost[0] = sent + self.max_tokens if passing.sent else 0
         raise
-      if status != 200:
+      if status // 100 != 2:
         cost[0] = 0
         self._refuse(status, headers, text)
       reply = _read(text)
@@ -137,7 +137,7 @@ class Endpoint:
       raise _Passing(self._safe(f"{type(error).__name__}: {error}")) from error
 
   def _refuse(self, status: int, headers, text: str):
-    """Raises what a status other than 200 means."""
+    """Raises what a status other than 2xx means."""
     said = self._safe(f"{status}: {_message(text)}")
     if status in PASSING or status >= 500:
       raise _Passing(said, _retry_after(headers.get("retry-after")))

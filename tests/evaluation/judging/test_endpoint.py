@@ -101,6 +101,11 @@ def test_retry_after_is_honoured():
   assert [_retry_after(value) for value in (None, "soon", "-3", "nan", "2.5")] == [0, 0, 0, 0, 2.5]
 
 
+def test_any_success_is_read():
+  with judges.serving(lambda *_: judges.Fails(201, judges.said("Verdict: A"))) as (url, _):
+    assert ask(make(url)).text == "Verdict: A"
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_prompt_that_is_not_taken_is_left_out(status):
   with judges.serving(lambda *_: judges.Fails(status, {"error": {"message": "too long"}})) as (url, asked):
