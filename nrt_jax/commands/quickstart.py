@@ -121,6 +121,7 @@ def pairs_config(algorithm: str, model_path: str, steps: int, start: str):
     config.samples_per_prompt = 8
     config.algorithm.reward = "weighted_sum_log_prob"
     config.algorithm.answer_weight = "one"  # the control's gradient on the answer
+    config.logging.trace_moved_every = 1  # for the page of `report --html`
   config.algorithm.normalisation = "token"
   return config
 
