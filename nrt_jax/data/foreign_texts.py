@@ -45,8 +45,12 @@ def render_history(tokenizer, options: dict, history: list, generation: bool = T
         raise UserError(f"chat: the chat template refuses the turns {roles}: {reason}") from error
 
 
-def tokens_with(tokenizer, texts) -> tuple:
-  """The ids of all tokens that have one of `texts` in their own: whoever writes one of them has written that text."""
-  count = max(tokenizer.get_vocab().values()) + 1
-  written = tokenizer.batch_decode([[i] for i in range(count)], skip_special_tokens=True)
-  return tuple(i for i, own in enumerate(written) if any(text in own for text in texts))
+def texts_behind(tokenizer) -> list:
+  """What each token adds to the text that `decode` makes of the tokens before it; None where that depends on them.
+
+  It does for parts of a character.
+  """
+  before = encode(tokenizer, "a", special=False)[-1:]
+  stem, count = decode(tokenizer, before), max(tokenizer.get_vocab().values()) + 1
+  texts = tokenizer.batch_decode([[*before, i] for i in range(count)], skip_special_tokens=True)
+  return [text[len(stem) :] if text.startswith(stem) and "\ufffd" not in text else None for text in texts]

@@ -9,10 +9,12 @@ import numpy as np
 
 from nrt_jax import sharding
 from nrt_jax.data import batches as token_batches
+from nrt_jax.data.prompts import completion_stops
 from nrt_jax.errors import UserError
 from nrt_jax.harness import batching
 from nrt_jax.harness.batching import Row
 from nrt_jax.harness.opening import Opened
+from nrt_jax.harness.stop_strings import StopStrings
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.decoder import forward
 from nrt_jax.rollout import sampler
@@ -50,7 +52,7 @@ class Engine:
       raise UserError(f"--batch: found {size}, allowed: 1 or more")
     self.opened, self.size, self.config = opened, -(-size // ways) * ways, opened.setup.decoder
     self._score = self._jit(functools.partial(score_rows, self.config), static_argnames="scored")
-    self._generate = {}  # (sampling, stop tokens) -> program
+    self._generate = {}  # sampling -> program
 
   def _jit(self, program, **how):
     mesh = self.opened.setup.mesh
@@ -69,13 +71,15 @@ class Engine:
         found = self._score(self.opened.weights, *self._place(tuple(arrays)), scored=scored)
       yield from read_scores(some, *map(np.asarray, found))
 
-  def complete(self, prompts: list, sampling: SamplingConfig, stop_ids: tuple, key) -> Iterator[tuple[int, list]]:
+  def complete(self, prompts: list, sampling: SamplingConfig, key, table_SV=None) -> Iterator[tuple[int, list]]:
     """(index of a prompt, token ids of its completion, with its stop token), in any order.
 
-    prompts: lists of ids. What is sampled depends on the key and the prompt's index alone.
+    prompts: lists of ids; table_SV: of stop strings, see stop_strings.build_table. What is sampled depends on the key
+    and the prompt's index alone.
     """
     room = self.opened.max_length - sampling.max_trace_length
-    generate = self._program(sampling, stop_ids)
+    generate = self._program(sampling)
+    table_SV = None if table_SV is None else jnp.asarray(table_SV)
     pad_id = self.opened.form.pad_id
     indices = range(len(prompts))
     for columns, some in batching.batches(list(indices), lambda i: len(prompts[i]), self.size, room):
@@ -83,19 +87,21 @@ class Engine:
       rows, nothing = [prompts[i] for i in filled], [[]] * self.size
       batch = token_batches.pack(rows, [[pad_id]] * self.size, nothing, filled, (columns, 1, 0), pad_id)
       with self.opened.on_mesh():
-        made = generate(self.opened.weights, self._place(batch), key)
-      token_NR, length_N = np.asarray(made.token_NR), np.asarray(made.length_N)
+        made = generate(self.opened.weights, self._place(batch), key, table_SV)
+      token_NR, length_N = map(np.asarray, made)
       for row, index in enumerate(some):
         yield index, token_NR[row, : length_N[row]].tolist()
 
-  def _program(self, sampling: SamplingConfig, stop_ids: tuple) -> Callable:
-    def generate(weights, prompts, key):
-      how = (self.config, sampling, stop_ids, self.opened.form.pad_id)
-      return sampler.sample(weights, *how, prompts, key, 1)[0]
+  def _program(self, sampling: SamplingConfig) -> Callable:
+    def generate(weights, prompts, key, table_SV):
+      how = (self.config, sampling, completion_stops(self.opened.form), self.opened.form.pad_id)
+      watching = None if table_SV is None else StopStrings(table_SV)
+      made, _ = sampler.sample(weights, *how, prompts, key, 1, watching)
+      return made.token_NR, made.length_N
 
-    if (sampling, stop_ids) not in self._generate:
-      self._generate[sampling, stop_ids] = self._jit(generate)
-    return self._generate[sampling, stop_ids]
+    if sampling not in self._generate:
+      self._generate[sampling] = self._jit(generate)
+    return self._generate[sampling]
 
 
 def read_scores(rows: list[Row], logp_NT, final_logp_NK, best_NT) -> Iterator[tuple[int, float, bool]]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from nrt_jax.data import endings, foreign_texts, prompts
 from nrt_jax.errors import UserError, require_choice, warn
-from nrt_jax.harness import batching
+from nrt_jax.harness import batching, stop_strings
 from nrt_jax.harness.engine import Engine
 from nrt_jax.harness.opening import Source, open_model
 from nrt_jax.rollout.sampler import SamplingConfig
@@ -41,7 +41,7 @@ class NrtLM(TemplateLM):
     self.opened = open_model(Source(**source))
     self.tokenizer, self.keep_traces, self.seed = self.opened.tokenizer, bool(keep_traces), int(seed)
     self.engine = Engine(self.opened, BATCH if str(batch_size).startswith("auto") else int(batch_size))
-    self.batch_size = self.engine.size
+    self.batch_size, self._texts = self.engine.size, None
 
   # ---- What the harness asks of a tokenizer ------------------------------------------------------------------------
 
@@ -121,31 +121,57 @@ class NrtLM(TemplateLM):
     bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Running generate_until requests")
     for count, numbers in enumerate(groups.values()):
       asked = read_sampling(requests[numbers[0]].args[1])
-      for index, ids in self._complete([requests[n].args[0] for n in numbers], asked, count):
-        request = requests[numbers[index]]
-        texts[numbers[index]] = self._text(ids, asked)
-        self.cache_hook.add_partial("generate_until", request.args, texts[numbers[index]])
+      for number, ids in self._complete_group(requests, numbers, asked, count):
+        texts[number] = self._text(ids, asked)
+        self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
         bar.update(1)
     bar.close()
     return texts
 
-  def _complete(self, contexts: list, asked: dict, group: int):
+  def _complete_group(self, requests, numbers: list, asked: dict, group: int):
+    """(request, token ids) of the completions of requests that ask for the same."""
+    again = []
+    for index, ids in self._complete([requests[n].args[0] for n in numbers], asked, group, self._stop_table(asked)):
+      if self._ends_too_soon(ids, asked):
+        again.append(numbers[index])
+      else:
+        yield numbers[index], ids
+    for index, ids in self._complete([requests[n].args[0] for n in again], asked, group) if again else ():
+      yield again[index], ids
+
+  def _ends_too_soon(self, ids: list[int], asked: dict) -> bool:
+    """Whether nothing but a stop string can have ended a completion, and there is none."""
+    if len(ids) == self._new_tokens(asked) or prompts.has_ended(self.opened.form, ids):
+      return False
+    return not any(stop in (self._answer(ids, asked) or "") for stop in asked["until"])
+
+  def _new_tokens(self, asked: dict) -> int:
+    traces = self.opened.trace_length
+    return asked["max_gen_toks"] + (traces + len(self.opened.form.marker_ids) if traces else 0)
+
+  def _complete(self, contexts: list, asked: dict, group: int, table_SV=None):
     """(index, token ids) of each completion. Contexts lose their oldest tokens where they are too long."""
-    form, traces = self.opened.form, self.opened.trace_length
-    new_tokens = asked["max_gen_toks"] + (traces + len(form.marker_ids) if traces else 0)
+    traces, new_tokens = self.opened.trace_length, self._new_tokens(asked)
     room = self.max_length - new_tokens
     if room < 1:
       thinking = f" and {traces} of a trace" if traces else ""
       found = f"max_gen_toks: found {asked['max_gen_toks']}{thinking}"
       raise UserError(f"{found}, allowed: fewer than the model's {self.max_length} positions")
     sampling = SamplingConfig(new_tokens, asked["temperature"], asked["top_k"], asked["top_p"])
-    stops = prompts.completion_stops(form)
-    if not traces:  # else a stop string counts in the answer alone
-      stops = tuple(dict.fromkeys((*stops, *foreign_texts.tokens_with(self.tokenizer, asked["until"]))))
     rows = [[*(self.tok_encode(text) or [self.prefix_token_id]), *self._opens(text)] for text in contexts]
     self._warn(map(len, rows), room)
     rows = [row[-room:] for row in rows]
-    return self.engine.complete(rows, sampling, stops, jax.random.fold_in(jax.random.key(self.seed), group))
+    key = jax.random.fold_in(jax.random.key(self.seed), group)
+    return self.engine.complete(rows, sampling, key, table_SV)
+
+  def _stop_table(self, asked: dict):
+    """The table of a task's stop strings; None where nothing is cut off."""
+    if not asked["until"] or (self.opened.trace_length and self.opened.form.answer_in == "completion"):
+      return None
+    if self._texts is None:
+      self._texts = foreign_texts.texts_behind(self.tokenizer)
+    marker_ids = self.opened.form.marker_ids if self.opened.trace_length else ()
+    return stop_strings.build_table(self._texts, self.opened.setup.model.vocab_size, asked["until"], marker_ids)
 
   def _warn(self, lengths, room: int) -> None:
     """Says how many contexts lose tokens."""
@@ -163,19 +189,23 @@ class NrtLM(TemplateLM):
 
   def _text(self, ids: list[int], asked: dict) -> str:
     """The answer of a completion, up to the first stop string; "" where a trace was never closed."""
-    form, tokenizer = self.opened.form, self.tokenizer
-    if not self.opened.trace_length:
-      text = foreign_texts.decode(tokenizer, ids)
-      return postprocess_generated_text(text, asked["until"], None)
-    trace_ids, answer_ids = prompts.split_completion(form, ids)
-    if form.answer_in == "completion":  # where the answer stands in it is the task's to find
-      return foreign_texts.decode(tokenizer, answer_ids)
-    answer = "" if answer_ids is None else foreign_texts.decode(tokenizer, answer_ids[: asked["max_gen_toks"]])
-    answer = postprocess_generated_text(answer.lstrip(), asked["until"], None)
-    if not self.keep_traces:
+    form, answer = self.opened.form, self._answer(ids, asked)
+    if self.opened.trace_length and form.answer_in == "completion":  # where the answer stands in it, the task will find
       return answer
-    closed = [] if answer_ids is None else form.marker_ids
-    return prompts.decode(tokenizer, [*trace_ids, *closed]) + answer
+    cut = postprocess_generated_text(answer or "", asked["until"], None)
+    if not self.opened.trace_length or not self.keep_traces:
+      return cut
+    trace_ids, _ = prompts.split_completion(form, ids)
+    return prompts.decode(self.tokenizer, [*trace_ids, *(() if answer is None else form.marker_ids)]) + cut
+
+  def _answer(self, ids: list[int], asked: dict) -> str | None:
+    """The answer before it is cut at a stop string; None where a trace was never closed."""
+    if not self.opened.trace_length:
+      return foreign_texts.decode(self.tokenizer, ids)
+    _, answer_ids = prompts.split_completion(self.opened.form, ids)
+    if answer_ids is None or self.opened.form.answer_in == "completion":
+      return answer_ids and foreign_texts.decode(self.tokenizer, answer_ids)
+    return foreign_texts.decode(self.tokenizer, answer_ids[: asked["max_gen_toks"]]).lstrip()
 
 
 def read_sampling(asked: dict) -> dict:

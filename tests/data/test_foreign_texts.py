@@ -42,10 +42,13 @@ def test_what_a_template_refuses_is_one_line():
     foreign_texts.render_history(tokenizer, {}, [chats.turn("user", "72")])
 
 
-def test_tokens_that_write_a_stop_string():
-  tokenizer = chats.tokenizer("chatml")
-  found = foreign_texts.tokens_with(tokenizer, ["a"])
-  assert tokenizer.convert_tokens_to_ids("a") in found and foreign_texts.tokens_with(tokenizer, []) == ()
-  assert all("a" in tokenizer.decode([i]) for i in found)
-  others = set(range(len(tokenizer))) - set(found) - set(tokenizer.all_special_ids)
-  assert not any("a" in tokenizer.decode([i], skip_special_tokens=True) for i in others)
+@pytest.mark.parametrize("kind", chats.KINDS)
+def test_what_tokens_add_is_what_they_add(kind):
+  tokenizer = chats.tokenizer("chatml", kind)
+  texts = foreign_texts.texts_behind(tokenizer)
+  ids = foreign_texts.encode(tokenizer, "a 72 clips.<|im_end|> And  blanks", special=False)
+  whole = foreign_texts.decode(tokenizer, ids)
+  assert foreign_texts.decode(tokenizer, ids[:1]) + "".join(texts[i] for i in ids[1:]) == whole
+  assert texts[tokenizer.convert_tokens_to_ids("<|im_end|>")] == ""
+  parts = [i for i, text in enumerate(texts) if text is None]
+  assert bool(parts) == (kind == "bytes") and all("\ufffd" in tokenizer.decode([ids[0], i]) for i in parts)

@@ -147,6 +147,26 @@ def test_a_request_that_nobody_can_answer_is_refused(ours, given, message):
     ours.generate_until(asked(["The fox is"], **given))
 
 
+def test_a_row_that_ends_too_soon_is_sampled_again(ours, monkeypatch):
+  """As where the search reads a blank that the whole text does not begin with."""
+  how = {"until": ["e", " \n"], "max_gen_toks": 12}
+  expected, tables = ours.generate_until(asked(CONTEXTS, **how)), []
+  table = ours._stop_table(read_sampling(how))
+  monkeypatch.setattr(ours, "_stop_table", lambda asked: tables.append(table) or 0 * table)  # every token ends a row
+  assert ours.generate_until(asked(CONTEXTS, **how)) == expected and len(tables) == 1
+
+
+def test_a_row_ends_with_its_stop_string(ours):
+  """Not at the limit, nor with the batch."""
+  table = ours._stop_table(read_sampling({"until": ["e", " \n"]}))
+  given = read_sampling({"max_gen_toks": 16, "until": []})
+  whole = dict(ours._complete(CONTEXTS, given, 0))
+  for index, ids in ours._complete(CONTEXTS, given, 0, table):
+    text = ours.tokenizer.decode(whole[index], skip_special_tokens=True)
+    assert ids == whole[index][: len(ids)] and ("e" in text) == (len(ids) < len(whole[index]))
+    assert "e" not in ours.tokenizer.decode(ids[:-1], skip_special_tokens=True)
+
+
 def test_contexts_that_lose_tokens_are_counted(ours, capsys):
   requests = [Instance("loglikelihood", {}, (text, " fox"), i) for i, text in enumerate(("The fox " * 40, "The"))]
   ours.loglikelihood(requests)
@@ -183,6 +203,7 @@ def test_only_what_stands_behind_the_marker_is_handed_over(place, ours, marker):
   thinking, keeping = NrtLM(1, **source), NrtLM(1, keep_traces=True, **source)
   answer = ours.tokenizer.decode(behind[:2], skip_special_tokens=True).lstrip()
   assert thinking.generate_until(asked([context], **how)) == [answer]
+  assert thinking.generate_until(asked([context], **{**how, "until": [answer[0]]})) == [""]
   assert keeping.generate_until(asked([context], **how)) == [ours.tokenizer.decode(before) + word + answer]
   stopped = read_sampling({"until": [answer[-1]], "max_gen_toks": 2})
   assert thinking._text(ids, stopped) == answer.split(answer[-1])[0]
