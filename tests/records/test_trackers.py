@@ -76,7 +76,8 @@ def write(workdir, names, steps, start=-1, wait=0.0, **settings) -> str:
   config = LoggingConfig(tensorboard=False, progress=False, trackers=names, **settings)
   writer = MetricsWriter(workdir, config, 10, start, stream=screen, values=VALUES)
   for step in steps:
-    writer.write(step, {"eval/a/maj@4": step / 2, "loss/total": float("nan"), "reward/mean": float(step)})
+    writer.write(step, {"loss/total": float("nan"), "reward/mean": float(step)})
+    writer.write(step, {"eval/a/maj@4": step / 2})  # an evaluation behind the step
     time.sleep(wait)
   writer.close()
   return screen.getvalue()
@@ -86,18 +87,19 @@ def test_a_tracker_is_told_of_the_run_and_every_step(tmp_path, table):
   assert write(tmp_path / "my_run", ["told"], (1, 2), project="mine") == ""
   (told,) = Told.runs
   assert told.run == trackers.Run(str(tmp_path / "my_run"), "mine", "my_run", VALUES, -1)
-  assert told.steps == [(step, {"eval/a/maj@4": step / 2, "reward/mean": float(step)}) for step in (1, 2)]
+  expected = [(step, {"reward/mean": float(step)}, {"eval/a/maj@4": step / 2}) for step in (1, 2)]
+  assert told.steps == [(step, numbers) for step, *all_of_it in expected for numbers in all_of_it]
   assert told.closed  # when close returns, all has been taken
 
 
-@pytest.mark.parametrize("place,taken", [("open", 0), (2, 2), ("close", 4)])
+@pytest.mark.parametrize("place,taken", [("open", 0), (2, 3), ("close", 8)])
 def test_one_that_fails_costs_a_warning(tmp_path, table, monkeypatch, place, taken):
   monkeypatch.setattr(Fails, "place", place)
   said = write(tmp_path, ["fails", "told"], (1, 2, 3, 4), wait=0.05)
   assert said == "nrt-jax: warning: fails: metrics are not written there any more: ConnectionError: the server\n"
   steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   by_kind = {type(one): one for one in Told.runs}
-  assert steps == [step for step, _ in by_kind[Told].steps] == [1, 2, 3, 4]
+  assert steps == [step for step, _ in by_kind[Told].steps] == [1, 1, 2, 2, 3, 3, 4, 4]
   assert len(by_kind[Fails].steps) == taken and by_kind[Told].closed
 
 
