@@ -16,6 +16,7 @@ PASS = {
   "ordinary": "import collections, math, re, typing\nassert math.gcd(12, 18) == 6\nprint('x' * 10**6)",
   "threads": "import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()",
   "reads": "import os\nassert os.listdir('.') == [] and open('/proc/self/status').read()",
+  "no rights": "assert 'CapEff:\\t0000000000000000' in open('/proc/self/status').read()",
   "bare": "import os, sys\nassert set(os.environ) <= {'LC_CTYPE'} and not sys.argv[1:] and sys.flags.isolated",
 }
 FAIL = {
