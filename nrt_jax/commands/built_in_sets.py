@@ -37,12 +37,12 @@ def check(config: EvaluationConfig, run_code: bool, tournament: int) -> None:
   """Raises UserError for sets that are not there, or that would run code without leave."""
   if tournament:
     raise UserError(f"--tournament: found {tournament} with built-in sets, allowed: with evaluation.data")
-  for name in config.sets:
-    if sets.SETS[name].runs_code and not run_code:
-      found = f"found {name!r}, whose grading runs programs that the model writes"
-      raise UserError(f"{sets.KEY}: {found}, allowed: with --run_code")
+  runs_code = [name for name in config.sets if sets.SETS[name].runs_code]
+  if runs_code and not run_code:
+    found = f"found {runs_code[0]!r}, whose grading runs programs that the model writes"
+    raise UserError(f"{sets.KEY}: {found}, allowed: with --run_code")
   sets.check(config.sets, config.sets_directory)
-  if run_code:
+  if runs_code:
     sandbox.require()
 
 

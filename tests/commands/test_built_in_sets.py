@@ -41,13 +41,20 @@ def place(tmp_path_factory):
   return path
 
 
-@pytest.fixture
-def runs(monkeypatch):
+@pytest.fixture(scope="module")
+def built():
+  """Programs of these tests, each compiled once."""
+  return {}
+
+
+@pytest.fixture(autouse=True)
+def runs(monkeypatch, built):
   """How often the program ran."""
   seen, build = [], evaluate.build_generate
 
   def counting(setup):
-    generate = build(setup)
+    how = (setup.model, setup.form, evaluate.sampling_of(setup), setup.run.evaluation.samples)
+    generate = built.setdefault(how, build(setup))
     return lambda *arguments: seen.append(1) or generate(*arguments)
 
   monkeypatch.setattr(evaluate, "build_generate", counting)
