@@ -169,11 +169,10 @@ def rlp() -> list[Table]:
 
 
 def later() -> list[Table]:
-  csqa = columns.choices("CommonsenseQA", "csqa", {"source": "DATA/csqa.jsonl", "choices_column": "choices"})
   quiet = Table(
     "quiet_star",
     "Quiet-STaR, Mistral-7B: zero-shot accuracy in per cent",
-    (columns.GSM8K, csqa),
+    (columns.GSM8K, columns.CSQA),
     (
       Row("Mistral-7B", "5.9 36.3", QUIET_STAR, untrained=True),
       Row("Quiet-STaR", "10.9 47.2", absent="its mixing head is left out of this framework"),

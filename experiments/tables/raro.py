@@ -20,7 +20,9 @@ DEEPMATH = "../full_size/raro_qwen25_deepmath.py"
 POETRY = "../full_size/raro_qwen25_poetry.py"
 MODEL = "Qwen2.5-{}-Instruct"
 
-JUDGE = "the paper's judge is GPT-5, asked in words that are not known"
+JUDGE = (
+  "the paper's judge is GPT-5, asked in words that are not known; nrt-jax judge asks one of yours, see docs/raro.md"
+)
 TOURNAMENT = "which number of samples and votes the paper has is not known; nrt-jax evaluate --tournament 8 runs one"
 # The paper's changes to GRPO, for all methods that sample: no deviation, no length, a KL of 1e-3.
 LIKE_RARO = ("algorithm.reference=frozen", "algorithm.kl_coef=0.001")

@@ -1,15 +1,15 @@
 """Columns that several tables share: benchmarks, the names of our metrics, and how `nrt-jax evaluate` measures them.
 
-Not a table itself. DATA in a command is your directory of data sets: the files of built-in sets as docs/evaluation.md
-has them, and JSON Lines with the columns that are named there. Where a benchmark has no command, a run is still put in
-if an output of its evaluation names the metric.
+Not a table itself. DATA in a command is your directory of data sets: of the built-in ones as docs/evaluation.md says,
+of others JSON Lines with the columns that the command names. Where a benchmark has no command, a run is still put in if
+an output of its evaluation names the metric.
 """
 
 import json
 
 from nrt_jax.reporting import tables
 
-NOT_GRADED = "nrt-jax evaluate has no grader for it; a run that has the metric from elsewhere is put in all the same"
+NOT_GRADED = "no command here grades it; a run that has the metric from elsewhere is put in all the same"
 NOT_NAMED = "our notes do not name all sets of this average, so nothing here can be averaged"
 
 
@@ -19,18 +19,13 @@ def flags(name: str, data: dict, grader: str, samples: int = 1, temperature: flo
   return tuple(f"--config.evaluation.{key}={value}" for key, value in keys.items())
 
 
-def built_in(name: str, key: str, metric: str = "accuracy", samples: int = 1, temperature: float = 0.0, *more: str):
-  """A Column of a built-in set, whose files lie in DATA; more: further flags."""
-  how = (f"--config.evaluation.samples={samples}", f"--config.evaluation.temperature={temperature}")
-  command = ("--sets", key, "--sets_directory", "DATA", *more, *how)
-  return tables.percent(name, f"eval/{key}/{metric}", evaluate=command)
+def built_in(name: str, one_set: str, metric: str = "accuracy", flags=()) -> tables.Column:
+  """A built-in set."""
+  return tables.percent(name, f"eval/{one_set}/{metric}", set=one_set, evaluate=tuple(flags))
 
 
-def maths(name: str, file: str, samples: int = 1, temperature: float = 0.0) -> tables.Column:
-  """Accuracy in mathematics of a set that is not built in, of greedy completions or the mean of several."""
-  data = {"source": f"DATA/{file}.jsonl", "question_column": "problem"}
-  metric = "accuracy" if samples == 1 else f"avg@{samples}"
-  return tables.percent(name, f"eval/{file}/{metric}", evaluate=flags(file, data, "math", samples, temperature))
+def several(samples: int, temperature: float) -> tuple[str, ...]:
+  return (f"--config.evaluation.samples={samples}", f"--config.evaluation.temperature={temperature}")
 
 
 def choices(name: str, file: str, data: dict) -> tables.Column:
@@ -39,31 +34,39 @@ def choices(name: str, file: str, data: dict) -> tables.Column:
   return tables.percent(name, f"eval/{file}/accuracy", evaluate=command)
 
 
+def harness(name: str, task: str, metric: str) -> tables.Column:
+  """A benchmark that lm-evaluation-harness grades."""
+  return tables.percent(name, f"harness/{task}/{metric}", harness=task)
+
+
 def other(name: str, *metrics: str) -> tables.Column:
   """A benchmark that nothing here grades."""
   return tables.percent(name, *metrics, absent=NOT_GRADED)
 
 
+GREEDY = several(1, 0.0)
 MATH_500 = {"source": "hub:HuggingFaceH4/MATH-500", "split": "test", "question_column": "problem"}
-GSM8K = built_in("GSM8K", "gsm8k")
+AIME_25 = {"source": "DATA/aime25.jsonl", "question_column": "problem"}
+GSM8K = built_in("GSM8K", "gsm8k", flags=GREEDY)
+MATH = built_in("MATH", "math", flags=GREEDY)
 MATH500 = tables.percent("MATH500", "eval/math500/accuracy", evaluate=flags("math500", MATH_500, "math"))
-MATH = built_in("MATH", "math")
-AIME24 = built_in("AIME24", "aime24", "avg@32", 32, 0.6)
-AIME25 = maths("AIME25", "aime25", 32, 0.6)
-AMC23 = built_in("AMC23", "amc23", "avg@32", 32, 0.6)
-MINERVA = built_in("Minerva", "minerva_math")
-OLYMPIAD = built_in("Olympiad", "olympiadbench")
-MMLU = built_in("MMLU", "mmlu")
+AIME24 = built_in("AIME24", "aime24", "avg@32", several(32, 0.6))
+AIME25 = tables.percent("AIME25", "eval/aime25/avg@32", evaluate=flags("aime25", AIME_25, "math", 32, 0.6))
+AMC23 = built_in("AMC23", "amc23", "avg@32", several(32, 0.6))
+MINERVA = built_in("Minerva", "minerva_math", flags=GREEDY)
+OLYMPIAD = built_in("Olympiad", "olympiadbench", flags=GREEDY)
+BBH = built_in("BBH", "bbh", "macro_accuracy", GREEDY)
+MMLU = built_in("MMLU", "mmlu", flags=GREEDY)
+HUMANEVAL = built_in("HumanEval", "humaneval", "pass@10", ("--run_code", *several(10, 0.8)))
 MMLU_PRO = choices(
   "MMLU-Pro", "mmlu_pro", {"source": "hub:TIGER-Lab/MMLU-Pro", "split": "test", "choices_column": "options"}
 )
 GPQA = choices("GPQA", "gpqa", {"source": "DATA/gpqa.jsonl", "choices_column": "choices"})
 SUPER_GPQA = choices("SuperGPQA", "supergpqa", {"source": "DATA/supergpqa.jsonl", "choices_column": "choices"})
-BBH = built_in("BBH", "bbh")
-DROP = other("DROP", "eval/drop/f1")
+DROP = harness("DROP", "drop", "f1,none")
+TRUTHFULQA = harness("TruthfulQA", "truthfulqa_mc2", "acc,none")
+IFEVAL = harness("IFEval", "ifeval", "prompt_level_loose_acc,none")
+CSQA = harness("CommonsenseQA", "commonsense_qa", "acc,none")
 POPQA = other("PopQA", "eval/popqa/accuracy")
-TRUTHFULQA = other("TruthfulQA", "eval/truthfulqa/accuracy")
-HUMANEVAL = built_in("HumanEval", "humaneval", "pass@10", 10, 0.8, "--run_code")
-IFEVAL = other("IFEval", "eval/ifeval/accuracy")
 THEOREM_QA = other("TheoremQA", "eval/theoremqa/accuracy")
 SAT_MATH = other("SAT-Math", "eval/sat_math/accuracy")

@@ -72,6 +72,7 @@ def write(args, results: dict, samples: list) -> None:
     output.make_parent(path)
   results, samples = json.loads(json.dumps([results, samples], default=handle_non_serializable))
   if args.output:
-    write_json(args.output, results)
+    source = {"model": args.model} if args.model else {"checkpoint": args.checkpoint, "step": args.step}
+    write_json(args.output, {**source, **results})
   if args.samples:
     write_text(args.samples, json_lines(samples), errors="backslashreplace")

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from nrt_jax.reporting.tables import Cell, Column
 
-MODELS = "MODELS"  # stands for the user's directory of models, as DATA does for that of data sets, in commands
+MODELS, DATA = "MODELS", "DATA"  # in commands, stand for the user's directories of models and of data sets
 RUNS = "runs/tables"
-NAME = "--config.evaluation.name="
-SETS = "--sets"
+EVALUATION = "--config.evaluation."
+NAME = f"{EVALUATION}name="
 
 
 class Commands(NamedTuple):
@@ -22,64 +22,78 @@ class Commands(NamedTuple):
   lines: list  # commands for a shell, in order
 
 
+class Run:
+  """One run, or model as it is: how it is made, and what is to be measured of it."""
+
+  def __init__(self, number: int, config: str, cell: Cell, workdirs: list, place: str):
+    """workdirs: of runs that are there; place: the directory for what is not."""
+    self.number, self.title = number, f"{cell.row.name}, {cell.model or 'your model'}"
+    self._config, self._changes = config, [f"--config.{one}" for one in cell.overrides]
+    self._model = f"{MODELS}/{cell.model or 'MODEL'}"
+    self._trains = not cell.row.untrained and not workdirs
+    self._places = workdirs or [place if cell.row.untrained else f"{place}/seed_0"]
+    self._from_model = cell.row.untrained
+    self._measured = {}  # (command, flags) -> names of sets or tasks
+
+  def measure(self, column: Column) -> None:
+    for part in column.mean_of or (column,):
+      if part.harness:
+        names = self._measured.setdefault(("harness", ()), [])
+      elif part.set or part.evaluate:
+        names = self._measured.setdefault(("evaluate", part.evaluate), [])
+      else:
+        continue
+      names += [name for name in (part.harness or part.set,) if name and name not in names]
+
+  def lines(self) -> list[str]:
+    """Training, where there is no run yet, and then evaluations: one for all sets that are asked alike."""
+    found = []
+    if self._trains:
+      flags = ["--workdir", self._places[0], f"--config.model.path={self._model}", "--config.seed=0"]
+      found.append(line(["nrt-jax", "train", "--config", self._config, *flags, *self._changes]))
+    for place in self._places:
+      source = ("--model", self._model) if self._from_model else ("--checkpoint", place)
+      for (command, flags), names in self._measured.items():
+        output = ("--output", f"{place}/evaluations/{file_name(command, flags, names)}.json")
+        if command == "harness":
+          found.append(line(["nrt-jax", command, *source, "--tasks", ",".join(names), *output]))
+          continue
+        sets = ("--sets", *names, "--sets_directory", DATA) if names else ()
+        found.append(
+          line(["nrt-jax", command, "--config", self._config, *source, *sets, *self._changes, *flags, *output])
+        )
+    return found
+
+
 class Book:
   """Numbers what is missing: one number for each run, whatever tables its cells are in."""
 
   def __init__(self, file: pathlib.Path):
     self._file = file
-    self._entries = {}  # what is run -> Commands
-    self._places = {}  # what is run -> directory for what its commands write
+    self._runs = {}  # what is run -> Run
 
   def add(self, cell: Cell, runs: list) -> int | None:
     """The number of the commands that lead to a cell, None if there are none. runs: its runs, which lack the number."""
-    config = config_path(self._file, cell.row.config)
-    key = (config, cell.overrides, cell.model, cell.row.untrained, tuple(one.place for one in runs))
-    number = len(self._entries) + 1
-    place = self._places.get(key, f"{RUNS}/{self._file.stem}/{number:02d}_{slug(cell.row.name)}")
-    lines = commands(config, cell, [one.place for one in runs], place)
-    if not lines:
+    config, workdirs = config_path(self._file, cell.row.config), [one.place for one in runs]
+    key = (config, cell.overrides, cell.model, cell.row.untrained, *workdirs)
+    number = len(self._runs) + 1
+    place = f"{RUNS}/{self._file.stem}/{number:02d}_{slug(cell.row.name)}"
+    run = self._runs.get(key) or Run(number, config, cell, workdirs, place)
+    run.measure(cell.column)
+    if not run.lines():
       return None
-    self._places[key] = place
-    entry = self._entries.setdefault(key, Commands(number, f"{cell.row.name}, {cell.model or 'your model'}", []))
-    entry.lines.extend(line for line in lines if line not in entry.lines)
-    return entry.number
+    self._runs[key] = run
+    return run.number
 
   def entries(self) -> list[Commands]:
-    return list(self._entries.values())
+    return [Commands(run.number, run.title, run.lines()) for run in self._runs.values()]
 
 
-def commands(config: str, cell: Cell, workdirs: list, place: str) -> list[str]:
-  """The commands for one cell, in order: training, where there is no run yet, and the column's evaluation.
-
-  place: the directory for what they write.
-  """
-  changes = [f"--config.{one}" for one in cell.overrides]
-  model = f"{MODELS}/{cell.model}" if cell.model else f"{MODELS}/MODEL"
-  lines, sources = [], [("--checkpoint", workdir) for workdir in workdirs]
-  if cell.row.untrained:
-    sources = [("--model", model)]
-  elif not workdirs:
-    workdirs, sources = [f"{place}/seed_0"], [("--checkpoint", f"{place}/seed_0")]
-    flags = [f"--config.model.path={model}", "--config.seed=0"]
-    lines.append(line(["nrt-jax", "train", "--config", config, "--workdir", workdirs[0], *flags, *changes]))
-  for source, folder in zip(sources, workdirs or [place]):
-    for name, flags in evaluations(cell.column):
-      output = ("--output", f"{folder}/evaluations/{name}")
-      lines.append(line(["nrt-jax", "evaluate", "--config", config, *source, *changes, *flags, *output]))
-  return lines
-
-
-def evaluations(column: Column) -> list[tuple[str, tuple]]:
-  """(name of a file, flags) of each evaluation of a column; columns of one evaluation have the same."""
-  parts = column.mean_of or (column,)
-  return [(f"{slug(_name(part))}.json", part.evaluate) for part in parts if part.evaluate]
-
-
-def _name(column: Column) -> str:
-  """Of what is evaluated, a built-in set or data with a name; else of the column."""
-  if SETS in column.evaluate:
-    return column.evaluate[column.evaluate.index(SETS) + 1]
-  return next((flag.removeprefix(NAME) for flag in column.evaluate if flag.startswith(NAME)), column.name)
+def file_name(command: str, flags: tuple, names: list) -> str:
+  """A name of its own for each evaluation of a run: its sets and what is set beside them."""
+  named = [flag.removeprefix(NAME) for flag in flags if flag.startswith(NAME)]
+  beside = [flag.removeprefix(EVALUATION) for flag in flags] if not named else []
+  return slug(" ".join([*(["harness"] if command == "harness" else ()), *names, *named, *beside]))
 
 
 def config_path(file: pathlib.Path, config: str) -> str:

@@ -121,7 +121,7 @@ def markdown(report: Report) -> str:
 def places(report: Report) -> str:
   """What capital names in the commands stand for."""
   text = "\n".join(line for one in report.commands for line in one.lines)
-  data = ", `DATA` your directory of data sets" if "DATA/" in text else ""
+  data = ", `DATA` that of data sets (docs/evaluation.md)" if "DATA" in text else ""
   return f"`MODELS` is your directory of models{data}. More seeds: another `--config.seed` and `--workdir`."
 
 

@@ -1,4 +1,8 @@
-"""What a table is filled from: runs, and outputs of `nrt-jax evaluate --output`, each with the config it is of."""
+"""What a table is filled from: runs, and what evaluations of them wrote, each with the config that it is of.
+
+Evaluations are those of `nrt-jax evaluate --output` and of `nrt-jax harness --output`; numbers of the latter are called
+harness/TASK/METRIC,FILTER.
+"""
 
 import dataclasses
 import json
@@ -12,6 +16,8 @@ from nrt_jax.reporting import runs
 
 SKIPPED = ("checkpoints", "compiled", "export", "tensorboard", "tokenizer", "wandb")  # folders of a workdir
 EVAL = "eval/"  # starts the names of what evaluations measure
+WROTE = "`nrt-jax evaluate --output` or `nrt-jax harness --output` wrote"
+DEVIATIONS = 1.96  # of a standard error, on both sides: 95 %
 
 
 @dataclass
@@ -61,7 +67,7 @@ def search(path: pathlib.Path) -> tuple[list, list]:
   if path.is_file():
     values = read_output(path)
     if values is None:
-      raise UserError(f"RUN: {path}: found another file, allowed: what `nrt-jax evaluate --output` wrote")
+      raise UserError(f"RUN: {path}: found another file, allowed: what {WROTE}")
     return [], [(path, values)]
   if not path.is_dir():
     raise UserError(f"RUN: {path}: no such file or directory")
@@ -74,25 +80,49 @@ def search(path: pathlib.Path) -> tuple[list, list]:
     files = [place / name for name in sorted(names) if name.endswith(".json")]
     outputs += [(file, values) for file in files if (values := read_output(file)) is not None]
   if not workdirs and not outputs:
-    raise UserError(f"RUN: {path}: holds neither a run nor what `nrt-jax evaluate --output` wrote")
+    raise UserError(f"RUN: {path}: holds neither a run nor what {WROTE}")
   return workdirs, outputs
 
 
 def read_output(path: pathlib.Path) -> dict | None:
-  """What `nrt-jax evaluate --output` wrote; None if the file is something else."""
+  """What an evaluation wrote, as `nrt-jax evaluate` does; None if the file is something else."""
   try:
     values = json.loads(path.read_bytes())
   except (OSError, ValueError):
     return None
   if not isinstance(values, dict) or not any(isinstance(values.get(key), str) for key in ("checkpoint", "model")):
     return None
-  parts = values.get("sets", {"": values})  # built-in sets have their numbers each, named differently
-  if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
-    return None
-  found = {key: [part.get(key, {}) for part in parts.values()] for key in ("metrics", "intervals")}
-  if not all(isinstance(one, dict) for pair in found.values() for one in pair) or not any(found["metrics"]):
-    return None
-  return values | {key: {name: one[name] for one in pair for name in one} for key, pair in found.items()}
+  if isinstance(values.get("results"), dict):
+    values |= of_harness(values["results"])
+  elif isinstance(values.get("sets"), dict):
+    values |= of_sets(values["sets"])
+  fits = isinstance(values.get("metrics"), dict) and isinstance(values.setdefault("intervals", {}), dict)
+  return values if fits and values["metrics"] else None
+
+
+def of_sets(sets: dict) -> dict:
+  """metrics and intervals of all sets of {set: {"metrics": ..., "intervals": ...}}."""
+  found = {"metrics": {}, "intervals": {}}
+  for part in sets.values():
+    for key, numbers in found.items():
+      own = part.get(key) if isinstance(part, dict) else None
+      numbers |= own if isinstance(own, dict) else {}
+  return found
+
+
+def of_harness(results: dict) -> dict:
+  """metrics and intervals, by our names, of {task: {"METRIC,FILTER": value, "METRIC_stderr,FILTER": its error}}."""
+  metrics, intervals = {}, {}
+  for task, found in results.items():
+    for key, value in found.items() if isinstance(found, dict) else ():
+      metric, comma, name = key.partition(",")
+      if not comma or metric.endswith("_stderr") or not isinstance(value, (int, float)):
+        continue
+      error = found.get(f"{metric}_stderr,{name}")
+      metrics[f"harness/{task}/{key}"] = value
+      if isinstance(error, (int, float)):
+        intervals[f"harness/{task}/{key}"] = [value - DEVIATIONS * error, value + DEVIATIONS * error]
+  return {"metrics": metrics, "intervals": intervals}
 
 
 def _add_run(found: dict, workdir: pathlib.Path, notes: list) -> Found | None:

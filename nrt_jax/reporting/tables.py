@@ -43,7 +43,9 @@ class Column:
   metrics: tuple[str, ...] = ()  # where our number is found, by name; the first that a run has
   scale: float = 1.0  # ours times this is in the paper's unit
   digits: int = 1  # of ours behind the point
-  evaluate: tuple[str, ...] = ()  # flags with which `nrt-jax evaluate` measures it; none: it does not
+  set: str = ""  # the built-in set with which `nrt-jax evaluate` measures it
+  evaluate: tuple[str, ...] = ()  # its other flags, or without a set all of them; neither: it does not
+  harness: str = ""  # or the task of lm-evaluation-harness with which `nrt-jax harness` does
   mean_of: tuple["Column", ...] = ()  # or the mean of these, where a run has them all
   model: str | None = None  # of all its cells, where columns are models
   overrides: tuple[str, ...] = ()  # KEY=VALUE of the config in all its cells

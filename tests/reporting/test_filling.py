@@ -13,7 +13,7 @@ from nrt_jax.commands import flags
 from nrt_jax.commands.configs import load_config
 from nrt_jax.files import write_json
 from nrt_jax.records.metrics import LoggingConfig, MetricsWriter
-from nrt_jax.reporting import filling
+from nrt_jax.reporting import filling, results
 
 CONFIG = """\
 from nrt_jax.commands.configs import base_config
@@ -141,6 +141,45 @@ def test_an_evaluation_counts_for_its_run(place, capsys):
   assert "elsewhere/gsm8k.json is left out: its checkpoint runs/gone is in no workdir" in found["notes"]
 
 
+def test_built_in_sets_are_asked_together_and_read(place, capsys):
+  several = 'set="gsm8k", evaluate=("--config.evaluation.samples=2",)'
+  text = TABLES.replace('evaluate=("--config.evaluation.name=gsm8k",)', several)
+  (place / "papers.py").write_text(text.replace('absent="nobody grades it"', several.replace("gsm8k", "bbh")))
+  train, evaluate = report(capsys)["NRT", "BBH"]["commands"].splitlines()
+  args = flags.parse(shlex.split(evaluate)[1:])
+  assert (args.sets, args.sets_directory) == (["gsm8k", "bbh"], "DATA")
+  assert load_config(args.config, args.overrides)["evaluation"]["samples"] == 2
+  make_run(flags.parse(shlex.split(train)[1:]).workdir, model="MODELS/Tiny-1B")
+  sets = {name: {"metrics": {f"eval/{name}/accuracy": 0.5}, "intervals": {}} for name in args.sets}
+  (place / args.output).parent.mkdir()
+  write_json(args.output, {"checkpoint": args.checkpoint, "step": 4, "samples": 2, "sets": sets})
+  assert filled(report(capsys, "runs")) == {("NRT", "GSM8K"), ("NRT", "BBH"), ("NRT", "mean")}
+
+
+def test_what_the_harness_wrote_counts_too(place, capsys):
+  make_run("runs/nrt", gsm8k=0.4)
+  task = {"alias": "bbh", "exact_match,get-answer": 0.5, "exact_match_stderr,get-answer": 0.1, "sample_len": 9}
+  plain = {"acc,none": 0.25, "acc_stderr,none": "N/A"}
+  (place / "runs/nrt/evaluations").mkdir()
+  output = {"checkpoint": "runs/nrt", "step": None, "results": {"bbh": task, "csqa": plain}, "config": {"model": "x"}}
+  write_json("runs/nrt/evaluations/harness_bbh.json", output)
+  ((one,), notes) = results.read(["runs/nrt"])
+  assert one.metrics == {
+    "eval/gsm8k/accuracy": 0.4,
+    "harness/bbh/exact_match,get-answer": 0.5,
+    "harness/csqa/acc,none": 0.25,
+  }
+  assert one.intervals == {"harness/bbh/exact_match,get-answer": pytest.approx([0.304, 0.696])} and not notes
+  (place / "papers.py").write_text(TABLES.replace('absent="nobody grades it"', 'harness="bbh"').replace(
+    "eval/bbh/accuracy", "harness/bbh/exact_match,get-answer"))  # fmt: skip
+  found = report(capsys, "runs")
+  assert filled(found) == {("NRT", "GSM8K"), ("NRT", "BBH"), ("NRT", "mean")}
+  assert [float(found["NRT", "BBH"][key]) for key in ("ours", "low", "high")] == pytest.approx([50, 30.4, 69.6])
+  command = found["base", "BBH"]["commands"].splitlines()[-1]
+  args = flags.parse(shlex.split(command)[1:])
+  assert (args.command, args.model, args.tasks) == ("harness", "MODELS/Tiny-1B", "bbh") and args.output
+
+
 def test_a_model_as_it_is_fills_its_own_row(place, capsys):
   (place / "base").mkdir()
   for i, model in enumerate(("hub/models--lab--tiny-1b/snapshots/0a", "models/Tiny-1B-Instruct")):
@@ -238,7 +277,7 @@ def test_models_are_known_by_the_names_of_their_directories(path, same):
     (["--table", "config.py"], "config.py: defines no function get_tables()"),
     (["--table", "bad.py"], "bad.py: get_tables() returned str, allowed: a list of one or more Table"),
     (["--table", "papers.py", "nowhere"], "RUN: nowhere: no such file or directory"),
-    (["--table", "papers.py", "empty"], "RUN: empty: holds neither a run nor what `nrt-jax evaluate --output` wrote"),
+    (["--table", "papers.py", "empty"], "RUN: empty: holds neither a run nor what `nrt-jax evaluate --output` or"),
     (["--table", "papers.py", "config.py"], "RUN: config.py: found another file"),
     (["--table", "papers.py", "--format", "html"], "invalid choice: 'html'"),
     (["--table", "papers.py", "--metric", "loss/total"], "--metric: found loss/total with --table"),
