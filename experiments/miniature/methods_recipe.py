@@ -11,6 +11,7 @@ from nrt_jax.tasks import table as tasks
 
 PROMPTS, SAMPLES = 16, 8  # per step: 128 traces
 LEARNING_RATE = 3e-4
+UPDATES = 16  # of a rollout, in the family "reused": one prompt each
 PRETRAIN_EXAMPLES = 20000
 TRAIN_EXAMPLES = 4096  # 30 steps use 480 of them, in an order that depends on the seed
 TEST_EXAMPLES = 256  # greedy completions
@@ -47,7 +48,7 @@ HARD = tuple(i for i, kind in enumerate(tasks.TASKS["long_answer"]().kinds) if k
 EVERY = ("control", "nrt", "relative", "completion", "offline", "verified")
 UNVERIFIED = ("control", "nrt", "relative", "completion", "offline", "unscaled")
 TASKS = {
-  "running_sum": StudyTask(11, 20, 8, 8, 0.2, 900, 30, EVERY, "token_match", hard=(3,)),
+  "running_sum": StudyTask(11, 20, 8, 8, 0.2, 900, 30, (*EVERY, "reused"), "token_match", hard=(3,)),
   "long_answer": StudyTask(16, 20, 34, 13, 0.3, 700, 24, UNVERIFIED, "host", hard=HARD),
   "countdown_small": StudyTask(6, 16, 8, 11, 0.3, 500, 30, EVERY, "host"),
 }
@@ -62,6 +63,11 @@ def nrt(reward: str, scale: str = "std") -> Method:
 
 def verified(algorithm: str) -> Method:
   return Method(algorithm, "verified", whole=True, verified=True)
+
+
+def reused(algorithm: str) -> Method:
+  """With as many updates for each rollout as NFT's paper has, so that most of them are off the policy."""
+  return Method(algorithm, "reused", {"optimizer.minibatches": UPDATES}, whole=True, verified=True)
 
 
 METHODS = {
@@ -99,6 +105,7 @@ METHODS = {
   "dapo": verified("dapo"),
   "rloo": verified("rloo"),
   "gspo": verified("gspo"),
+  **{f"{name}_reused": reused(name) for name in ("rft", "nft", "grpo", "dr_grpo", "dapo")},
 }
 
 

@@ -31,6 +31,7 @@ ROWS = (
   ("other likelihood methods on traces", ("relative",)),
   ("whole completions by likelihood; offline", ("completion", "offline")),
   ("with a verifier", ("verified",)),
+  ("with a verifier, 16 updates of each rollout", ("reused",)),
 )
 CONTROL = "sft"  # drawn in every panel, grey and dashed
 START = "start"  # the row of the common starting point

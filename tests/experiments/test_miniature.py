@@ -44,7 +44,8 @@ def test_configs_differ_in_the_method_alone():
         continue
       run = recipe.method_config(task, name, "model", 7)
       assert (run.total_steps, run.prompts_per_step, run.samples_per_prompt, run.seed) == (7, 16, 8, 0)
-      assert run.optimizer.learning_rate == recipe.LEARNING_RATE and run.optimizer.minibatches == 1
+      assert run.optimizer.learning_rate == recipe.LEARNING_RATE
+      assert run.optimizer.minibatches == (16 if method.family == "reused" else 1)
       assert run.sampling.max_trace_length == study.trace + (1 + study.answer) * method.whole
       assert run.data.split == "train" and run.evaluation.data.split == "test"
       assert not method.verified or run.algorithm.verifier == study.verifier
