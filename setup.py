@@ -59,7 +59,7 @@ setup(
     "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # the pages of docs/ as a site: mkdocs.yml
     # torch is what the model's parity tests compare with. A fixed version, so that a CPU build of it, installed
     # beforehand, is kept instead of replaced by the newest build and its gigabytes of CUDA libraries.
-    # The harness is compared with its Hugging Face backend, which needs accelerate and peft.
+    # The harness is compared with its Hugging Face backend, which needs accelerate and peft. Trackers are tried offline.
     "test": [
       "pytest>=8",
       "pytest-xdist>=3.5",
@@ -69,6 +69,11 @@ setup(
       "accelerate",
       "peft",
       "vl-convert-python>=1.9",
+      "wandb>=0.31",
+      "mlflow-skinny>=3",
+      "sqlalchemy",
+      "alembic",
+      "sqlparse",
     ],
   },
   entry_points={"console_scripts": ["nrt-jax = nrt_jax.__main__:main"]},
