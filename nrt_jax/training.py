@@ -214,9 +214,8 @@ class Loop:
       return {}
     number, position, metrics, samples = self._pending
     self._pending = None
-    if stage.setup.axis_name:
-      metrics, samples = programs.unreplicate((metrics, samples))
-    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    first = programs.unreplicate if stage.setup.axis_name else lambda tree: tree
+    values = {name: float(value) for name, value in first(jax.device_get(metrics)).items()}
     now = time.monotonic()
     values, self._clock = throughput.rates(self._work, values, now - self._clock), now
     if self._writer.due(number):
@@ -224,7 +223,7 @@ class Loop:
     for alarm in stage.setup.algorithm.alarms(stage.setup.run.algorithm, values):
       self._writer.note(f"step {number}: {alarm}")
     if self._writer.samples_due(number):
-      self._writer.write_samples(number, held_out.readable_samples(self._tokenizer, jax.device_get(samples)))
+      self._writer.write_samples(number, held_out.readable_samples(self._tokenizer, first(jax.device_get(samples))))
     if values["optimizer/skipped"]:
       run = stage.setup.run
       examples = batches.name_examples(stage.train_data, position, run.prompts_per_step, run.seed)

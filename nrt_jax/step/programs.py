@@ -342,5 +342,9 @@ def replicate(tree):
 
 
 def unreplicate(tree):
-  """The first device's copy."""
-  return jax.tree.map(lambda a: a[0], tree)
+  """The first device's copy, read from that device alone; of arrays on the host, too.
+
+  Indexing would run a collective for each leaf: beside those of a step in flight, XLA:CPU can wait for ever.
+  """
+  first = lambda a: a.addressable_shards[0].data.reshape(a.shape[1:]) if isinstance(a, jax.Array) else a[0]
+  return jax.tree.map(first, tree)

@@ -275,6 +275,16 @@ def test_no_random_key_is_used_twice(one_device):
       jax.jit(lambda key: jax.random.uniform(key) + jax.random.normal(key))(jax.random.key(0))
 
 
+def test_the_first_copy_is_read_from_its_device_alone():
+  """A program over all devices for each leaf, beside a step in flight, has made XLA:CPU wait for ever."""
+  tree = {"a": np.arange(6.0).reshape(2, 3), "n": np.float32(7)}
+  copies = programs.replicate(tree)
+  assert {a.shape for a in copies.values()} == {(8, 2, 3), (8,)}
+  for one in (programs.unreplicate(copies), programs.unreplicate(jax.device_get(copies))):
+    jax.tree.map(np.testing.assert_array_equal, one, tree)
+  assert {d for a in programs.unreplicate(copies).values() for d in a.devices()} == {jax.local_devices()[0]}
+
+
 def test_generate_leaves_the_parameters_usable():
   """Trap 12: evaluation must not donate what training goes on with."""
   setup = toy.setup()
