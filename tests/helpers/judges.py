@@ -3,6 +3,7 @@
 import contextlib
 import http.server
 import json
+import sys
 import threading
 import time
 
@@ -81,8 +82,15 @@ def serving(judge):
     def log_message(self, *_):
       pass
 
-  server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-  server.daemon_threads = True
+  class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+      """Says nothing of a client that hangs up between two requests."""
+      if not isinstance(sys.exception(), ConnectionError):
+        super().handle_error(request, client_address)
+
+  server = Server(("127.0.0.1", 0), Handler)
   thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
   thread.start()
   try:
