@@ -3,6 +3,7 @@
 A tracker takes the numbers of one step after another. What it fails at costs its numbers and a warning, never the run.
 """
 
+import abc
 import importlib.util
 import os
 import queue
@@ -30,7 +31,7 @@ class Run(NamedTuple):
   start_step: int  # below 1: it starts anew
 
 
-class Tracker:
+class Tracker(abc.ABC):
   """One place where metrics go. It is opened with a Run, by TRACKERS from a thread of its own."""
 
   package: str | None = None  # what must be installed
@@ -42,16 +43,16 @@ class Tracker:
     if cls.package is not None and importlib.util.find_spec(cls.package) is None:
       raise UserError(f"logging.trackers: the package {cls.package} is not installed: pip install nrt_jax[{cls.extra}]")
 
-  def __init__(self, run: Run):
-    raise NotImplementedError
+  @abc.abstractmethod
+  def __init__(self, run: Run): ...
 
+  @abc.abstractmethod
   def write(self, step: int, numbers: dict) -> None:
     """Takes the numbers of a step. A step may come twice, with other numbers: an evaluation's."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def close(self) -> None:
     """Returns when all that was written is where it belongs."""
-    raise NotImplementedError
 
 
 class TensorBoard(Tracker):
