@@ -16,6 +16,7 @@ from paths import ROOT
 
 from nrt_jax.errors import UserError
 from tpu_launch import __main__
+from tpu_launch.engines import local
 from tpu_launch.engines.job import State
 from tpu_launch.engines.local import Local
 from tpu_launch.run import Run
@@ -125,6 +126,14 @@ def test_devices_are_shared_out(stand_in):
   cpu, gpu = Local(stand_in({"steps": 1})), Local(stand_in({"steps": 1}, slice="gpu-8"))
   assert "JAX_PLATFORMS=cpu JAX_NUM_CPU_DEVICES=2" in str(cpu.plan()[1])
   assert "CUDA_VISIBLE_DEVICES=4,5,6,7" in str(gpu.plan()[1])
+
+
+@pytest.mark.parametrize(
+  "codes,named", [((1, -9), (1, -9)), ((-6, -9, 1), (1, -9)), ((-6, None, 1), (0, -6)), ((0, 1, None), (1, 1))]
+)
+def test_whoever_was_killed_is_named_not_who_ended_of_it(codes, named):
+  ended = [(number, code) for number, code in enumerate(codes) if code]
+  assert local._cause(ended) == named
 
 
 def test_training_is_killed_noticed_and_resumed(tmp_path, capsys):

@@ -68,7 +68,7 @@ class Local(Job):
     ended = [(number, code) for number, code in enumerate(codes) if code]
     if ended:
       mistake = [number for number, code in ended if code == MISTAKE_CODE]
-      number, code = (mistake[0], MISTAKE_CODE) if mistake else ended[0]
+      number, code = (mistake[0], MISTAKE_CODE) if mistake else _cause(ended)
       detail = f"worker {number} ended with {code}: {Tail(self._place(f'worker-{number}.log')).last_line()}"
       return Poll(State.MISTAKE if mistake else State.LOST, detail)
     return Poll(State.RUNNING if None in codes else State.DONE)
@@ -118,6 +118,12 @@ class Local(Job):
 
   def _place(self, *names: str) -> str:
     return os.path.join(self._workdir, "launch", *names)
+
+
+def _cause(ended: list[tuple]) -> tuple:
+  """Of (worker, exit code), the one that took the others along: they end with a line of their own, or JAX aborts them."""
+  killed = [one for one in ended if one[1] < 0 and one[1] != -signal.SIGABRT]
+  return (killed or ended)[0]
 
 
 def _free_port() -> int:
