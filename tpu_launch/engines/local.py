@@ -121,7 +121,7 @@ class Local(Job):
 
 
 def _cause(ended: list[tuple]) -> tuple:
-  """Of (worker, exit code), the one that took the others along: they end with a line of their own, or JAX aborts them."""
+  """Of (worker, exit code), who took the others along: these end with a line of their own, or by JAX's abort."""
   killed = [one for one in ended if one[1] < 0 and one[1] != -signal.SIGABRT]
   return (killed or ended)[0]
 
