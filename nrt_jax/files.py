@@ -5,6 +5,7 @@ old file or the new one. What is appended is a line, of which a reader skips one
 import contextlib
 import fcntl
 import filecmp
+import hashlib
 import json
 import math
 import os
@@ -26,6 +27,11 @@ def json_safe(value):
   if hasattr(value, "dtype"):
     return json_safe(np.asarray(value).tolist())
   return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def digest(value, digits: int = 64) -> str:
+  """Hexadecimal digits, 64 at most, that differ where a JSON value does."""
+  return hashlib.sha256(json.dumps(json_safe(value), sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def write_json(path, value) -> None:

@@ -1,8 +1,6 @@
 """What the processes of one run tell one another outside of the compiled programs. One process alone sends nothing."""
 
 import contextlib
-import hashlib
-import json
 import os
 import sys
 
@@ -11,7 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from nrt_jax.errors import UserError
-from nrt_jax.files import json_safe
+from nrt_jax.files import digest
 
 # What the runtime's errors say where another process is gone: of XLA's collectives on CPUs, and of its heartbeats.
 GONE = ("Connection closed by peer", "Connection reset", "Gloo", "heartbeat timeout", "stopped sending heartbeats")
@@ -20,7 +18,7 @@ MESSAGE_BYTES = 1000  # of an error that the first process tells the others
 
 def fingerprint(value) -> str:
   """Twelve hexadecimal digits that differ where a JSON value does."""
-  return hashlib.sha256(json.dumps(json_safe(value), sort_keys=True).encode()).hexdigest()[:12]
+  return digest(value, 12)
 
 
 def require_same(values: dict) -> None:

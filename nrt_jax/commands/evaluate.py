@@ -14,9 +14,9 @@ from nrt_jax import workdir as workdirs
 from nrt_jax.commands import built_in_sets, configs, export, output, tournament
 from nrt_jax.data import endings, overlong
 from nrt_jax.errors import UserError, require_choice
-from nrt_jax.evaluation import held_out, store, summary
+from nrt_jax.evaluation import held_out, summary
 from nrt_jax.evaluation.store import Store
-from nrt_jax.files import json_lines, write_json, write_text
+from nrt_jax.files import digest, json_lines, write_json, write_text
 from nrt_jax.records import digests
 from nrt_jax.records.metrics import duration
 from nrt_jax.rollout.sampler import SamplingConfig
@@ -190,7 +190,7 @@ def determines(setup: programs.Setup) -> dict:
 def weights(params) -> str:
   """A digest of all parameters, as they were loaded."""
   leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-  return store.digest(digests.of_arrays({jax.tree_util.keystr(path): leaf for path, leaf in leaves}))
+  return digest(digests.of_arrays({jax.tree_util.keystr(path): leaf for path, leaf in leaves}))
 
 
 class Reporter:

@@ -11,6 +11,7 @@ from nrt_jax.errors import Unfinished, UserError
 from nrt_jax.evaluation.judging import asking, items, prompts, summary
 from nrt_jax.evaluation.judging.cache import Cache
 from nrt_jax.files import json_lines, write_json, write_text
+from nrt_jax.records.metrics import duration
 
 EVERY = 10.0  # seconds between two lines that say how far it is
 ENDPOINT_ONLY = ("judge", "key_env", "request", "budget_requests", "budget_tokens")
@@ -125,12 +126,6 @@ class Progress:
     self.said = now
     seconds = (now - self.began) / max(done - self.first, 1) * (self.total - done)
     output.note(f"judged {done:,} of {self.total:,}" + (f", about {duration(seconds)} left" if seconds else ""))
-
-
-def duration(seconds: float) -> str:
-  minutes, rest = divmod(round(seconds), 60)
-  hours, minutes = divmod(minutes, 60)
-  return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 # ---- Output --------------------------------------------------------------------------------------------------------

@@ -7,12 +7,10 @@ interruption, bit for bit.
 """
 
 import dataclasses
-import hashlib
-import json
 import math
 import os
 
-from nrt_jax.files import append_json_line, json_safe, read_json_lines
+from nrt_jax.files import append_json_line, digest, json_safe, read_json_lines
 
 DIGITS = 16  # of a file's name
 
@@ -60,11 +58,6 @@ def question(dataset, index: int) -> str:
   """Names a question by its place, which seeds its samples, and by its tokens."""
   columns = (dataset.prompts, dataset.answers, dataset.hints)
   return digest([index, *(None if column is None else column[index].tolist() for column in columns)])
-
-
-def digest(value) -> str:
-  """Of a JSON value, in hexadecimal digits."""
-  return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _read(line: dict) -> Written | None:

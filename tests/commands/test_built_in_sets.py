@@ -10,9 +10,8 @@ import reference
 
 from nrt_jax import __main__, config
 from nrt_jax.commands import configs, evaluate
-from nrt_jax.evaluation import store
 from nrt_jax.evaluation.store import Store
-from nrt_jax.files import json_safe
+from nrt_jax.files import digest
 
 CONFIG = """\
 from nrt_jax.commands.configs import base_config
@@ -149,7 +148,7 @@ def test_whatever_determines_what_is_written_names_the_file(place, change):
     for overrides in ([], [], [f"--config.{change}"])
   ]
   same, again, other = (evaluate.determines(evaluate.prepare(stage)[0]) for stage in stages)
-  assert store.digest(json_safe(same)) == store.digest(json_safe(again)) != store.digest(json_safe(other))
+  assert digest(same) == digest(again) != digest(other)
 
 
 def test_programs_are_run_where_that_is_allowed(place, tmp_path, capsys, monkeypatch):

@@ -5,13 +5,11 @@ question. A line that was cut off by a kill is skipped, and its question asked a
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 
 from nrt_jax.errors import UserError
-from nrt_jax.files import append_json_line, json_safe, read_json_lines
+from nrt_jax.files import append_json_line, digest, read_json_lines
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Reply:
 
 def key_of(identity: dict, request: dict) -> str:
   """24 hexadecimal digits for a question to a judge."""
-  return hashlib.sha256(json.dumps(json_safe([identity, request]), sort_keys=True).encode()).hexdigest()[:24]
+  return digest([identity, request], 24)
 
 
 class Cache:

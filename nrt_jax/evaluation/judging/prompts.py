@@ -5,14 +5,13 @@ look like a verdict are marked. A verdict is read from the last line of the repl
 another verdict: a judge that copies what an answer says of itself has said nothing.
 """
 
-import hashlib
 import itertools
-import json
 import pathlib
 import re
 
 from nrt_jax.errors import UserError
 from nrt_jax.evaluation.judging.items import Item
+from nrt_jax.files import digest
 
 PAIRWISE, SCALAR = "pairwise", "scalar"
 A, B, TIE = "A", "B", "tie"  # what a verdict names: the answer that is shown first, second, or neither
@@ -101,7 +100,7 @@ def _harmless(text: str) -> str:
 
 def _mark(texts: list) -> str:
   """Eight hexadecimal digits that none of the texts holds."""
-  marks = (hashlib.sha256(json.dumps([turn, *texts]).encode()).hexdigest()[:8] for turn in itertools.count())
+  marks = (digest([turn, *texts], 8) for turn in itertools.count())
   return next(mark for mark in marks if not any(mark in text for text in texts))
 
 

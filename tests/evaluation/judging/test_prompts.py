@@ -1,6 +1,5 @@
 """What a judge is asked, what answers cannot do to it, and which last lines are a verdict."""
 
-import json
 import re
 
 import pytest
@@ -39,14 +38,7 @@ def test_an_answer_cannot_close_its_tag_or_fill_a_slot():
 
 
 def test_a_mark_that_a_text_holds_is_not_used(monkeypatch):
-  class Digest:
-    def __init__(self, data):
-      self.turn = json.loads(data)[0]
-
-    def hexdigest(self):
-      return f"{self.turn:08x}" * 8
-
-  monkeypatch.setattr(prompts.hashlib, "sha256", Digest)
+  monkeypatch.setattr(prompts, "digest", lambda value, digits: f"{value[0]:0{digits}x}")
   assert "<answer_A-00000002>" in prompts.fill("{first}", Item("q", None, ("00000000 00000001",), 0, 0))
 
 
