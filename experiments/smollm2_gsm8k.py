@@ -20,11 +20,14 @@ model's own trace, its gain over the empty trace, accuracy of greedy completions
 the training steps, which are measured before each step trains on its questions, are in each run's metrics.jsonl.
 
 Runs are directories METHOD_SEED in RUNS and go on where they stopped. Processes with other --methods or --seeds may
-share RUNS; --report_only prints the table of all that have ended. A cure to try is a --set, in RUNS of its own.
+share RUNS; --report_only prints the table of all that were evaluated twice. A cure to try is a --set, in RUNS of its
+own, and --curves FILE.svg [RUNS ...] draws RUNS and those beside it.
 """
 
 import argparse
 import os
+import pathlib
+import statistics
 import sys
 from dataclasses import dataclass
 
@@ -32,12 +35,19 @@ from nrt_jax import config, training
 from nrt_jax.commands.configs import base_config, override, plain
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import read_json_lines
+from nrt_jax.reporting import charts
 
 METHODS = ("nrt", "sft")
 STOPPED = 143  # exit code
 ANSWER = 8  # tokens
 EVALUATED = 200  # questions of the test file
 SHOWN = ("answer_logp", "answer_logp_gain", "accuracy", "marker_fraction", "trace_length")
+PANELS = {  # of the curves: head -> metric
+  "log p(answer), test": "eval/test/answer_logp",
+  "its gain by the trace, test": "eval/test/answer_logp_gain",
+  "tokens of a greedy trace, test": "eval/test/trace_length",
+  "entropy of sampled traces, nats": "policy/entropy",
+}
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,31 @@ def print_table(results: dict) -> None:
       print(f"{method}, seed {seed}, step {line['step']}".ljust(23) + cells)
 
 
+def draw(path: str, places: list[str]) -> None:
+  """Writes an SVG of the runs in `places`, to a file: a line for each method of a place, its band over the seeds."""
+  curves = {}
+  for place in places:
+    found = [(name, read_run(os.path.join(place, name))) for name in sorted(os.listdir(place))]
+    for name, run in found:
+      if run is not None:
+        label = f"{name.rpartition('_')[0]}, {os.path.basename(os.path.normpath(place))}"
+        curves.setdefault(label, []).append([*run["evaluations"], *run["steps"]])
+  panels = {
+    head: {label: series for label, runs in curves.items() if (series := over_seeds(runs, metric))}
+    for head, metric in PANELS.items()
+  }
+  pathlib.Path(path).write_text(charts.figure("SmolLM2-135M-Instruct on GSM8K", [("", panels)]))
+
+
+def over_seeds(runs: list[list[dict]], metric: str) -> list[tuple]:
+  """[(step, mean, deviation)] of a metric where all runs have it; every tenth of the training steps'."""
+  found = [{line["step"]: line[metric] for line in lines if metric in line} for lines in runs]
+  steps = sorted(set.intersection(*map(set, found)))
+  thin = steps if metric.startswith("eval/") else steps[::10]
+  rows = [(step, [one[step] for one in found]) for step in thin]
+  return [(step, statistics.fmean(row), statistics.stdev(row) if len(row) > 1 else 0.0) for step, row in rows]
+
+
 def files_in(data: str) -> dict:
   """GSM8K's files in the directory `data`, as overrides."""
   train_file, test_file = (os.path.join(data, f"{name}.jsonl") for name in ("train", "test"))
@@ -146,10 +181,16 @@ def read_flags(argv=None) -> argparse.Namespace:
   parser.add_argument("--questions", type=int, default=EVALUATED, help="of each evaluation (default: %(default)s)")
   parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="of the config, for all runs")
   parser.add_argument("--report_only", action="store_true", help="run nothing, print what is there")
+  parser.add_argument("--curves", nargs="+", metavar="PATH", help="an SVG to write; other RUNS to draw in it, too")
   args = parser.parse_args(argv)
   require_choice("--on", args.on, SIZES)
   for method in args.methods:
     require_choice("--methods", method, METHODS)
+  if args.curves:
+    charts.require("--curves")
+    for place in args.curves[1:]:
+      if not os.path.isdir(place):
+        raise UserError(f"--curves: found {place!r}, which is no directory, allowed: FILE.svg, then RUNS")
   if not args.report_only and None in (args.model, args.data):
     raise UserError("--model and --data: found neither or one, allowed: both, unless --report_only is given")
   for text in args.set:
@@ -168,6 +209,8 @@ def main(argv=None) -> None:
       overrides |= {"total_steps": str(args.steps), "evaluation.every_steps": "0"}
     overrides |= dict(text.split("=", 1) for text in args.set)
   print_table(study(args.workdir, args.methods, args.seeds, args.on, overrides))
+  if args.curves:
+    draw(args.curves[0], [args.workdir, *args.curves[1:]])
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -156,10 +157,19 @@ def test_smollm2_gsm8k_compares_both_methods_from_one_start(tmp_path, capsys):
   figures = [f"eval/test/{name}" for name in smollm2_gsm8k.SHOWN]
   assert [first[name] for name in figures] == pytest.approx([second[name] for name in figures], abs=1e-5)
   assert last["eval/test/answer_logp"] != first["eval/test/answer_logp"]
-  smollm2_gsm8k.main(["--workdir", place, "--seeds", "3", "4", "--report_only"])  # there is no seed 4
+  curves = str(tmp_path / "curves.svg")
+  smollm2_gsm8k.main(["--workdir", place, "--seeds", "3", "4", "--report_only", "--curves", curves])  # no seed 4
+  drawn = pathlib.Path(curves).read_text()
+  assert drawn.startswith("<svg") and all(text in drawn for text in ("nrt, runs", "sft, runs", *smollm2_gsm8k.PANELS))
   table = capsys.readouterr().out.strip().splitlines()
   assert table[0].split()[2:] == list(smollm2_gsm8k.SHOWN) and len(table) == 5
   assert [float(cell) for cell in table[2].split()[-5:]] == [float(f"{last[name]:.3f}") for name in figures]
+
+
+def test_smollm2_gsm8k_averages_curves_over_seeds():
+  lines = [[{"step": n, "eval/x": n + seed, "loss": 1.0} for n in range(1, 4)] + [{"step": 9}] for seed in (0, 2)]
+  assert smollm2_gsm8k.over_seeds(lines, "eval/x") == [(n, n + 1, pytest.approx(2**0.5)) for n in (1, 2, 3)]
+  assert smollm2_gsm8k.over_seeds(lines, "loss") == [(1, 1.0, 0.0)] and not smollm2_gsm8k.over_seeds(lines, "other")
 
 
 @pytest.mark.parametrize("on", smollm2_gsm8k.SIZES)
