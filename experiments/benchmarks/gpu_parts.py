@@ -1,11 +1,15 @@
 """The parts of gpu.py that no command of nrt_jax measures. It starts them; each prints `RESULT {json}` lines."""
 
 import argparse
+import collections
 import contextlib
 import dataclasses
 import functools
 import json
+import pathlib
+import re
 import statistics
+import tempfile
 import time
 
 import jax
@@ -116,6 +120,38 @@ def decode(args) -> None:
   share = moved / median / ceilings.find(setup.model.compute_dtype).bandwidth
   tell(rows=len(rollouts.length_N), steps=steps, ms_per_token=1e3 * median / steps, bandwidth_share=share,
        seconds=seconds, compile_seconds=compiling)  # fmt: skip
+  for line in describe_kernels(kernels_of(functools.partial(program, weights, key, prompts)), steps):
+    tell(**line)
+
+
+def kernels_of(act) -> list[tuple]:
+  """(name, start, duration), in nanoseconds, of what ran on the GPU while `act` ran; empty without one."""
+  with tempfile.TemporaryDirectory() as directory:
+    with jax.profiler.trace(directory):
+      jax.block_until_ready(act())
+    (path,) = pathlib.Path(directory).rglob("*.xplane.pb")
+    planes = [plane for plane in jax.profiler.ProfileData.from_file(str(path)).planes if "/device:GPU" in plane.name]
+    lines = [line for plane in planes for line in plane.lines if line.name.startswith("Stream")]
+    return [(event.name, event.start_ns, event.duration_ns) for line in lines for event in line.events]
+
+
+def describe_kernels(events: list[tuple], steps: int, most: int = 16) -> list[dict]:
+  """How many kernels a step starts, how long the device works and waits for the next, and where its time goes.
+
+  Of `steps` steps; numbers at the end of a kernel's name do not tell it from others. The first line is the sum.
+  """
+  busy, end = 0, 0
+  for _, start, duration in sorted(events, key=lambda event: event[1]):
+    busy += max(0, start + duration - max(start, end))
+    end = max(end, start + duration)
+  span = end - min((start for _, start, _ in events), default=0)
+  spent = collections.defaultdict(list)
+  for name, _, duration in events:
+    spent[re.sub(r"[._]?\d+$", "", name)].append(duration)
+  rows = sorted(spent.items(), key=lambda item: -sum(item[1]))[:most]
+  us = 1e3 * steps  # nanoseconds of all steps in a microsecond of each
+  lines = [{"kernels": len(events) / steps, "busy_us": busy / us, "idle_us": (span - busy) / us}]
+  return lines + [{"kernel": name, "each_step": len(own) / steps, "us": sum(own) / us} for name, own in rows]
 
 
 # -------------------------------------------------------------------------------------------------------- attention

@@ -7,6 +7,7 @@ from paths import EXPERIMENTS
 BENCHMARKS = EXPERIMENTS / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # as if started there: the scripts import their neighbour by its bare name
 
+import gpu_parts
 import interpreters
 import numpy as np
 import padding
@@ -68,3 +69,13 @@ def test_padded_steps():
 def test_a_cell_is_the_median_and_its_ratio():
   mine, first = [[4.0, 8.0], [6.0, 9.0], [8.0, 10.0]], [[1.0, 2.0], [1.0, 3.0], [2.0, 2.0]]
   assert scaling.cell(mine, first, 2) == "6.000 (2.00) | 9.000 (2.00)"
+
+
+def test_a_gpus_kernels_are_summed_up_by_name():
+  """Two streams: what overlaps is busy once, and what lies between kernels is idle."""
+  events = [("gemm_2", 0, 4000), ("gemm_11", 6000, 2000), ("copy", 3000, 2000), ("gemm.x", 8000, 1000)]
+  total, *kernels = gpu_parts.describe_kernels(events, steps=2)
+  assert total == {"kernels": 2.0, "busy_us": 4.0, "idle_us": 0.5}
+  assert kernels[0] == {"kernel": "gemm", "each_step": 1.0, "us": 3.0}
+  assert [one["kernel"] for one in kernels] == ["gemm", "copy", "gemm.x"]
+  assert gpu_parts.describe_kernels([], 1) == [{"kernels": 0.0, "busy_us": 0.0, "idle_us": 0.0}]
