@@ -32,11 +32,13 @@ from nrt_jax.evaluation import held_out
 from nrt_jax.files import append_json_line, fill_directory, read_json_lines
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.reporting import charts
 from nrt_jax.rollout import scoring
 from nrt_jax.step import host_grading, opening, policy, programs, throughput
 
 LAYERS = 2  # of width 64
 POINTS = 4  # evaluations of a phase
+CHECK = 25  # steps between looks at whether a phase may end
 PROBED, SAMPLES = 64, 32  # test questions, and completions sampled for each, behind pass@1 and pass@32
 WHOLE = ("grpo", "dr_grpo", "rloo", "dapo", "gspo", "rft", "nft")  # the model samples its own answer too
 
@@ -52,6 +54,7 @@ class Phase:
   samples: int = 1  # of each prompt
   settings: tuple = ()  # (dotted config key, value) pairs over the method's defaults
   given: bool = False  # a start that is given to all arms: it counts no tokens and no FLOPs
+  bar: float | None = None  # greedy accuracy on the test questions that ends it before its last step
   # Trained at the same time, by an optimizer of its own: from the same parameters each of the two makes its step, and
   # the mean of both is where the next one begins (parallel averaging, arXiv 2606.04272)
   beside: "Phase | None" = None
@@ -199,10 +202,15 @@ class Bench:
         mean = jax.tree.map(lambda *params: sum(params) / len(params), *(lane.params for lane in lanes))
         for lane in lanes:
           lane.go_on_from(mean)
-      if step in points:
+      looked = phase.bar is not None and step % CHECK == 0
+      accuracy = self.accuracy(lanes[0].params, "test") if looked or step in points and not phase.given else {}
+      over = step == phase.steps or looked and accuracy["test"] >= phase.bar
+      if step in points or over:
         shown = [lane.take_metrics(counts) for lane in lanes][0]
-        accuracy = {} if phase.given and step < phase.steps else self.accuracy(lanes[0].params, "test")
+        accuracy = accuracy or (self.accuracy(lanes[0].params, "test") if over else {})
         curve.append({"phase": number, "step": step, **counts, **accuracy, **shown})
+      if over:
+        break
     return {"params": lanes[0].params, "curve": curve, "counts": counts}
 
   def dataset(self, run: RunConfig, setup: programs.Setup) -> batches.TokenDataset:
@@ -214,7 +222,7 @@ class Bench:
 
   def program(self, phase: Phase, setup: programs.Setup, states, batch):
     """The compiled step, and the Work that its FLOPs are counted by; compiled once for all seeds."""
-    key = dataclasses.replace(phase, given=False, beside=None)
+    key = dataclasses.replace(phase, given=False, beside=None, bar=None)
     if key not in self._programs:
       compiled = host_grading.compile_programs(setup, states, batch)
       work = throughput.Work(setup, throughput.phases_in(compiled), None)
@@ -311,22 +319,35 @@ def read_flags(description: str, tasks: dict, workdir_name: str, argv=None):
   parser.add_argument("--steps", type=float, default=1.0, help="factor on the steps of all phases, to try it")
   parser.add_argument("--processes", type=int, default=1, help="so many at a time, each an arm of a seed (%(default)s)")
   parser.add_argument("--report_only", action="store_true", help="run nothing, report what is finished")
+  parser.add_argument("--plot", metavar="FILE", help="save the curves as SVG")
   args = parser.parse_args(argv)
   for flag, found, allowed in (("--tasks", args.tasks, tasks), ("--arms", args.arms, arms)):
     for name in found:
       require_choice(flag, name, allowed)
   cells.require_count(args.processes)
+  if args.plot:
+    charts.require("--plot")
   if not 0 < args.steps < float("inf"):
     raise UserError(f"--steps: found {args.steps}, allowed: above 0")
   return args
 
 
-def main(description: str, tasks: dict, make_bench, workdir_name: str, argv=None) -> None:
-  """The whole command: runs what is missing, then prints the tables."""
+def by_task(found: dict) -> list:
+  """Rows of curves: one for each task, a curve for each arm. found: {task: {arm: its lines}}."""
+  return list(found.items())
+
+
+def main(description: str, tasks: dict, make_bench, workdir_name: str, argv=None, curves=by_task) -> None:
+  """The whole command: runs what is missing, then prints the tables. curves: how arms are drawn, see `by_task`."""
   args = read_flags(description, tasks, workdir_name, argv)
   if not args.report_only:
     study(args, tasks, make_bench)
   lines = finished(os.path.join(args.workdir, "results.jsonl"), args.steps)
+  found = {}
   for task in args.tasks:
     own = [lines[task, arm, seed] for arm in tasks[task] for seed in args.seeds if (task, arm, seed) in lines]
     print(f"\n### {task}\n\n{report.table(own)}" if own else f"\n### {task}\n\nno finished runs")
+    for line in own:
+      found.setdefault(task, {}).setdefault(line["arm"], []).append(line)
+  if args.plot:
+    report.draw(args.plot, "test accuracy: mean and deviation over seeds", curves(found))

@@ -84,8 +84,23 @@ def make_bench(task: str, root: str) -> common.Bench:
   return common.Bench(root, sets, lengths)
 
 
+def kind(arm: str) -> str:
+  if not arm.startswith("ntp"):
+    return "from random weights"
+  return "prediction, then RL" if arm.endswith("_rl") else "prediction alone"
+
+
+def curves(found: dict) -> list:
+  """Rows of curves: of each task one for each kind of arm."""
+  rows = {}
+  for task, arms in found.items():
+    for arm, lines in arms.items():
+      rows.setdefault(f"{task}, {kind(arm)}", {})[arm] = lines
+  return list(rows.items())
+
+
 def main(argv=None) -> None:
-  common.main(__doc__, dict.fromkeys(TASKS, ARMS), make_bench, "runs/get_go_e3", argv)
+  common.main(__doc__, dict.fromkeys(TASKS, ARMS), make_bench, "runs/get_go_e3", argv, curves)
 
 
 if __name__ == "__main__":

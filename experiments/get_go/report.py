@@ -1,6 +1,15 @@
-"""The table of a study: an arm a row, with means and deviations over its seeds, at equal tokens and at equal FLOPs."""
+"""The table of a study: an arm a row, with means and deviations over its seeds, at equal tokens and at equal FLOPs.
+
+And its curves, over both. They need the extra `[report]`.
+"""
 
 import numpy as np
+
+from nrt_jax.files import write_text
+from nrt_jax.reporting import charts
+
+AXES = {"over thousands of sampled tokens": ("sampled", 1e3), "over GFLOP": ("flops", 1e9)}
+GRID = 25  # points of a drawn curve
 
 
 def at_budget(curve: list, key: str, budget: float) -> float:
@@ -12,6 +21,34 @@ def at_budget(curve: list, key: str, budget: float) -> float:
   if counts[-1] < budget:
     return float("nan")
   return float(np.interp(budget, counts, values))
+
+
+def band(lines: list, key: str, unit: float) -> list:
+  """[(count / unit, mean, deviation)] of the test accuracy over seeds, where all of them have been; [] if nowhere."""
+  curves = [[point for point in line["curve"] if "test" in point] for line in lines]
+  # Phases that do not count have many points at one count: the last of them is where the next phase begins.
+  curves = [list({point[key]: point for point in curve}.values()) for curve in curves]
+  low, high = max(curve[0][key] for curve in curves), min(curve[-1][key] for curve in curves)
+  if low >= high:
+    return []
+  found = []
+  for count in np.linspace(low, high, GRID):
+    values = [at_budget(curve, key, count) for curve in curves]
+    found.append((count / unit, float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0))
+  return found
+
+
+def draw(path: str, title: str, rows: list) -> None:
+  """Saves curves as SVG. rows: (label, {name of a curve: its lines, a seed each}); two panels a row, see AXES."""
+  drawn = []
+  for label, curves in rows:
+    panels = {}
+    for head, (key, unit) in AXES.items():
+      bands = {name: band(lines, key, unit) for name, lines in curves.items()}
+      bands = {name: points for name, points in bands.items() if points}
+      panels |= {head: bands} if bands else {}
+    drawn += [(label, panels)] if panels else []
+  write_text(path, charts.figure(title, drawn, along=""))
 
 
 def budgets(lines: list) -> dict:

@@ -82,16 +82,17 @@ def lines(title: str, points: list[dict], labels: list[str]) -> dict:
   }
 
 
-def figure(title: str, rows: list[tuple], control: str | None = None) -> str:
+def figure(title: str, rows: list[tuple], control: str | None = None, along: str = "step") -> str:
   """An SVG, for pages that are no report: a row of panels for each of `rows`, with a legend of its own.
 
   rows: (label, {head of a panel: {name of a line: [(step, mean, deviation), ...]}}); the band is mean ± deviation, and
-  each panel has its own scale. control: the line that is grey and dashed.
+  each panel has its own scale. control: the line that is grey and dashed. along: what the lines are drawn over, "" if
+  the heads say it.
   """
   spec = {
     "title": {"text": title, "anchor": "start", "fontSize": 14},
     "background": "white",
-    "vconcat": [_row(label, panels, control) for label, panels in rows],
+    "vconcat": [_row(label, panels, control, along) for label, panels in rows],
     "resolve": {"scale": dict.fromkeys(LOOKS, "independent")},
     "config": {
       "view": {"stroke": "#999"},
@@ -104,25 +105,25 @@ def figure(title: str, rows: list[tuple], control: str | None = None) -> str:
   return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", drawn) + "\n"
 
 
-def _row(label: str, panels: dict, control: str | None) -> dict:
+def _row(label: str, panels: dict, control: str | None, along: str) -> dict:
   names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
   looks = [("#555555", [4, 3]) if name == control else look(number) for number, name in enumerate(names)]
   over = {"field": "name", "type": "nominal"}
   colour = {**over, "scale": {"domain": names, "range": [colour for colour, _ in looks]}}
   dash = {**over, "scale": {"domain": names, "range": [dashes for _, dashes in looks]}}
-  shown = [_panel(head, curves, colour, dash) for head, curves in panels.items()]
+  shown = [_panel(head, curves, colour, dash, along) for head, curves in panels.items()]
   resolved = {"scale": {"x": "independent", "y": "independent", **dict.fromkeys(LOOKS, "shared")}}
   return {"title": {"text": label, "anchor": "start", "fontSize": 12}, "hconcat": shown, "resolve": resolved}
 
 
-def _panel(head: str, curves: dict, colour: dict, dash: dict) -> dict:
+def _panel(head: str, curves: dict, colour: dict, dash: dict, along: str) -> dict:
   points = [
     {"name": name, "s": step, "m": mean, "l": mean - deviation, "h": mean + deviation}
     for name, curve in curves.items()
     for step, mean, deviation in curve
   ]
   value = {"type": "quantitative", "title": None, "scale": {"zero": False}, "axis": {"tickCount": 5}}
-  step = {"field": "s", "type": "quantitative", "title": "step", "axis": {"tickCount": 4}}
+  step = {"field": "s", "type": "quantitative", "title": along or None, "axis": {"tickCount": 4}}
   band = {"y": {**value, "field": "l"}, "y2": {"field": "h"}}
   line = {"y": {**value, "field": "m"}, "strokeDash": dash}
   return {

@@ -53,7 +53,7 @@ def test_e4_starts_its_cells_too(program, tmp_path, capsys):
   e4.main(["--processes", "2", "--seeds", "0", "--arms", "widen", "direct", "--steps", "7", "--workdir", str(tmp_path)])
   seen = read_json_lines(tmp_path / "seen.jsonl")
   assert sorted((one["--arms"], one["--seeds"], one["--steps"], one["--form_steps"]) for one, _ in seen) == [
-    ("direct", "0", "7", "60"), ("widen", "0", "7", "60")
+    ("direct", "0", "7", str(e4.FORM_STEPS)), ("widen", "0", "7", str(e4.FORM_STEPS))
   ]  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+import xml.etree.ElementTree
 
 import jax
 import numpy as np
@@ -82,6 +83,24 @@ def test_the_table_has_means_and_deviations_over_seeds():
   assert len({row.count("|") for row in (head, rule, rl, ntp)}) == 1
 
 
+def test_curves_are_means_over_seeds_where_all_have_been():
+  lines = [line("rl", 0, [0.0, 0.4, 0.8], 300, 3e9), line("rl", 1, [0.2, 0.6], 200, 2e9)]
+  start = {"test": 0.0, "sampled": 100, "flops": 0.0}  # points at one count: the last of them counts
+  lines[0]["curve"].insert(0, {**start, "test": 9.0, "flops": 1e9})
+  band = report.band(lines, "sampled", 100)
+  assert (band[0][0], band[-1][0]) == (1, 2) and band[0][1:] == pytest.approx((0.1, 0.2 / 2**0.5))
+  assert band[-1][1:] == pytest.approx((0.5, 0.2 / 2**0.5))
+  assert report.band([line("ntp", 0, [0.5], 0, 1e12)], "sampled", 1) == []
+
+
+def test_curves_are_drawn_over_both_counts(tmp_path):
+  pytest.importorskip("vl_convert", reason='pip install "nrt_jax[report]"')
+  lines = {arm: [line(arm, 0, [0.2, 0.8], 300, 4e12)] for arm in ("ntp_0", "rl", "ntp_0_rl")}
+  report.draw(str(tmp_path / "curves.svg"), "accuracy", e3.curves({"chain": lines}))
+  text = [node.text for node in xml.etree.ElementTree.parse(tmp_path / "curves.svg").getroot().iter()]
+  assert {"accuracy", "chain, prediction alone", "chain, from random weights", *lines, *report.AXES} <= {*text}
+
+
 def test_only_whole_lines_of_as_many_steps_are_finished(tmp_path):
   path = str(tmp_path / "results.jsonl")
   assert common.finished(path, 1.0) == {}
@@ -136,21 +155,23 @@ def test_all_that_is_shown_fits(bench):
   assert len(data) == e2.ITEMS and min(map(len, data.traces)) > 0
 
 
-SFT = Phase("sft", 1, "items", 4)
-TINY = {"rl": (dataclasses.replace(SFT, given=True), Phase("dr_grpo", 2, "items", 4, 2)), "sft": (SFT,)}
+SFT = Phase("sft", 2, "items", 4)
+TINY = {"rl": (dataclasses.replace(SFT, given=True, bar=0.0), Phase("dr_grpo", 2, "items", 4, 2)), "sft": (SFT,)}
 
 
-def test_an_arm_is_trained_counted_and_measured(bench):
-  """A given start counts nothing; what follows is counted by its lengths. Arms of one start share it."""
+def test_an_arm_is_trained_counted_and_measured(bench, monkeypatch):
+  """A given start counts nothing and ends at its bar; what follows is counted by its lengths. Arms share a start."""
   bench.forget()
+  monkeypatch.setattr(common, "CHECK", 1)
   given, rl = TINY["rl"]
   first, second = bench.run((given, rl), 0), bench.run((given, SFT), 0)
   assert first["curve"][0] == second["curve"][0] and len(bench._reached) == 3
+  assert (first["curve"][0]["step"], second["curve"][-1]["step"]) == (1, 2) and "test" in first["curve"][0]
   assert first["curve"][0]["sampled"] == first["curve"][0]["flops"] == 0 < first["curve"][1]["sampled"]
   end = second["curve"][-1]
   prompt, row = 10, 10 + 1 + 2  # "orthogonal", eight coordinates, "and"; marker; answer and end token
-  assert (end["sampled"], end["trained"]) == (0, 4 * row)
-  assert end["flops"] == pytest.approx(4 * costs.train_flops(bench.model, row, row - prompt), rel=1e-4)
+  assert (end["sampled"], end["trained"]) == (0, 8 * row)
+  assert end["flops"] == pytest.approx(8 * costs.train_flops(bench.model, row, row - prompt), rel=1e-4)
   assert {"test", "train", "longer", "alphabet", "convention"} <= set(first["end"])
   assert first["end"] != second["end"] and 0 <= first["end"]["pass_1"] <= first["end"]["pass_32"] <= 1
 
@@ -175,7 +196,7 @@ def test_the_study_resumes(bench, tmp_path, capsys, monkeypatch):
   with open(tmp_path / "results.jsonl") as file:
     lines = [json.loads(text) for text in file]
   assert [(line["arm"], line["seed"], line["steps"]) for line in lines] == [("rl", 3, 1.0), ("sft", 3, 1.0)]
-  assert [[point["phase"] for point in line["curve"]] for line in lines] == [[1, 2, 2], [1]]
+  assert [[point["phase"] for point in line["curve"]] for line in lines] == [[1, 1, 2, 2], [1, 1]]
   monkeypatch.setattr(e2, "make_bench", None)  # nothing is left to run
   e2.main([*argv, "--report_only"])
   e2.main(argv)

@@ -32,7 +32,9 @@ def test_places_differ_in_where_the_facts_are(name, monkeypatch):
     read = 4 * task.hops + 1 if made["env"] else task.hops + 1  # "read", a key, its value; a stop token
     assert read <= lengths.trace
     assert task.cue_share == (0.8 if "cues" in name and key in ("train", "traced") else 0.0)
-  swapped, test = (tasks.make_task("facts", "test", sets.test[key]["task_options"]) for key in ("swapped", "test"))
+  split = "train" if name == "weights" else "test"
+  assert {values["split"] for values in sets.test.values()} == {split}
+  swapped, test = (tasks.make_task("facts", split, sets.test[key]["task_options"]) for key in ("swapped", "test"))
   assert (swapped.world(0) == test.world(0)) is False and test.fixed == (name == "weights")
 
 

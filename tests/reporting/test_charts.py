@@ -29,7 +29,10 @@ def test_a_figure_has_a_panel_for_each_metric_and_a_line_for_each_name():
   rows.append(("second", {"accuracy": {"b": curve, "c": curve}}))
   root = xml.fromstring(charts.figure("title", rows, "sft"))
   text = [node.text for node in root.iter()]
-  assert text.count("accuracy") == 2 and {"title", "first", "second", "gain", "a", "b", "c", "sft"} <= set(text)
+  assert text.count("accuracy") == 2 and text.count("step") == 3
+  assert {"title", "first", "second", "gain", "a", "b", "c", "sft"} <= set(text)
+  bare = xml.fromstring(charts.figure("title", rows[1:], along=""))
+  assert "step" not in [node.text for node in bare.iter()]
   one, two, control = charts.look(0)[0], charts.look(1)[0], "#555555"  # each row begins with the first colour
   lines = [node.get("stroke") for node in root.iter() if node.get("stroke-width") == "1.5"]
   bands = [node.get("fill") for node in root.iter() if node.get("opacity") == "0.15"]
