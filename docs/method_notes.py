@@ -198,7 +198,7 @@ NOTES = {
       "([results](../results/smollm2_gsm8k.md)).",
       "It says nothing about which trace is good.",
     ),
-    settings='  config.data.trace_column = "trace"  # optional: given traces; an example without one has none\n'
+    settings='  config.data.trace_column = "trace"  # optional: given traces, {..., "trace": ...} on some lines\n'
     "  config.data.max_trace_length = 512  # tokens of them",
   ),
   "grpo": Note(

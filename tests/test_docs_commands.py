@@ -1,7 +1,7 @@
 """Every command and every code block of the docs is one of a known kind, and is tried as far as that kind can be.
 
-Commands of nrt-jax and of our scripts go through their own parsers; configs are loaded with the overrides shown. Those
-that only read small files are run. What trains, needs a TPU's compiler or a network is parsed.
+Commands of nrt-jax and of our scripts go through their own parsers; configs are loaded with the overrides shown. Reports
+are run here, and what trains in test_docs_run.py.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import runpy
 import sys
 
 import pytest
-from pages import PAGES, Command, blocks, commands, commands_of_module, split
+from pages import PAGES, SHOWN, Command, blocks, config_named, config_text, filled, split
 from paths import DOCS, EXPERIMENTS, ROOT
 
 from nrt_jax import __main__ as program
@@ -24,19 +24,7 @@ from nrt_jax.commands.configs import load_config
 from nrt_jax.harness.opening import Source
 from tpu_launch import __main__ as launcher
 
-SHOWN = [c for page in PAGES for c in commands(page)]
-SHOWN += [c for path in sorted(EXPERIMENTS.rglob("*.py")) for c in commands_of_module(path)]
-SHOWN += [Command(f"nrt-jax {name} --help", split(row.example)[0]) for name, row in flags.COMMANDS.items()]
 BLOCKS = [block for page in PAGES for block in blocks(page)]
-
-# What pages write where a reader has a file, a name or a number of his own.
-PLACEHOLDERS = {
-  "FILE": "full_size/nrt_llama31_8b_tulu3.py",
-  "SEED": "0",
-  "METHOD": "nrt",
-  "ENGINE": "local",
-  "DIR": "runs/my_run",
-}
 RUN_PAGES = {  # test_docs.py runs all their python blocks and compares what they print
   f"docs/{name}.md"
   for name in (
@@ -49,31 +37,14 @@ LISTINGS = {  # language of a block -> pages on which other tests read it
 }
 
 
-def filled(words: tuple) -> list[str]:
-  return [re.sub(r"\b[A-Z]+\b", lambda m: PLACEHOLDERS.get(m[0], m[0]), word) for word in words]
-
-
 # ---- Configs -------------------------------------------------------------------------------------------------------
-
-
-def config_text(page: str) -> str:
-  """The config file that a page shows; README's where it shows none."""
-  path = ROOT / page
-  shown = [b.text for b in blocks(path) if "def get_config" in b.text] if path.suffix == ".md" else []
-  return shown[0] if shown else config_text("README.md")
 
 
 def config_file(page: str, name: str, place: pathlib.Path) -> str:
   """The path of the config that a command names: one of the repository, or one written down from the pages."""
   if (ROOT / name).is_file():
     return str(ROOT / name)
-  known = pathlib.Path(name).name in ("my_run.py", "my_raro.py", "CONFIG")
-  assert known, f"{page}: {name} is no file and no placeholder"
-  text = config_text("docs/raro.md" if "raro" in name or name == "CONFIG" else page)
-  if page == "docs/families.md":  # whose run is on a task
-    data = {"source": "task:modular_chain", "task_options": {}}
-    text = text.replace("  return config", f"  config.evaluation.data = {data}\n  return config")
-  (place / "shown.py").write_text(text)
+  (place / "shown.py").write_text(config_named(page, name))
   return str(place / "shown.py")
 
 

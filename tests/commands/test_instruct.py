@@ -1,13 +1,10 @@
 """A user's own instruct model, tiny: from a published directory with a chat template to a trained export."""
 
 import json
-import re
-import shlex
 
 import numpy as np
 import places
 import pytest
-from paths import DOCS
 
 from nrt_jax import __main__, workdir
 from nrt_jax.commands import configs
@@ -109,34 +106,6 @@ def test_every_command_says_how_it_asks(run, capsys):
   assert line in stderr_of(capsys, *train)  # it has ended: no step is made
   settings = json.loads((run / "run" / "export" / "nrt_jax.json").read_text())
   assert settings["prompt"]["template"] == "chat"  # what the run used
-
-
-# ---- docs/instruct.md ----------------------------------------------------------------------------------------------
-
-SMALL = ("total_steps=2", "prompts_per_step=8", "samples_per_prompt=2", "prompt.max_prompt_length=24",
-         "prompt.max_answer_length=4", "sampling.max_trace_length=6", "evaluation.batch_prompts=16")  # fmt: skip
-
-
-def test_the_pages_commands_run(tmp_path, monkeypatch, capsys):
-  """Verbatim, on a tiny model, but for sizes that fit it."""
-  page = (DOCS / "instruct.md").read_text()
-  (code,), (commands,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "bash"))
-  monkeypatch.chdir(tmp_path)
-  places.make_chat_model(tmp_path / "my_model")
-  for name, count in (("pairs.jsonl", 64), ("heldout.jsonl", 16)):
-    places.write_pairs(tmp_path / name, count)
-  assert code.startswith("# my_run.py\n")
-  (tmp_path / "my_run.py").write_text(code)
-  lines = [shlex.split(line) for line in commands.splitlines()]
-  assert [line[:2] for line in lines] == [["nrt-jax", name] for name in ("evaluate", "train", "evaluate", "sample")]
-  for _, *argv in lines:
-    small = [f"--config.{key}" for key in SMALL] if "--config" in argv else []
-    capsys.readouterr()
-    assert __main__.main([*argv, *small]) == 0
-    out, err = capsys.readouterr()
-    assert f"prompts: chat template; marker '{MARKER}" in err
-  assert out.count("prompt: What is 17 times 3?") == 4
-  assert "eval/heldout/answer_logp_gain" in (tmp_path / "runs" / "my_run" / "metrics.jsonl").read_text()
 
 
 def test_a_start_replaces_defaults_and_nothing_else():

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from paths import DOCS, EXPERIMENTS, ROOT
 
+from nrt_jax.commands import flags
+
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.rglob("*.md"), *EXPERIMENTS.rglob("*.md")])
 FENCED = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 INDENTED = re.compile(r"\n\n((?: {4}[^\n]*\n)+)")
@@ -69,3 +71,39 @@ def split(text: str) -> list[tuple]:
         words = words[1:]
       found += [tuple(words)] if words else []
   return found
+
+
+SHOWN = [c for page in PAGES for c in commands(page)]
+SHOWN += [c for path in sorted(EXPERIMENTS.rglob("*.py")) for c in commands_of_module(path)]
+SHOWN += [Command(f"nrt-jax {name} --help", split(row.example)[0]) for name, row in flags.COMMANDS.items()]
+
+# What pages write where a reader has a file, a name or a number of his own.
+PLACEHOLDERS = {
+  "FILE": "full_size/nrt_llama31_8b_tulu3.py",
+  "SEED": "0",
+  "METHOD": "nrt",
+  "ENGINE": "local",
+  "DIR": "runs/my_run",
+}
+
+
+def filled(words: tuple) -> list[str]:
+  return [re.sub(r"\b[A-Z]+\b", lambda m: PLACEHOLDERS.get(m[0], m[0]), word) for word in words]
+
+
+def config_text(page: str) -> str:
+  """The config file that a page shows; README's where it shows none."""
+  path = ROOT / page
+  shown = [b.text for b in blocks(path) if "def get_config" in b.text] if path.suffix == ".md" else []
+  return shown[0] if shown else config_text("README.md")
+
+
+def config_named(page: str, name: str) -> str:
+  """The text of the config of the reader's own that a command of a page names."""
+  known = pathlib.Path(name).name in ("my_run.py", "my_raro.py", "CONFIG")
+  assert known, f"{page}: {name} is no file and no placeholder"
+  text = config_text("docs/raro.md" if "raro" in name or name == "CONFIG" else page)
+  if page == "docs/families.md":  # whose run is on a task
+    data = {"source": "task:modular_chain", "task_options": {}}
+    text = text.replace("  return config", f"  config.evaluation.data = {data}\n  return config")
+  return text

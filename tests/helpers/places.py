@@ -45,16 +45,19 @@ CHAT_WORDS = ("user", "assistant", "system", "what", "is", "the", "colour", "of"
 THINGS = tuple(f"thing{i}" for i in range(64))
 
 
-def make_chat_model(path: pathlib.Path, tied: bool = False) -> pathlib.Path:
-  """A directory as an instruct model is published: weights, a tokenizer of words and a ChatML template. Untrained."""
-  tokenizer = word_tokenizer((*CHAT_WORDS, *THINGS), special=("<|im_start|>", "<|im_end|>"))
+def make_chat_model(path: pathlib.Path, tied: bool = False, words: tuple = (), **over) -> pathlib.Path:
+  """A directory as an instruct model is published: weights, a tokenizer of words and a ChatML template. Untrained.
+
+  words: further ones. over: fields of ModelConfig.
+  """
+  tokenizer = word_tokenizer((*CHAT_WORDS, *THINGS, *words), special=("<|im_start|>", "<|im_end|>"))
   tokenizer.chat_template = chats.CHATML
-  words = path.with_name(f"{path.name}_words")
-  tokenizer.save_pretrained(str(words))
+  source = path.with_name(f"{path.name}_words")
+  tokenizer.save_pretrained(str(source))
   sizes = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
-  sizes |= dict(head_dim=8, max_position_embeddings=128, initializer_range=0.2)
+  sizes |= dict(head_dim=8, max_position_embeddings=128, initializer_range=0.2) | over
   model = ModelConfig(vocab_size=len(tokenizer), tie_word_embeddings=tied, **sizes)
-  hf_weights.save_params(init_params(model, jax.random.key(0)), model, path, source=words)
+  hf_weights.save_params(init_params(model, jax.random.key(0)), model, path, source=source)
   return path
 
 
