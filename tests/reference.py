@@ -13,6 +13,11 @@ AGGREGATION_NAMES = (
 )  # fmt: skip
 
 
+def softmax(x):
+  weight = np.exp(np.asarray(x, np.float64) - np.max(x))
+  return weight / weight.sum()
+
+
 def token_weights(name, base):
   """w_i of the two weighted sums, from the probabilities after an empty trace."""
   return 1 / base if name == "weighted_sum_inverse_prob" else -np.log(base)

@@ -1,6 +1,6 @@
-"""Lines of JSON that an interrupted writer may have cut off, and what processes write at once.
+"""JSON as it is written: whole files, lines that an interrupted writer may have cut off, what processes write at once.
 
-What is written as a whole is tested where it is used.
+Other files that are written as a whole are tested where they are used.
 """
 
 import errno
@@ -8,10 +8,21 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from paths import ROOT
+from strict_json import strict
 
-from nrt_jax.files import append_json_line, fill_directory, os_error, read_json_lines, write_json, write_text, writing
+from nrt_jax.files import (
+  append_json_line,
+  fill_directory,
+  json_safe,
+  os_error,
+  read_json_lines,
+  write_json,
+  write_text,
+  writing,
+)
 
 
 def test_a_line_that_was_cut_off_costs_itself_alone(tmp_path):
@@ -86,3 +97,19 @@ def test_a_directory_is_filled_once_and_anew_if_it_differs(tmp_path):
   with open(os.path.join(path, "b")) as file:
     assert file.read() == "two"
   assert sorted(os.listdir(tmp_path)) == ["model", "model.lock"]
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "config.json"
+  write_json(path, {"a": (1, 2), "b": float("nan"), "c": np.float32(0.5), "text": "é"})
+  assert strict(path.read_text(encoding="utf-8")) == {"a": [1, 2], "b": None, "c": 0.5, "text": "é"}
+  before = path.read_bytes()
+  with pytest.raises(TypeError):
+    write_json(path, {"a": object()})
+  assert path.read_bytes() == before and os.listdir(tmp_path) == ["config.json"]
+
+
+def test_json_safe_leaves_plain_values_alone():
+  value = {"a": [1, 2.5, "x", None, True], "b": {"c": []}}
+  assert json_safe(value) == value
+  assert json_safe({1: np.arange(3), "d": np.bool_(True)}) == {"1": [0, 1, 2], "d": True}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import toy
 from checkpoints import SYNC, raw
+from jax.experimental.compilation_cache import compilation_cache
 from transformers import AutoTokenizer, GenerationConfig
 
 from nrt_jax import config, workdir
@@ -121,3 +122,16 @@ def test_a_checkpoint_restores_on_any_mesh(tmp_path):
       assert table.shape[0] == 26 and not np.asarray(table[25:]).any()
   for found, expected in zip(jax.tree.leaves(states), jax.tree.leaves(first), strict=True):
     assert found.shape == expected.shape and raw(found) == raw(expected)
+
+
+def test_compiled_programs_are_kept_in_the_workdir(tmp_path):
+  before = jax.config.jax_compilation_cache_dir
+  try:
+    workdir.keep_compiled(str(tmp_path))
+    assert jax.config.jax_compilation_cache_dir == before  # a user's own directory is left alone
+    jax.config.update("jax_compilation_cache_dir", None)
+    workdir.keep_compiled(str(tmp_path))
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()

@@ -110,13 +110,13 @@ MEASUREMENTS = {
 # arrays; files that start processes of their own; and the tests below.
 TEST_FILES = (
   "model/kernels", "model/attention", "rollout/sampler", "rollout/scoring", "model/decoder", "objectives/losses",
-  "objectives/rewards", "objectives/advantages", "step/update", "algorithms/verifier_free", "rows",
+  "objectives/rewards", "objectives/advantages", "step/update", "algorithms/verifier_free", "rows", "rollout/one_draw",
   "objectives/masked", "rollout/caches", "model/lora", "optimizers/update_rule", "optimizers/quantized_moments",
   "model/remat", "rollout/continuous", "data/packing", "step/programs",
 )  # fmt: skip
 SEVERAL_DEVICES = (
   "model/kernels::test_mesh", "model/kernels::test_rows_that_do_not_divide_over_the_mesh_are_left_to_xla",
-  "model/kernels::test_pmap", "rollout/sampler::test_tokens_are_drawn_where_the_vocabulary_lies",
+  "model/kernels::test_pmap", "rollout/one_draw::test_tokens_are_drawn_where_the_vocabulary_lies",
   "rollout/continuous::test_over_a_mesh", "rollout/continuous::test_under_pmap", "rollout/continuous::test_errors",
   "step/update::test_kernels_run_rows_that_have_their_own_prompt",
   "step/update::test_a_shared_prompt_must_not_be_cut",

@@ -15,7 +15,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from paths import ROOT
 
-from nrt_jax import __main__, workdir
+from nrt_jax import __main__
 from nrt_jax.commands import flags
 from nrt_jax.model import hf_weights
 
@@ -159,19 +159,6 @@ def test_harness_on_a_checkpoint_and_on_its_export(place, tmp_path, capsys):
   assert samples[0] == samples[1] and [row["task"] for row in samples[0]] == ["local_choice"] * 3 + ["local_answer"] * 3
 
 
-def test_compiled_programs_are_kept_in_the_workdir(tmp_path):
-  before = jax.config.jax_compilation_cache_dir
-  try:
-    workdir.keep_compiled(str(tmp_path))
-    assert jax.config.jax_compilation_cache_dir == before  # a user's own directory is left alone
-    jax.config.update("jax_compilation_cache_dir", None)
-    workdir.keep_compiled(str(tmp_path))
-    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "compiled")
-  finally:
-    jax.config.update("jax_compilation_cache_dir", before)
-    compilation_cache.reset_cache()
-
-
 def test_sample_keeps_compiled_programs_in_the_users_cache(place, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
@@ -309,56 +296,7 @@ def test_mistakes_in_flags(place, tmp_path, capsys, argv, message):
   assert not list(tmp_path.iterdir())
 
 
-def test_interrupt(monkeypatch, capsys):
-  from nrt_jax.commands import sample as command
-
-  def interrupted(args):
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(command, "run", interrupted)
-  assert __main__.main(["sample", "--model", "x"]) == 130
-  assert capsys.readouterr().err == "nrt-jax: interrupted\n"
-
-
-def test_our_own_bugs_are_not_hidden(monkeypatch):
-  from nrt_jax.commands import sample as command
-
-  monkeypatch.setattr(command, "run", lambda args: 1 / 0)
-  with pytest.raises(ZeroDivisionError):
-    __main__.main(["sample", "--model", "x"])
-
-
-# ---- The program ---------------------------------------------------------------------------------------------------
-
-
-def test_module_as_a_program():
-  done = subprocess.run([sys.executable, "-m", "nrt_jax", "trian"], cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 2 and done.stdout == ""
-  allowed = ", ".join(sorted(flags.COMMANDS))
-  assert done.stderr == f"nrt-jax: command: found 'trian', allowed: {allowed} (did you mean 'train'?)\n"
-
-
-def test_help_is_there_at_once():
-  """No help waits for jax or transformers, and each shows every flag and an example."""
-  code = """
-import sys
-from nrt_jax.__main__ import main
-from nrt_jax.commands.flags import COMMANDS
-for argv in (["--help"], *([name, "--help"] for name in COMMANDS)):
-  try:
-    main(argv)
-  except SystemExit as end:
-    assert end.code == 0, end.code
-heavy = {"jax", "numpy", "transformers", "ml_collections"} & set(sys.modules)
-assert not heavy, heavy
-"""
-  done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  for name, command in flags.COMMANDS.items():
-    assert f"usage: nrt-jax {name}" in done.stdout
-    assert f"example:\n{command.example}" in done.stdout
-  for flag in ("--config.KEY=VALUE", "--workdir", "--distributed", "--max_trace_length", "--step", "--dtype"):
-    assert flag in done.stdout
+# ---- Two processes -------------------------------------------------------------------------------------------------
 
 
 def test_two_processes_train_as_one(place, tmp_path):
@@ -389,7 +327,3 @@ def test_two_processes_train_as_one(place, tmp_path):
   exports = [hf_weights.load_params(r / "export", hf_weights.read_model_config(r / "export")) for r in runs]
   for left, right in zip(*map(jax.tree.leaves, exports)):
     np.testing.assert_allclose(left, right, atol=1e-4)
-
-
-def test_setup_installs_the_same_program():
-  assert '"nrt-jax = nrt_jax.__main__:main"' in (ROOT / "setup.py").read_text()

@@ -1,4 +1,7 @@
-"""A critic's prompts in pieces: what they say together, what no question can change in them, and clear refusals."""
+"""A critic's prompts in pieces: what they say together, and what no question can change in them.
+
+Refusals: test_critic_refusals.py.
+"""
 
 import dataclasses
 import itertools
@@ -8,50 +11,15 @@ import chats
 import numpy as np
 import pytest
 from chats import CONVERSATIONS, FAMILIES, turn
+from critic_pieces import CHAT, PLAIN, SHORT, Critic, whole, words
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from nrt_jax import errors
 from nrt_jax.data import batches, chat_templates, control_tokens, critic_prompts, prompts, sources
-from nrt_jax.data.critic_prompts import CriticConfig, CriticHeads
-from nrt_jax.data.prompts import PromptConfig
+from nrt_jax.data.critic_prompts import CriticConfig
 
-CHAT = PromptConfig(template="chat", max_prompt_length=200, max_answer_length=12)
-PLAIN = PromptConfig(template="plain", max_prompt_length=200, max_answer_length=12)
 KINDS = tuple(critic_prompts.LABELS)
-ANSWERS = ("72", "48 + 24")
-WORDS = [*map(str, range(10)), "sum", "one", "other", "which", "tie", "expert", "model", "so", "?"]
-SHORT = "{question} one {answer_1} other {answer_2} which"
-
-
-class Critic:
-  """What the pieces are for a tokenizer and both configs."""
-
-  def __init__(self, tokenizer, prompt=CHAT, critic=CriticConfig()):
-    self.tokenizer, self.prompt, self.critic = tokenizer, prompt, critic
-    self.form = prompts.make_format(tokenizer, prompt)
-    self.made = critic_prompts.make_form(tokenizer, self.form, prompt, critic)
-    self.heads = CriticHeads(tokenizer, self.form, prompt, critic, self.made.head_width)
-
-  def head(self, question):
-    return self.heads.encode([sources.Example(question, "72", None, "here")])[0]
-
-  def text(self, question, answers=ANSWERS):
-    """The whole prompt, put together from its pieces."""
-    pieces = [self.head(question), self.made.middle_ids, self.made.tail_ids]
-    head, middle, tail = (prompts.decode(self.tokenizer, ids) for ids in pieces)
-    return head + answers[0] + (tail if self.critic.kind == "single" else middle + answers[1] + tail)
-
-
-def whole(critic: CriticConfig, question, answers=ANSWERS):
-  """The turns of the whole prompt, whose last one holds the template with everything in it."""
-  *before, last = prompts.as_messages(question)
-  content = critic.shown.replace("{answer_1}", answers[0]).replace("{answer_2}", answers[1])
-  return [*before, {**last, "content": content.replace("{question}", last["content"])}]
-
-
-def words(special=()):
-  return prompts.word_tokenizer(WORDS, special=special)
 
 
 # ---- What the pieces say --------------------------------------------------------------------------------------------
@@ -278,106 +246,3 @@ def test_a_question_that_the_chat_template_refuses_names_its_line():
   example = sources.Example([turn("user", "a"), turn("user", "b")], "7", None, "x.jsonl:2")
   with pytest.raises(errors.UserError, match="^x.jsonl:2: prompt.template: .* the turns user, user: roles must al"):
     critic.heads.encode([example])
-
-
-# ---- Refusals -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-  "kind,template",
-  [
-    ("pairwise", "{question} {answer_1}"),
-    ("pairwise", "{answer_1} {answer_2}"),
-    ("pairwise", "{question} {answer_2} {answer_1}"),
-    ("pairwise", "{answer_1} {question} {answer_2}"),
-    ("pairwise", "{question} {answer_1} {answer_2} {answer_1}"),
-    ("pairwise_tie", "{question} {answer_1} {answer_2} {question}"),
-    ("single", "{question}"),
-    ("single", "{question} {answer_1} {answer_2}"),
-  ],
-)
-def test_a_template_has_each_place_once_and_in_order(kind, template):
-  names = "{question}, {answer_1}" + (" and {answer_2}" if kind != "single" else "")
-  with pytest.raises(errors.UserError) as caught:
-    CriticConfig(kind=kind, template=template)
-  allowed = f"allowed: a text with {names}, each once, in this order"
-  assert str(caught.value) == f"algorithm.critic.template: found {template!r}, {allowed}"
-
-
-@pytest.mark.parametrize(
-  "values,message",
-  [
-    ({"kind": "pair"}, "kind: found 'pair', allowed: pairwise, pairwise_tie, single"),
-    ({"order": "first"}, "order: found 'first', allowed: both, random"),
-    ({"labels": ("1", "2")}, r"labels: found \('1', '2'\), allowed: 3 different words, as in \('1', '2', 'tie'\)"),
-    ({"labels": ("1", "2", "1")}, "labels: found"),
-    ({"labels": ("1", "2", "")}, "labels: found"),
-    ({"kind": "single", "labels": ("a", "b", "c")}, "labels: .* allowed: 2 different words, as in"),
-    ({"samples": 3}, "samples: found 3, allowed: 2 or more, a multiple of 2"),
-    ({"samples": 1, "order": "random"}, "samples: found 1, allowed: 2 or more, a multiple of 1"),
-    ({"samples": 2, "kind": "single"}, "samples: found 2, allowed: an even number, 4 or more"),
-    ({"samples": 5, "kind": "single", "order": "random"}, "samples: found 5, allowed: an even number, 4 or more"),
-    ({"pairs": -1}, "pairs: found -1, allowed: 0 or more"),
-    ({"max_length": 0}, "max_length: found 0, allowed: 1 or more"),
-    ({"max_answer_length": -1}, "max_answer_length: found -1"),
-    ({"max_head_length": -1}, "max_head_length: found -1"),
-    ({"top_k": -1}, "top_k: found -1"),
-    ({"temperature": 0.0}, "temperature: found 0.0, allowed: above 0"),
-    ({"temperature": float("nan")}, "temperature: found nan, allowed: above 0"),
-    ({"top_p": 0.0}, "top_p: found 0.0, allowed: above 0, up to 1"),
-    ({"top_p": 1.5}, "top_p: found 1.5, allowed: above 0, up to 1"),
-    ({"kl_coef": -0.1}, "kl_coef: found -0.1, allowed: null, or 0"),
-  ],
-)
-def test_values_that_are_refused(values, message):
-  with pytest.raises(errors.UserError, match=f"^algorithm.critic.{message}"):
-    CriticConfig(**values)
-
-
-@pytest.mark.parametrize(
-  "values,message",
-  [
-    ({"labels": ("1", "2", "neither")}, "labels: found 'neither', allowed: words that the tokenizer knows"),
-    ({"labels": ("1", "2", " ")}, "labels: found ' ', allowed: words that the tokenizer knows"),
-    ({"labels": ("1", "2", "so")}, "labels: found 'so', allowed: words that the tokenizer knows"),  # the marker
-    ({"labels": ("1", "2", " 1")}, "labels: found '1' and '2' and ' 1', allowed: words that differ in their tokens"),
-    ({"neutral": "0 1"}, "neutral: found '0 1', tokens .'0', '1'.*, allowed: a text of one plain token"),
-    ({"neutral": ""}, "neutral: found '', tokens .*, allowed: a text of one plain token"),
-    ({"neutral": "!"}, "neutral: found '!', tokens .'<unk>'., allowed: a text of one plain token"),
-    ({"neutral": "so"}, "neutral: found 'so'"),
-    ({"neutral": "other"}, "neutral: found 'other', .* that does not stand before an answer"),
-    (
-      {"neutral": "sum", "template": "{question} sum one {answer_1} sum other {answer_2} which"},
-      "neutral: found 'sum', .* that does not stand before an answer",
-    ),
-    ({"max_length": 2}, r"max_length: found 2, allowed: 3 \(the marker, a label and the end token\) or more"),
-  ],
-)
-def test_what_the_tokenizer_cannot_tell_apart_is_refused(values, message):
-  config = CriticConfig(**{"template": SHORT, **values})
-  with pytest.raises(errors.UserError, match=f"^algorithm.critic.{message}"):
-    Critic(words(), dataclasses.replace(PLAIN, marker="so"), config)
-
-
-def test_a_verdict_without_reasoning_needs_less_room():
-  config = CriticConfig(template=SHORT, reasoning=False, max_length=2)
-  assert Critic(words(), dataclasses.replace(PLAIN, marker="so"), config).made.label_ids == ((1,), (2,), (14,))
-
-
-@pytest.mark.parametrize(
-  "template,message",
-  [
-    ("{question} again: {question}", "it shows what is asked 2 times"),
-    ("chat", "it does not show all that is asked"),
-  ],
-)
-def test_a_prompt_template_that_shows_the_answers_twice_or_never_is_refused(template, message):
-  tokenizer = chats.tokenizer("chatml")
-  tokenizer.chat_template = "{{ messages[-1].content[:9] }}<|im_end|>"
-  with pytest.raises(errors.UserError, match=f"^prompt.template: {message}, allowed with a critic: one that shows it"):
-    Critic(tokenizer, dataclasses.replace(PLAIN, template=template))
-
-
-def test_answers_that_stand_behind_no_marker_are_refused():
-  with pytest.raises(errors.UserError, match="^prompt.answer_in: found 'completion', allowed with a critic: behind"):
-    Critic(chats.tokenizer("chatml"), dataclasses.replace(PLAIN, answer_in="completion"))

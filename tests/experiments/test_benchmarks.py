@@ -2,11 +2,12 @@
 
 import sys
 
-from paths import EXPERIMENTS
+from paths import EXPERIMENTS, ROOT
 
 BENCHMARKS = EXPERIMENTS / "benchmarks"
 sys.path.append(str(BENCHMARKS))  # as if started there: the scripts import their neighbour by its bare name
 
+import gpu
 import gpu_parts
 import interpreters
 import numpy as np
@@ -79,3 +80,11 @@ def test_a_gpus_kernels_are_summed_up_by_name():
   assert kernels[0] == {"kernel": "gemm", "each_step": 1.0, "us": 3.0}
   assert [one["kernel"] for one in kernels] == ["gemm", "copy", "gemm.x"]
   assert gpu_parts.describe_kernels([], 1) == [{"kernels": 0.0, "busy_us": 0.0, "idle_us": 0.0}]
+
+
+def test_the_tests_for_a_gpu_are_there():
+  """Files and, but for what stands in brackets, names of tests: pytest takes a deselected name that is none."""
+  assert all((ROOT / gpu.test_file(name)).is_file() for name in gpu.TEST_FILES)
+  for file, _, name in (test.partition("::") for test in gpu.SEVERAL_DEVICES):
+    assert file in gpu.TEST_FILES
+    assert f"\ndef {name.partition('[')[0]}" in (ROOT / gpu.test_file(file)).read_text(), name

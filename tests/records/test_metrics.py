@@ -1,7 +1,6 @@
 """A run's files and progress line: valid JSON for any numbers, the same after resuming, readable on any stderr."""
 
 import io
-import json
 import os
 import resource
 import shutil
@@ -11,9 +10,9 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from strict_json import strict
 
 from nrt_jax.errors import UserError
-from nrt_jax.files import json_safe, write_json
 from nrt_jax.records.metrics import LoggingConfig, MetricsWriter, Progress, duration
 
 QUIET = LoggingConfig(tensorboard=False, progress=False)
@@ -38,15 +37,6 @@ class Clock:
 
   def __call__(self):
     return self.now
-
-
-def strict(line):
-  """Parses JSON proper: Python's own parser would let NaN pass."""
-
-  def refuse(name):
-    raise AssertionError(f"{name} is not JSON")
-
-  return json.loads(line, parse_constant=refuse)
 
 
 def lines(path):
@@ -335,22 +325,6 @@ def test_without_tensorboardx_a_note_says_so(tmp_path, monkeypatch):
   writer.close()
   assert "tensorboardX is not installed" in screen.getvalue()
   assert lines(tmp_path / "metrics.jsonl") == [{"step": 1, "a": 1.0}] and not (tmp_path / "tensorboard").exists()
-
-
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-  path = tmp_path / "config.json"
-  write_json(path, {"a": (1, 2), "b": float("nan"), "c": np.float32(0.5), "text": "é"})
-  assert strict(path.read_text(encoding="utf-8")) == {"a": [1, 2], "b": None, "c": 0.5, "text": "é"}
-  before = path.read_bytes()
-  with pytest.raises(TypeError):
-    write_json(path, {"a": object()})
-  assert path.read_bytes() == before and os.listdir(tmp_path) == ["config.json"]
-
-
-def test_json_safe_leaves_plain_values_alone():
-  value = {"a": [1, 2.5, "x", None, True], "b": {"c": []}}
-  assert json_safe(value) == value
-  assert json_safe({1: np.arange(3), "d": np.bool_(True)}) == {"1": [0, 1, 2], "d": True}
 
 
 @pytest.mark.parametrize(
