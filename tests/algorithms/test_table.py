@@ -25,6 +25,7 @@ def load(name: str):
 
 make_methods = load("make_methods")
 
+ONE_LAYER = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
 FAMILY = [name for name, row in ALGORITHMS.items() if issubclass(row.config, verifier_free.VerifierFreeConfig)]
 
 
@@ -78,7 +79,7 @@ def test_other_settings_are_told():
 def test_every_row_is_a_program(name):
   """With minibatches and micro-batches the step traces, and returns states of the shapes that it took."""
   over = {"algorithm__trace_loss": "ppo_clip"} if name in ("rloo", "jepo", "jepo_multi", "latro", "rl_logit") else {}
-  setup = toy.setup(name, optimizer__minibatches=2, parallel__micro_batches=2, **over)
+  setup = toy.setup(name, ONE_LAYER, optimizer__minibatches=2, parallel__micro_batches=2, **over)
   states = programs.abstract_states(setup)
   after, metrics, _ = jax.eval_shape(functools.partial(programs.train_step, setup), states, toy.prompts(8))
   assert jax.tree.map(lambda a: (a.shape, a.dtype), after) == jax.tree.map(lambda a: (a.shape, a.dtype), states)

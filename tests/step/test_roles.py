@@ -31,9 +31,9 @@ def taught():
   sft = toy.setup("sft", prompts_per_step=B, optimizer__learning_rate=3e-2)
   label = {"algorithm__label_coef": 1.0, "algorithm__lambda_policy": 0.0, "algorithm__kl_coef": 0.0}
   critic = toy.setup("raro", **{**BASE, **label, "optimizer__learning_rate": 1e-2})
-  for setup, steps in ((sft, 40), (critic, 40), (sft, 6), (critic, 12), (sft, 2)):
+  sft, critic = ((setup, programs.build_train_step(setup)) for setup in (sft, critic))
+  for (setup, step), steps in ((sft, 40), (critic, 40), (sft, 6), (critic, 12), (sft, 2)):
     states = programs.init_states(setup, jax.tree.map(jnp.copy, params), jax.random.key(0))
-    step = programs.build_train_step(setup)
     for i in range(steps):
       states, _, _ = step(states, PROMPTS[i % 2])
     params = states.policy.params
