@@ -55,11 +55,13 @@ setup(
     "wandb": ["wandb>=0.31"],
     # MLflow's client and, for a local file as its store, what its skinny package leaves out.
     "mlflow": ["mlflow-skinny>=3", "sqlalchemy", "alembic", "sqlparse"],
+    "gcs": ["gcsfs>=2026.7"],  # workdirs in a bucket of Cloud Storage, by their URLs
     "launch": ["pyyaml"],  # tpu_launch reads descriptions in YAML
     "docs": ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.29"],  # the pages of docs/ as a site: mkdocs.yml
     # torch is what the model's parity tests compare with. A fixed version, so that a CPU build of it, installed
     # beforehand, is kept instead of replaced by the newest build and its gigabytes of CUDA libraries.
-    # The harness is compared with its Hugging Face backend, which needs accelerate and peft. Trackers are tried offline.
+    # The harness is compared with its Hugging Face backend, which needs accelerate and peft. Trackers are tried offline,
+    # gcsfs against a server on this machine.
     "test": [
       "pytest>=8",
       "pytest-xdist>=3.5",
@@ -68,6 +70,7 @@ setup(
       "lm-eval>=0.4.13",
       "accelerate",
       "peft",
+      "gcsfs>=2026.7",
       "vl-convert-python>=1.9",
       "wandb>=0.31",
       "mlflow-skinny>=3",

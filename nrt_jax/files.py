@@ -34,10 +34,14 @@ def digest(value, digits: int = 64) -> str:
   return hashlib.sha256(json.dumps(json_safe(value), sort_keys=True).encode()).hexdigest()[:digits]
 
 
+def json_text(value) -> str:
+  """Indented JSON."""
+  return json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
 def write_json(path, value) -> None:
   """Writes indented JSON atomically."""
-  text = json.dumps(json_safe(value), indent=2, ensure_ascii=False, allow_nan=False)
-  write_text(path, text + "\n", errors="backslashreplace")
+  write_text(path, json_text(value), errors="backslashreplace")
 
 
 def json_lines(rows) -> str:
@@ -82,6 +86,11 @@ def writing(path):
     if found is None:
       raise
     raise found from error
+
+
+def cache_directory() -> str:
+  """Where files belong that any command may make anew: nrt_jax in the user's cache directory."""
+  return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "nrt_jax")
 
 
 def append_json_line(path, value) -> None:

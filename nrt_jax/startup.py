@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from nrt_jax import resuming, sharding
+from nrt_jax import buckets, resuming, sharding
 from nrt_jax import workdir as workdirs
 from nrt_jax.config import RunConfig
 from nrt_jax.data import batches, control_tokens, overlong, packing, sources
@@ -18,6 +18,7 @@ from nrt_jax.errors import UserError, choices, require_choice
 from nrt_jax.evaluation import held_out, summary
 from nrt_jax.model import hf_weights, token_rows
 from nrt_jax.optimizers.update_rule import carried
+from nrt_jax.records import folders, mirror
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.records.stopping import StopConfig
 from nrt_jax.sharding import ParallelConfig
@@ -60,10 +61,12 @@ def open_stages(runs: list[RunConfig], workdir: str | None = None):
 
 def check_start(run: RunConfig, workdir: str | None) -> None:
   """Raises UserError if a fresh run would have no parameters to start from. Reads no weights."""
-  if workdir is not None and os.path.isdir(os.path.join(workdir, "checkpoints")):
+  if workdir is not None and folders.open_folder(os.path.join(workdir, "checkpoints")).exists():
     return  # it resumes
   if run.from_checkpoint is not None:
-    if not os.path.isdir(os.path.join(run.from_checkpoint, "checkpoints")):
+    if buckets.is_url(run.from_checkpoint):
+      buckets.checked(run.from_checkpoint, "from_checkpoint")
+    if not folders.open_folder(os.path.join(run.from_checkpoint, "checkpoints")).exists():
       raise UserError(f"from_checkpoint: found {run.from_checkpoint!r}, allowed: a workdir that holds checkpoints")
   elif run.model.weights == "pretrained":
     hf_weights.locate_tensors(run.model.path, hf_weights.read_model_config(run.model.path))
@@ -239,4 +242,4 @@ def first_params(setup: programs.Setup):
   run = setup.run
   if run.from_checkpoint is None:
     return policy.load_policy(run.model, setup.model, setup.form, run.seed, setup.mesh)
-  return workdirs.read_policy(run.from_checkpoint, setup.model, setup.mesh)
+  return workdirs.read_policy(mirror.local(run.from_checkpoint, "from_checkpoint"), setup.model, setup.mesh)

@@ -20,7 +20,7 @@ from nrt_jax import workdir as workdirs
 from nrt_jax.config import RunConfig
 from nrt_jax.data import batches, endings
 from nrt_jax.evaluation import held_out
-from nrt_jax.records import lock, stopping, trackers
+from nrt_jax.records import mirror, stopping, trackers
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.records.metrics import MetricsWriter
 from nrt_jax.rollout import draws
@@ -50,10 +50,11 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     processes.require_same({"config": config_values, **inputs})
 
     # ---- 2. Files of the run.
-    os.makedirs(workdir, exist_ok=True)
-    left = processes.on_first(lambda: stack.enter_context(lock.held(workdir)))
+    files = stack.enter_context(mirror.opened(workdir))
+    workdir = files.workdir
     workdirs.keep_compiled(workdir)
-    checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), first.checkpoint)
+    checkpoints = Checkpoints(mirror.checkpoints_of(workdir), first.checkpoint)
+    checkpoints.before_save = files.upload
     stack.callback(checkpoints.close)
     stack.enter_context(jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext())
 
@@ -71,8 +72,9 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     stack.callback(writer.close)
     data = map(startup.describe_data, stages)
     checkpoints.storage.warn = writer.warn
-    for text in (*filter(None, [left]), *changes, endings.describe(tokenizer, form), *data):
+    for text in (*filter(None, [files.left]), *changes, endings.describe(tokenizer, form), *data):
       writer.note(text)
+    files.upload()
     loop = Loop(stages, checkpoints, writer, tokenizer, stop)
 
     # ---- 4. Stages, one after another.
@@ -97,6 +99,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
       workdirs.export(critic, runs[-1], setup.model, form, workdir, os.path.join(workdir, "export_critic"))
     checkpoints.wait()
     checkpoints.require_saved(progress.number)
+    files.upload(exports=True)
   return True
 
 

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
 
+from nrt_jax import buckets
 from nrt_jax.config import RunConfig, stages_of
 from nrt_jax.data.batches import Position
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json, writing
 from nrt_jax.model import hf_config, hf_directory, hf_weights, lora
 from nrt_jax.model.architecture import ModelConfig
+from nrt_jax.records import folders, mirror
 from nrt_jax.records.checkpoint import Checkpoints
 from nrt_jax.sharding import RULES, where_it_divides
 from nrt_jax.step import policy, programs
@@ -186,7 +188,7 @@ def stored_architecture(workdir: str, config: ModelConfig) -> ModelConfig:
 
 def _restore_policy(workdir: str, config: ModelConfig, shardings, step: int | None, averaged: bool):
   """(step, the policy's parameters) as stored in a checkpoint."""
-  checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), read_only=True)
+  checkpoints = Checkpoints(mirror.checkpoints_of(workdir), read_only=True)
   params = placed(policy.abstract_params(config), shardings)
 
   def read(step):
@@ -207,7 +209,7 @@ def _restore_policy(workdir: str, config: ModelConfig, shardings, step: int | No
 def read_critic(workdir: str, config: ModelConfig, policy_params, mesh=None, step: int | None = None):
   """The parameters of a critic with weights of its own; with adapters, the policy's frozen ones are given."""
   trainable, frozen = lora.split(placed(policy.abstract_params(config), policy.param_shardings(config, mesh)), config)
-  checkpoints = Checkpoints(os.path.join(workdir, "checkpoints"), read_only=True)
+  checkpoints = Checkpoints(mirror.checkpoints_of(workdir), read_only=True)
   tree, _ = checkpoints.restore(step, {"critic": {"params": trainable}}, partial=True)
   return lora.join(tree["critic"]["params"], lora.split(policy_params, config)[1] if frozen else {})
 
@@ -219,9 +221,9 @@ def read_run(workdir: str) -> list[RunConfig]:
 
 def find_workdir(directory: str) -> str:
   """`directory` itself if it is a workdir, or the workdir whose checkpoints directory it is."""
-  path = os.path.abspath(directory)
+  path = mirror.local(directory, "--checkpoint") if buckets.is_url(directory) else os.path.abspath(directory)
   workdir = os.path.dirname(path) if os.path.basename(path) == "checkpoints" else path
-  if not os.path.isdir(os.path.join(workdir, "checkpoints")):
+  if not folders.open_folder(mirror.checkpoints_of(workdir)).exists():
     raise UserError(f"--checkpoint: found {directory!r}, allowed: a run's workdir, or the checkpoints directory in it")
   return workdir
 
@@ -233,7 +235,7 @@ def find_step(workdir: str, wanted: int | str | None) -> int | None:
   settings = read_run(workdir)[0].checkpoint
   if settings.keep_best is None:
     raise UserError("--step: found 'best', but the run's checkpoint.keep_best names no metric to rank by")
-  return Checkpoints(os.path.join(workdir, "checkpoints"), settings, read_only=True).best_step()
+  return Checkpoints(mirror.checkpoints_of(workdir), settings, read_only=True).best_step()
 
 
 def export_checkpoint(workdir: str, directory: str, step: int | None = None, dtype: str = "float32") -> int:

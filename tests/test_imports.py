@@ -11,6 +11,8 @@ PACKAGE = ROOT / "nrt_jax"
 # Third party -> the only modules or folders that may import it. Those not named here may be imported anywhere.
 CONFINED = {
   "orbax": ("records.checkpoint",),
+  "fsspec": ("buckets",),
+  "gcsfs": ("buckets",),
   "safetensors": ("model.hf_weights",),
   "transformers": ("model.hf_weights", "data.prompts", "data.endings"),
   "tokenizers": ("data.prompts", "data.control_tokens"),

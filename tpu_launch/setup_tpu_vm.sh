@@ -45,7 +45,7 @@ install_package() {
     python=python3.11
   fi
   [ -x .venv/bin/python ] || "$python" -m venv .venv
-  .venv/bin/python -m pip install -q -e ".[$extra,eval]"
+  .venv/bin/python -m pip install -q -e ".[$extra,eval,gcs]"
   echo "$wanted" > .venv/installed
 }
 

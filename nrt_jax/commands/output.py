@@ -3,7 +3,9 @@
 import os
 import sys
 
+from nrt_jax import buckets
 from nrt_jax.errors import UserError
+from nrt_jax.files import cache_directory  # noqa: F401  where commands without a workdir keep compiled programs
 
 FOLDERS = ("checkpoints", "compiled", "evaluations", "export", "tensorboard", "tokenizer", "wandb")  # of a workdir
 FILES = ("config.json", "metrics.jsonl", "mlflow.db", "samples.jsonl", "trackers.jsonl")
@@ -26,6 +28,9 @@ def check_directory(directory: str, flag: str) -> None:
 
 def check_workdir(directory: str) -> None:
   """Raises UserError if a run can't write its files into the directory. Creates nothing."""
+  if buckets.is_url(directory):
+    buckets.checked(directory, "--workdir")
+    return
   check_directory(directory, "--workdir")
   for name in FOLDERS + FILES:
     path = os.path.join(directory, name)
@@ -41,11 +46,6 @@ def check_file(path: str | None, flag: str) -> None:
   if not path or path.endswith(os.sep) or os.path.isdir(path):
     raise UserError(f"{flag}: found {path!r}, a directory, allowed: a file")
   check_directory(os.path.dirname(os.path.abspath(path)), flag)
-
-
-def cache_directory() -> str:
-  """Where commands that have no workdir keep compiled programs: nrt_jax in the user's cache directory."""
-  return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "nrt_jax")
 
 
 def note(text: str) -> None:

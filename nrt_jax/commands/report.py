@@ -5,6 +5,7 @@ import fnmatch
 from nrt_jax.commands import output
 from nrt_jax.errors import UserError
 from nrt_jax.files import write_json, write_text
+from nrt_jax.records import mirror
 from nrt_jax.reporting import charts, page, runs
 
 METRICS = ("reward/mean", "answer/logp_gain", "trace/length_mean", "completion/accuracy", "eval/*")
@@ -24,7 +25,8 @@ def run(args) -> None:
   if not args.runs:
     raise UserError("required: RUN, a workdir; or --table NAME (see nrt-jax report --help)")
   patterns = args.metric or METRICS
-  found = [runs.summarise(directory, patterns, args.last) for directory in args.runs]
+  places = [mirror.local(directory, "RUN") for directory in args.runs]
+  found = [{**runs.summarise(place, patterns, args.last), "run": name} for place, name in zip(places, args.runs)]
   for pattern in args.metric or ():
     if not any(fnmatch.fnmatch(name, pattern) for one in found for name in one["names"]):
       names = sorted({name for one in found for name in one["names"]})
@@ -38,7 +40,7 @@ def run(args) -> None:
     output.make_parent(args.output)
     write_json(args.output, {"last": args.last, "runs": shown})
   if args.html:
-    text = page.build(args.runs, args.metric, args.last, args.ignore or (), args.samples)
+    text = page.build(places, args.metric, args.last, args.ignore or (), args.samples)
     output.make_parent(args.html)
     write_text(args.html, text, errors="backslashreplace")
 

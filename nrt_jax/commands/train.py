@@ -4,7 +4,7 @@ import os
 
 import jax
 
-from nrt_jax import config, training
+from nrt_jax import buckets, config, training
 from nrt_jax.commands import configs, output
 from nrt_jax.errors import UserError
 
@@ -17,7 +17,8 @@ def run(args) -> None:
   values = configs.load_config(args.config, args.overrides)
   runs = config.stages_of(values)
   output.check_workdir(args.workdir)
-  if not training.train(runs, os.path.abspath(args.workdir), values, args.allow_change):
+  workdir = args.workdir.rstrip("/") if buckets.is_url(args.workdir) else os.path.abspath(args.workdir)
+  if not training.train(runs, workdir, values, args.allow_change):
     raise SystemExit(STOPPED)
 
 

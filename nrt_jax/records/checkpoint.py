@@ -1,7 +1,8 @@
 """Checkpoints: the last few and the best, written atomically in the background.
 
 A step is written to a temporary directory and renamed when complete, and renamed into TRASH before it is deleted. A
-process killed at any time thus leaves only complete steps under their names. The state is stored flat, by tree paths
+process killed at any time thus leaves only complete steps under their names. In a bucket (folders.py) nothing can be
+renamed, and an object that Orbax writes last says that a step is complete. The state is stored flat, by tree paths
 ("policy/params/embed/embedding"): mismatches are reported by name, and parts can be restored without the rest.
 
 A step's record holds a digest of each array (digests.py), with which what is restored is compared. Where bits have
@@ -12,7 +13,6 @@ A step that storage refuses (storage.py) is not saved, which is said, and the ru
 import json
 import math
 import os
-import shutil
 from dataclasses import dataclass
 
 import jax
@@ -22,11 +22,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from nrt_jax import processes
 from nrt_jax.errors import UserError, require_choice, warn
-from nrt_jax.files import write_json
-from nrt_jax.records import digests, storage
+from nrt_jax.records import digests, folders, storage
 
-TRASH = "trash"
-DAMAGED = "damaged"  # where a run puts steps that are not whole, for a person to look at
 METRICS = "metrics"  # the item of a step that Orbax ranks it by: a file of this name in a directory of this name
 STATE = "state"  # the directory of a step's arrays
 RECORD = os.path.join("record", "metadata")  # the file of a step's record
@@ -64,9 +61,11 @@ class Checkpoints:
   """The checkpoints of a run. `read_only` never disturbs a run that is still writing them."""
 
   def __init__(self, directory: str, config: CheckpointConfig = CheckpointConfig(), read_only: bool = False):
-    self._directory = os.path.abspath(directory)
+    self._folder = folders.open_folder(str(directory))
+    self._directory = self._folder.place
     self._config = config
-    if read_only and not os.path.isdir(self._directory):
+    self.before_save = lambda: None  # what must be stored before a step is; where storage refuses it, so is the step
+    if read_only and not self._folder.exists():
       raise UserError(f"{directory}: no such checkpoint directory")
     self._reader = ocp.PyTreeCheckpointHandler()  # not a Checkpointer, which warns of files that only steps have
     self._manager, self._newest = None, None  # the step of the newest save
@@ -74,8 +73,7 @@ class Checkpoints:
       self.storage = storage.Storage(self._directory)
       self._empty_trash()
       self._mend_metrics()
-      handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-      self._manager = ocp.CheckpointManager(self._directory, options=_options(config), item_handlers=handlers)
+      self._open()
 
   # ---- Writing
 
@@ -95,11 +93,13 @@ class Checkpoints:
     self.wait()
     if step in self.all_steps():
       return
+    self._reopen()
     ranked, flat = self._ranked(metrics or {}), _flat(states)
     sealed = digests.seal(record, digests.of_arrays(flat))
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), record=ocp.args.JsonSave(sealed))
     self._newest = step
     with self._refusing():
+      self.before_save()
       self._manager.save(step, args=items, metrics=ranked, force=True)
 
   def amend(self, step: int, record: dict, metrics: dict) -> None:
@@ -108,10 +108,11 @@ class Checkpoints:
     ranked = {name: value for name, value in self._ranked(metrics).items() if not math.isnan(value)}
     sealed = digests.seal(record, self._record(step)[1])
     with self.storage.refusing(f"the evaluation of step {step} is not recorded with its checkpoint"):
+      self.before_save()
       if ranked and jax.process_index() == 0:
-        write_json(self._path(step, METRICS, METRICS), ranked)
+        self._folder.write_json(ranked, str(step), METRICS, METRICS)
       if jax.process_index() == 0:
-        write_json(self._path(step, RECORD), sealed)  # last: until it is written, the evaluation is still due
+        self._folder.write_json(sealed, str(step), RECORD)  # last: until it is written, the evaluation is still due
     processes.together("checkpoint amended")
     self._manager.reload()
 
@@ -186,7 +187,7 @@ class Checkpoints:
     """Saved steps, oldest first; a writer's include the one being written."""
     if self._manager is not None:
       return sorted(self._manager.all_steps())
-    return sorted(int(name) for name in os.listdir(self._directory) if name.isdecimal())
+    return sorted(self._folder.steps())
 
   def latest_step(self) -> int | None:
     return max(self.all_steps(), default=None)
@@ -219,6 +220,25 @@ class Checkpoints:
 
   # ---- Files
 
+  def _open(self) -> None:
+    handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
+    options = _options(self._config)
+    try:
+      self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+    except Exception as error:
+      self._folder.require_reached(error)
+      raise
+
+  def _reopen(self) -> None:
+    """After a refusal: what is left of it in Orbax would be told of as if the next step had been refused."""
+    if not self._folder.reopens or not self.storage.refusals:
+      return
+    with self._refusing():
+      self._manager.close()
+    with self._refusing():
+      self._open()
+      self.storage.refusals = 0
+
   def _refusing(self):
     return self.storage.refusing(f"checkpoint {self._newest} is not saved")
 
@@ -236,12 +256,7 @@ class Checkpoints:
 
   def _record(self, step: int) -> tuple[dict, dict]:
     """(record, digests of the arrays) of a step."""
-
-    def read():
-      with open(self._path(step, RECORD), encoding="utf-8") as file:
-        return digests.unseal(json.load(file))
-
-    return self._read(step, read)
+    return self._read(step, lambda: digests.unseal(json.loads(self._folder.read(str(step), RECORD))))
 
   def _read(self, step: int, read):
     """Runs `read` and reports damage, for which Orbax raises many exception types (even Exception), as one line."""
@@ -252,6 +267,7 @@ class Checkpoints:
       reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
       if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in reason:
         raise  # the checkpoint may well be whole
+      self._folder.require_reached(error)
       raise self._damage(step, reason) from error
 
   def _damage(self, step: int, reason: str) -> Damaged:
@@ -259,11 +275,7 @@ class Checkpoints:
 
   def _set_aside(self, step: int, reason: str) -> None:
     if self._manager is not None and jax.process_index() == 0:
-      place = os.path.join(self._directory, DAMAGED, str(step))
-      shutil.rmtree(place, ignore_errors=True)
-      os.makedirs(os.path.dirname(place), exist_ok=True)
-      os.rename(self._path(step), place)
-      reason += f", and the damaged one is now in {os.path.dirname(place)}"
+      reason += f", and the damaged one is now in {self._folder.set_aside(step)}"
     if self._manager is not None:
       processes.together("damaged checkpoint set aside")
       self._manager.reload()
@@ -273,25 +285,24 @@ class Checkpoints:
   def _metrics(self, step: int) -> dict | None:
     """What a step is ranked by; None if the file is gone or no JSON object."""
     try:
-      with open(self._path(step, METRICS, METRICS), encoding="utf-8") as file:
-        metrics = json.load(file)
-    except (OSError, ValueError):
+      metrics = json.loads(self._folder.read(str(step), METRICS, METRICS))
+    except (OSError, ValueError) as error:
+      self._folder.require_reached(error)
       return None
     numbers = isinstance(metrics, dict) and all(isinstance(value, (int, float)) for value in metrics.values())
     return metrics if numbers else None
 
   def _mend_metrics(self) -> None:
     """Orbax reads the metrics of every step at its start: where they are lost, the step counts as not measured."""
-    if jax.process_index() == 0 and os.path.isdir(self._directory):
-      for name in filter(str.isdecimal, os.listdir(self._directory)):
-        path = os.path.join(self._directory, name, METRICS)
-        if self._metrics(int(name)) is None and os.path.isdir(path):
-          write_json(os.path.join(path, METRICS), {})
+    if jax.process_index() == 0 and self._folder.exists():
+      for step in self._folder.steps():
+        if self._metrics(step) is None and self._folder.has(str(step), METRICS):
+          self._folder.write_json({}, str(step), METRICS, METRICS)
     processes.together("metrics mended")
 
   def _empty_trash(self) -> None:
     if jax.process_index() == 0:
-      shutil.rmtree(os.path.join(self._directory, TRASH), ignore_errors=True)
+      self._folder.empty_trash()
 
 
 def _options(config: CheckpointConfig) -> ocp.CheckpointManagerOptions:
@@ -304,7 +315,7 @@ def _options(config: CheckpointConfig) -> ocp.CheckpointManagerOptions:
     best_fn=config.rank,
     enable_async_checkpointing=config.async_save,
     cleanup_tmp_directories=True,
-    todelete_subdir=TRASH,
+    todelete_subdir=folders.TRASH,
   )
 
 

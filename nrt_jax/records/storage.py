@@ -6,15 +6,12 @@ Orbax says so in a dozen tracebacks, from as many threads, and leaves half a ste
 import contextlib
 import functools
 import logging
-import os
-import shutil
 import sys
 
 import jax
 
-from nrt_jax import errors, files
-
-PARTIAL = ".orbax-checkpoint-tmp"  # in the name of a step that Orbax has not written to the end
+from nrt_jax import buckets, errors, files
+from nrt_jax.records import folders
 
 
 class Storage:
@@ -22,14 +19,16 @@ class Storage:
 
   def __init__(self, directory: str, warn=errors.warn):
     self._directory = directory
+    self._folder = folders.open_folder(directory)
     self.warn = warn
     self._said = None  # the newest warning's first words: Orbax reports one refusal several times
     self._refused = False
+    self.refusals = 0  # how many there have been, for whoever counts
     hush()
 
   def require(self) -> None:
     """Raises UserError where the directory is gone: whatever makes it anew would be the beginning of another run."""
-    if not os.path.isdir(self._directory):
+    if self._folder.is_gone():
       raise errors.UserError(f"{self._directory}: has been removed while the run was going on")
 
   def clean(self) -> None:
@@ -38,10 +37,8 @@ class Storage:
     What a killed run has left is Orbax's to remove, in the background of the start: whoever else removes it makes that
     fail, and every save after it.
     """
-    with contextlib.suppress(FileNotFoundError):
-      for name in os.listdir(self._directory) if self._refused and jax.process_count() == 1 else ():
-        if PARTIAL in name:
-          shutil.rmtree(os.path.join(self._directory, name), ignore_errors=True)
+    if self._refused and jax.process_count() == 1:
+      self._folder.remove_partial()
 
   @contextlib.contextmanager
   def refusing(self, what: str):
@@ -52,11 +49,11 @@ class Storage:
     try:
       yield
     except Exception as error:
-      refusal = files.os_error(error, self._directory)
+      refusal = self._folder.refusal(error)
       if refusal is None:
         raise
       self.require()
-      self._refused = True
+      self._refused, self.refusals = True, self.refusals + 1
       if jax.process_count() > 1:
         raise refusal from error
       if what != self._said:
@@ -75,7 +72,8 @@ def hush() -> None:
   def others(record) -> bool:
     if record.name == "asyncio" and "orbax" in record.getMessage():
       return False
-    return not record.exc_info or files.os_error(record.exc_info[1], "") is None
+    error = record.exc_info and record.exc_info[1]
+    return not error or (files.os_error(error, "") or buckets.os_error(error, "")) is None
 
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(others)

@@ -4,7 +4,7 @@
 # import one another freely as long as there is no circle.
 ORDER = [
   ["nrt_jax", "arrays", "errors", "files", "rows"],
-  ["interpreters", "processes"],
+  ["buckets", "interpreters", "processes"],
   ["objectives", "optimizers", "records", "sharding", "tasks"],
   ["data", "model"],
   ["environments"],

@@ -39,6 +39,7 @@ def fails(capsys, argv) -> str:
     (LOCAL.replace("hosts: 2", "hosts: 3"), "hosts: found 3 for 4 devices, allowed: a divisor of 4"),
     (LOCAL.replace("hosts: 2", ""), "hosts: found none for 4 devices"),
     (LOCAL.replace("cpu-4", "v6e-16"), "allowed by local: gpu-COUNT, cpu-COUNT"),
+    (LOCAL + "workdir: gs://runs/a", "workdir: found 'gs://runs/a', allowed by local: a directory"),
     (LOCAL + "slices: 2", "slices: found 2 of cpu-4, allowed: 1"),
     (LOCAL + "overrides: {parallel.slices: 2}", "parallel.slices: found 2, allowed: 1, the number of slices"),
     (LOCAL + "retries: -1", "retries: found -1, allowed: 0 or more"),

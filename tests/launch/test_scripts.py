@@ -128,7 +128,7 @@ def test_set_up_does_only_what_is_missing(machine, tmp_path):
   words = ("--bucket", "runs", "--mount", str(tmp_path / "bucket"))
   first = machine(*words)
   assert [line.split()[0] for line in first] == ["apt-get", "apt-get", "pip", "gcsfuse"]
-  assert "python3.11-venv" in first[1] and "-e .[tpu,eval]" in first[2] and first[3].endswith(f"runs {tmp_path}/bucket")
+  assert "python3.11-venv" in first[1] and "-e .[tpu,eval,gcs]" in first[2] and first[3].endswith(f"runs {tmp_path}/bucket")
   assert machine(*words) == []
   (machine.programs / "git").write_text("#!/bin/sh\necho commit-2\n")
   assert [line.split()[0] for line in machine(*words)] == ["pip"]

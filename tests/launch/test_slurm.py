@@ -64,6 +64,7 @@ def test_what_the_script_does_with_an_exit_code(tmp_path, code, restarts, requeu
   [
     (dict(slice="v6e-16"), "allowed by slurm: gpu-COUNT"),
     (dict(bucket="gs://runs"), "bucket: slurm mounts none"),
+    (dict(workdir="gs://runs/a"), "workdir: found 'gs://runs/a', allowed by slurm: a directory"),
     (dict(hosts=3), "hosts: found 3 for 16 devices"),
   ],
 )

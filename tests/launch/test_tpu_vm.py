@@ -227,6 +227,8 @@ def test_commands():
   assert "--accelerator-type=v6e-16 --runtime-version=v2-alpha-tpuv6e" in text
   assert f"git checkout -q {COMMIT} && bash tpu_launch/setup_tpu_vm.sh --bucket runs" in text
   assert "--secret HF_TOKEN=hf" in text and "--workdir ../bucket/run" in text and "--distributed" in text
+  unmounted = "\n".join(map(str, TpuVm(tpu_run(workdir="gs://runs/a")).plan()))
+  assert "--workdir gs://runs/a" in unmounted and "--bucket" not in unmounted
   alone = "\n".join(map(str, TpuVm(tpu_run(slice="v6e-8")).plan()))
   assert "--distributed" not in alone and "--node-id=run" in alone
 

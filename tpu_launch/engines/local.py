@@ -34,6 +34,8 @@ class Local(Job):
       raise UserError(f"slice: found {run.slice!r}, allowed by local: gpu-COUNT, cpu-COUNT")
     if run.bucket is not None:
       raise UserError("bucket: local mounts none; name a workdir")
+    if "://" in (run.workdir or ""):  # ids and logs of the processes are kept in it
+      raise UserError(f"workdir: found {run.workdir!r}, allowed by local: a directory")
     self._workdir = run.workdir_below(MOUNT)
     self._processes, self._log = [], Tail(self._place("worker-0.log"))
     self._foreign = False  # another launcher's processes are not ours to end

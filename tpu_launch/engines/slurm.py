@@ -38,6 +38,8 @@ class Slurm(Job):
       raise UserError(f"slice: found {run.slice!r}, allowed by slurm: gpu-COUNT, cpu-COUNT")
     if run.bucket is not None:
       raise UserError("bucket: slurm mounts none; name a workdir that all nodes share")
+    if "://" in (run.workdir or ""):  # the job's log is kept in it
+      raise UserError(f"workdir: found {run.workdir!r}, allowed by slurm: a directory that all nodes share")
     self._workdir = os.path.abspath(run.workdir_below(MOUNT))
     self._place = os.path.join(self._workdir, "launch")
     self._log = jobs.Tail(os.path.join(self._place, "worker-0.log"))
