@@ -1,6 +1,10 @@
 """Checkpoints in a bucket, through the real clients, against those in a directory."""
 
 import errno
+import os
+import socket
+import subprocess
+import sys
 
 import bucket as buckets
 import jax
@@ -8,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from checkpoints import SYNC, raw
+from paths import ROOT
 
 from nrt_jax.records.checkpoint import CheckpointConfig, Checkpoints
 from nrt_jax.records.folders import COMMITTED
@@ -127,3 +132,39 @@ def test_a_save_that_is_refused_is_a_warning(cloud):
   assert line.startswith(f"checkpoint 2 is not saved: {URL}: Cloud Storage: ") and line.endswith("the run goes on")
   reader = Checkpoints(URL, read_only=True)
   assert reader.all_steps() == [1, 3] and newest(URL) == 3
+
+
+PARTNER = """
+import sys
+import jax
+number = int(sys.argv[2])
+jax.config.update("jax_num_cpu_devices", 1)
+jax.distributed.initialize(sys.argv[1], 2, number)
+import numpy as np
+from nrt_jax.records.checkpoint import CheckpointConfig, Checkpoints
+mesh = jax.make_mesh((2,), ("hosts",))
+cut = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("hosts"))
+made = jax.make_array_from_callback((4, 8), cut, lambda index: np.arange(32.0, dtype=np.float32).reshape(4, 8)[index])
+writer = Checkpoints(sys.argv[3], CheckpointConfig())
+writer.save(1, {"w": made}, {"step": 1})
+writer.wait()
+(tree, record) = writer.restore(None, {"w": made})
+writer.close()
+print(record, tree["w"].addressable_shards[0].data.sum(), flush=True)
+"""
+
+
+def test_two_hosts_write_their_shards_of_one_step(cloud):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    address = f"localhost:{free.getsockname()[1]}"
+  path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+  how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": {**os.environ, "PYTHONPATH": path}}
+  command = [sys.executable, "-c", PARTNER, address]
+  running = [subprocess.Popen([*command, str(number), URL], **how) for number in range(2)]
+  outputs = [process.communicate(timeout=120) for process in running]
+  assert [process.returncode for process in running] == [0, 0], outputs
+  assert [out.splitlines()[-1] for out, _ in outputs] == ["{'step': 1} 120.0", "{'step': 1} 376.0"]
+  assert {f"ocdbt.process_{n}" for n in range(2)} <= {part for name in names(cloud, 1) for part in name.split("/")}
+  tree, _ = Checkpoints(URL, read_only=True).restore(1, {"w": jax.ShapeDtypeStruct((4, 8), jnp.float32)})
+  assert (np.asarray(tree["w"]).ravel() == np.arange(32)).all()
