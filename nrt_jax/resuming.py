@@ -14,6 +14,7 @@ from nrt_jax.config import ModelSource, RunConfig, stages_of
 from nrt_jax.errors import UserError, at
 from nrt_jax.files import json_safe, write_json
 from nrt_jax.processes import fingerprint
+from nrt_jax.records import mirror
 
 INPUTS_FILE = "inputs.json"
 # May change: how long, how often, how fast, on which devices, and what `evaluate` asks. The result differs by rounding.
@@ -99,7 +100,8 @@ def check(workdir: str, runs: list[RunConfig], inputs: dict, stage: int, allowed
   refused = [change for change in found if change.matters and not within(change.key, allowed)]
   if refused:
     flags = " ".join(f"--allow_change {key}" for key in dict.fromkeys(change.key for change in refused))
-    raise UserError(f"{workdir}: {'; '.join(map(str, refused[:5]))}; allowed: the same, {flags}, or another --workdir")
+    where = os.path.dirname(mirror.checkpoints_of(workdir))
+    raise UserError(f"{where}: {'; '.join(map(str, refused[:5]))}; allowed: the same, {flags}, or another --workdir")
   return [f"changed since the run was here last: {change}" for change in found]
 
 

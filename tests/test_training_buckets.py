@@ -87,6 +87,8 @@ def test_a_run_that_is_killed_while_it_writes_a_checkpoint_resumes_bit_for_bit(h
   assert text["config.json"] == (home / "run" / "config.json").read_text()
   left = {name.split("/")[2] for name in cloud.objects}
   assert left == {"checkpoints", "config.json", "export", "inputs.json", "metrics.jsonl", "samples.jsonl", "tokenizer"}
+  assert main([*command(home, RUN), "--config.optimizer.learning_rate=3"]) == 2
+  assert capsys.readouterr().err.startswith(f"nrt-jax: {RUN}: optimizer.learning_rate: ")
 
   # ---- What others do with it, on a machine that has nothing of it.
   assert main(["export", "--checkpoint", RUN, "--output", str(tmp_path / "export")]) == 0

@@ -73,7 +73,8 @@ def hush() -> None:
     if record.name == "asyncio" and "orbax" in record.getMessage():
       return False
     error = record.exc_info and record.exc_info[1]
-    return not error or (files.os_error(error, "") or buckets.os_error(error, "")) is None
+    missing = isinstance(error, FileNotFoundError)  # in a bucket: without a number
+    return not error or not (missing or files.os_error(error, "") or buckets.os_error(error, ""))
 
   for name in ("absl", "asyncio"):
     logging.getLogger(name).addFilter(others)

@@ -69,7 +69,7 @@ def test_a_directory_that_is_gone_ends_the_run(tmp_path, said):
 
 
 def test_tracebacks_of_refusals_are_dropped_and_no_others(store, caplog):
-  for error in (FULL, ZeroDivisionError("ours")):
+  for error in (FULL, OSError("Forbidden: b/o"), FileNotFoundError("b/o"), ZeroDivisionError("ours")):
     try:
       raise error
     except Exception:
