@@ -85,6 +85,18 @@ def _writing(url: str):
     raise UserError(f"{url}: there is no bucket {bucket}, or we may not write to it") from error
 
 
+def require_bucket(url: str) -> None:
+  """UserError unless the bucket is there and tells what kind it is, which Orbax asks before it deletes an old step."""
+  try:
+    with _writing(url):
+      filesystem().call("GET", "b/{}", url.split("/")[2], json_out=True)
+  except OSError as error:
+    if error.errno != errno.EACCES:
+      raise
+    role = "storage.buckets.get, as in the role Storage Legacy Bucket Reader"
+    raise UserError(f"{url}: {error.strerror}; needed for a workdir: {role}") from error
+
+
 # ---- Objects
 
 

@@ -80,6 +80,15 @@ def test_a_missing_bucket_is_one_line_when_something_is_written(cloud, tmp_path)
   assert buckets.read("gs://other/run/a") is None and buckets.files("gs://other/run") == []
 
 
+def test_a_bucket_must_say_what_kind_it_is(cloud):
+  buckets.require_bucket(HERE)
+  with pytest.raises(UserError, match="gs://other/run: there is no bucket gs://other, or we may not write to it"):
+    buckets.require_bucket("gs://other/run")
+  cloud.fail = lambda method, name: 403 if not name else None
+  with pytest.raises(UserError, match=f"{HERE}: Cloud Storage: Forbidden.*; needed for a workdir: storage.buckets.get"):
+    buckets.require_bucket(HERE)
+
+
 @pytest.mark.parametrize(
   "error,number",
   [

@@ -129,7 +129,7 @@ def test_a_second_run_is_refused(home, cloud, tmp_path, monkeypatch, capsys):
 def test_a_bucket_that_is_not_there_is_one_line(home, cloud, capsys):
   assert main(command(home, "gs://other/runs/one")) == 2
   (line,) = capsys.readouterr().err.splitlines()
-  assert line == "nrt-jax: gs://other/runs/one/run.lock: there is no bucket gs://other, or we may not write to it"
+  assert line == "nrt-jax: gs://other/runs/one: there is no bucket gs://other, or we may not write to it"
 
 
 def test_a_bucket_that_is_lost_while_a_run_goes_on_ends_it_with_one_line(home, cloud, capsys):

@@ -93,13 +93,13 @@ class Checkpoints:
     self.wait()
     if step in self.all_steps():
       return
-    self._reopen()
     ranked, flat = self._ranked(metrics or {}), _flat(states)
     sealed = digests.seal(record, digests.of_arrays(flat))
     items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat), record=ocp.args.JsonSave(sealed))
     self._newest = step
     with self._refusing():
       self.before_save()
+      self._reopen()
       self._manager.save(step, args=items, metrics=ranked, force=True)
 
   def amend(self, step: int, record: dict, metrics: dict) -> None:
@@ -222,9 +222,8 @@ class Checkpoints:
 
   def _open(self) -> None:
     handlers = {"state": ocp.PyTreeCheckpointHandler(), "record": ocp.JsonCheckpointHandler()}
-    options = _options(self._config)
     try:
-      self._manager = ocp.CheckpointManager(self._directory, options=options, item_handlers=handlers)
+      self._manager = ocp.CheckpointManager(self._directory, options=_options(self._config), item_handlers=handlers)
     except Exception as error:
       self._folder.require_reached(error)
       raise
@@ -233,11 +232,13 @@ class Checkpoints:
     """After a refusal: what is left of it in Orbax would be told of as if the next step had been refused."""
     if not self._folder.reopens or not self.storage.refusals:
       return
-    with self._refusing():
+    try:
       self._manager.close()
-    with self._refusing():
-      self._open()
-      self.storage.refusals = 0
+    except Exception as error:
+      if self._folder.refusal(error) is None:
+        raise
+    self._open()
+    self.storage.refusals = 0
 
   def _refusing(self):
     return self.storage.refusing(f"checkpoint {self._newest} is not saved")

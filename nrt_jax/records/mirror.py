@@ -63,6 +63,7 @@ def _nothing(exports: bool = False) -> None:
 
 
 def _lock(stack, copy) -> str | None:
+  buckets.require_bucket(copy.url)
   stack.enter_context(lock.held(copy.place))  # of another run on this machine that was taken for dead
   left, copy.require = stack.enter_context(bucket_lock.held(copy.url, copy.place))
   return left

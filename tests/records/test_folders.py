@@ -134,6 +134,20 @@ def test_a_save_that_is_refused_is_a_warning(cloud):
   assert reader.all_steps() == [1, 3] and newest(URL) == 3
 
 
+def test_a_server_that_is_back_gets_the_next_step(cloud):
+  """Also where Orbax could not even be opened again in between."""
+  said = []
+  writer = Checkpoints(URL, CheckpointConfig(keep_last=3))
+  writer.storage.warn = said.append
+  for step in (1, 2, 3, 4):
+    cloud.fail = lambda method, name: 403 if step in (2, 3) else None
+    writer.save(step, states(step), {"step": step})
+    writer.wait()
+  writer.close()
+  assert [line.split(" is not saved")[0] for line in said] == ["checkpoint 2", "checkpoint 3"], said
+  assert Checkpoints(URL, read_only=True).all_steps() == [1, 4] and newest(URL) == 4
+
+
 PARTNER = """
 import sys
 import jax
