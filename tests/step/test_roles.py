@@ -1,6 +1,7 @@
 """A step with a critic: the same on every mesh and under pmap, one program, its buffer and its own weights."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -14,6 +15,7 @@ from nrt_jax.model import lora
 from nrt_jax.performance.compilations import Compilations
 from nrt_jax.step import host_grading, programs, sizes
 
+MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)  # programs of two roles are long as it is
 B, G = 8, 4
 CRITIC = {"samples": 4, "max_length": 4, "reasoning": False, "temperature": 0.8}
 BASE = {
@@ -27,15 +29,15 @@ OWN = {"algorithm__critic": {**CRITIC, "own_weights": True}}
 @functools.cache
 def taught():
   """Parameters of a policy that answers, and of a critic that says labels: some supervised steps for each role."""
-  params = toy.params()
-  sft = toy.setup("sft", prompts_per_step=B, optimizer__learning_rate=3e-2)
+  params = toy.params(MODEL)
+  sft = toy.setup("sft", MODEL, prompts_per_step=B, optimizer__learning_rate=3e-2)
   label = {"algorithm__label_coef": 1.0, "algorithm__lambda_policy": 0.0, "algorithm__kl_coef": 0.0}
-  critic = toy.setup("raro", **{**BASE, **label, "optimizer__learning_rate": 1e-2})
+  critic = toy.setup("raro", MODEL, **{**BASE, **label, "optimizer__learning_rate": 1e-2})
   sft, critic = ((setup, programs.build_train_step(setup)) for setup in (sft, critic))
   for (setup, step), steps in ((sft, 40), (critic, 40), (sft, 6), (critic, 12), (sft, 2)):
     states = programs.init_states(setup, jax.tree.map(jnp.copy, params), jax.random.key(0))
     for i in range(steps):
-      states, _, _ = step(states, PROMPTS[i % 2])
+      states, _, _ = step(states, PROMPTS[i % len(PROMPTS)])
     params = states.policy.params
   return jax.device_get(params)
 
@@ -49,7 +51,7 @@ def fresh_states(setup):
 
 def run(**over):
   """(states, metrics) after each of three steps, on the host."""
-  setup, out = toy.setup("raro", **{**BASE, **over}), []
+  setup, out = toy.setup("raro", MODEL, **{**BASE, **over}), []
   states, step = fresh_states(setup), programs.build_train_step(setup)
   pmap = setup.run.parallel.kind == "pmap"
   with jax.set_mesh(setup.mesh) if setup.mesh else contextlib.nullcontext():
@@ -131,7 +133,7 @@ def test_a_critic_of_its_own_too(name):
 
 def test_one_program_without_the_host():
   """All of it is one executable that calls nobody, its state is donated, and later steps compile nothing."""
-  setup = toy.setup("raro", **BASE)
+  setup = toy.setup("raro", MODEL, **BASE)
   states = fresh_states(setup)
   lowered = host_grading.lower_programs(setup, states, PROMPTS[0])
   assert len(lowered) == 1
@@ -156,7 +158,7 @@ def test_the_policy_waits_below_the_floor():
 
 def test_adapters_share_the_frozen_weights():
   """With LoRA a critic of its own has adapters of its own, and the policy's frozen weights."""
-  model = toy.MODEL.__class__(**{**vars(toy.MODEL), "lora_rank": 2})
+  model = dataclasses.replace(MODEL, lora_rank=2)
   setup = toy.setup("raro", model, **{**BASE, **OWN})
   states = programs.init_states(setup, toy.params(model), jax.random.key(0))
   trainable, _ = lora.split(states.policy.params, model)
@@ -169,6 +171,6 @@ def test_adapters_share_the_frozen_weights():
 
 def test_more_fresh_pairs_than_completions_are_refused():
   over = {"algorithm__critic": {**CRITIC, "pairs": 20}, "parallel__micro_batches": 1}
-  setup = toy.setup("raro", **{**BASE, **over})
+  setup = toy.setup("raro", MODEL, **{**BASE, **over})
   with pytest.raises(UserError, match="algorithm.critic.pairs: found 20 with samples_per_prompt 4, of which 10"):
     sizes.check(setup)

@@ -13,6 +13,7 @@ from nrt_jax.sharding import OFFLOADABLE
 from nrt_jax.step import programs
 from nrt_jax.step.update import update
 
+MODEL = dataclasses.replace(toy.MODEL, num_hidden_layers=1)
 B = 16
 # A reference and an average that follow the policy, and two updates of each rollout: whatever a state may hold.
 BASE = {
@@ -25,14 +26,14 @@ VARIANTS = {
     "parallel__offload": OFFLOADABLE,
   },
   "pmap": {"parallel__kind": "pmap"},
-  "one_device_lora_int8": {"model": dataclasses.replace(toy.MODEL, lora_rank=2), "optimizer__moment_dtype": "int8"},
+  "one_device_lora_int8": {"model": dataclasses.replace(MODEL, lora_rank=2), "optimizer__moment_dtype": "int8"},
 }  # fmt: skip
 
 
 class Program:
   """The compiled step of a setup, on states that lie on the host."""
 
-  def __init__(self, algorithm="nrt", model=toy.MODEL, **over):
+  def __init__(self, algorithm="nrt", model=MODEL, **over):
     self.setup = toy.setup(algorithm, model, **over)
     self._step = programs.build_train_step(self.setup)
     params = jax.tree.map(jnp.copy, toy.params(model))
