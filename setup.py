@@ -77,6 +77,8 @@ setup(
       "sqlalchemy",
       "alembic",
       "sqlparse",
+      "mkdocs-material>=9.6",  # the site is built, too
+      "mkdocstrings[python]>=0.29",
     ],
   },
   entry_points={"console_scripts": ["nrt-jax = nrt_jax.__main__:main"]},

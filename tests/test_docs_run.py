@@ -33,7 +33,7 @@ NOT_HERE = {
   "python3 -m venv": "an installation: docs/results/packaging.md says where it was tried",
   "pip install": "an installation: docs/results/packaging.md says where it was tried",
   "pip wheel": "an installation: docs/results/packaging.md says where it was tried",
-  "mkdocs": "a server, and the extra docs: test_site.py checks what it would",
+  "mkdocs": "test_site.py builds the site",
   "python3.11 -m venv peers": "another framework's environment",
   "peers": "another framework's environment",
   "python experiments/quickstart.py": "four minutes: experiments/test_files.py runs it with fewer steps",

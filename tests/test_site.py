@@ -1,11 +1,13 @@
-"""The docs as a site: every page is in the navigation once, and links lead to pages of the site.
+"""The docs as a site: every page is in the navigation once, links lead to pages of the site, and it builds.
 
-`mkdocs build --strict`, with the extra `docs`, checks the same in its own way; mkdocs is not needed here.
+Only the last needs mkdocs. The others name the page that is at fault.
 """
 
 import importlib.util
 import posixpath
 import re
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -80,3 +82,15 @@ def test_the_api_pages_name_modules():
   assert len(named) > 20 and len(set(named)) == len(named)
   for name in named:
     assert (ROOT / name.replace(".", "/")).with_suffix(".py").is_file(), name
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+  """As `mkdocs build --strict` does, with the API reference from the docstrings."""
+  for package in ("mkdocs", "material", "mkdocstrings"):
+    pytest.importorskip(package, reason="the packages of the extra docs are not installed")
+  command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  assert len(list((tmp_path / "site").rglob("*.html"))) >= len(leaves(SITE["nav"]))
+  reference = [path.read_text(encoding="utf-8") for path in (tmp_path / "site" / "api").rglob("*.html")]
+  assert sum('id="nrt_jax.' in page for page in reference) >= 5
