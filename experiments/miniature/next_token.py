@@ -12,16 +12,16 @@ pass, but behind a thought of eight running sums. The start has learnt by next-t
 some places, what a thought looks like: two in five hold the running sums at a hard place, random digits at others; the
 rest are empty. So thoughts help now and then, by chance. It is given to all arms. From there, 60 steps of 64 documents:
 
-  ntp            continued next-token prediction of all their words
-  ntp_flops      the same for 600 steps, which cost at least the FLOPs of the arms below
+  ntp            continued next-token prediction of their words up to a random place
+  ntp_flops      the same for 600 steps, which cost about the FLOPs of the arms below
   rpt            8 completions, a thought and the next words; GRPO, 1 if they are right so far (token_prefix). At places
                  that a filter by entropy keeps, in RPT's way: all but the easy ones
   rpt_anywhere   the same at random places
   rlp            8 thoughts at a random place, rewarded by log p of the next word less that of a moving average that
                  does not think; thoughts alone are trained
   rlp_uncertain  the same at the filtered places
-  quiet_star     8 thoughts of eight tokens at a random place, only those above their mean reinforced, the text's next
-                 two words trained too. Without the mixing head it is not Quiet-STaR
+  quiet_star     8 thoughts of at most eight tokens at a random place, those above their mean reinforced, the text's
+                 next two words trained too. Without the mixing head it is not Quiet-STaR
   nrt, verifree  this framework's own methods, at random places
   ARM_rlvr       behind the arm 20 steps of RL with a verifier (Dr. GRPO) on 16 sums that stand alone, 8 samples each
 
@@ -115,11 +115,11 @@ QUIET_STAR = learn(
   answer_weight="one", format_coef=0.0,
 )  # fmt: skip
 RLVR = Phase("dr_grpo", 20, "problems", 16, GROUP, (("optimizer.learning_rate", RATE),))
-NTP_FLOPS = predict(600, "whole", RATE)
+NTP_FLOPS = predict(600, "continued", RATE)
 
 FIRST = {
   "start": (),
-  "ntp": (predict(STEPS, "whole", RATE),),
+  "ntp": (predict(STEPS, "continued", RATE),),
   "ntp_flops": (NTP_FLOPS,),
   "rpt": (rpt("uncertain"),),
   "rpt_anywhere": (rpt("anywhere"),),
@@ -202,7 +202,7 @@ def make_bench(task: str, root: str) -> Bench:
   documents = {**source["documents"], "document_column": "text"}
   train = {
     "pretraining": {**source["pretraining"], "trace_column": "trace"},
-    "whole": source["whole"],
+    "continued": source["continued"],
     "documents": documents,
     "ahead": {**documents, "horizon": 2},
     "uncertain": source["uncertain"],
@@ -223,6 +223,9 @@ def main(argv=None) -> None:
   for part, table in ((lines, report.ends), (later, report.curves)):
     if part:
       print(f"\n{table(part)}")
+  if args.plot:
+    title = "hard places that are right behind a greedy thought: mean and deviation over seeds"
+    common.report.draw(args.plot, title, [("text", report.by_arm(lines))])
 
 
 if __name__ == "__main__":

@@ -78,12 +78,6 @@ def pretraining(rng) -> dict:
   return cut(rng, "train", ("hard",) if rng.random() < HARD_SHARE else KINDS, thoughts=True)
 
 
-def whole(rng) -> dict:
-  """A whole document for next-token prediction: every word but its first is predicted."""
-  pairs = document(rng, "train")
-  return {"question": text_of(pairs[:-1]), "answer": pairs[-1][0]}
-
-
 def problem(rng) -> dict:
   """A sum by itself, as a later stage with a verifier asks for it."""
   pairs = sentence(rng, "train", "sum")
@@ -93,13 +87,14 @@ def problem(rng) -> dict:
 # name of the file -> (its rows from a generator, which of SIZES says how many)
 FILES = {
   "pretraining": pretraining,
-  "whole": whole,
+  # For next-token prediction: also behind THINK and the marker it is the word of the place that follows
+  "continued": lambda rng: cut(rng, "train"),
   "documents": lambda rng: {"text": text_of(document(rng, "train"))},
   # What a filter by entropy keeps: a model that cannot add is as uncertain of sums as of noise
   "uncertain": lambda rng: cut(rng, "train", ("hard", "noise")),
   "problems": problem,
 }
-SIZES = {"pretraining": 30000, "whole": 20000, "documents": 6000, "uncertain": 6000, "problems": 1000, "test": 150}
+SIZES = {"pretraining": 30000, "continued": 20000, "documents": 6000, "uncertain": 6000, "problems": 1000, "test": 150}
 
 
 def words() -> tuple:
