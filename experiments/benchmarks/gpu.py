@@ -8,6 +8,7 @@ soon as it is there; `--output`.log has what the processes printed; a table ends
 `--only NAME ...` runs some, in the given order. `--tiny` tries each at toy sizes, in a minute or two on a CPU.
 
 Weights are random, prompts are made-up words, and nothing is fetched. Traces of random weights run to their limit.
+Leave the machine's cores to it: a GPU's program is compiled there, and on five busy cores takes more than its limit.
 """
 
 import argparse
