@@ -16,10 +16,10 @@ worked trace varies. The arms, in brackets their letters in our specification:
   rl_likelihood     from random weights, reward log-likelihood of the answer (RL-Logit) (f)
   nft, nft_soft     from random weights, right-or-wrong labels; the geometric mean of the answer's probabilities (g)
 
-All arms use about as many FLOPs, which the table shows: next-token prediction goes on where RL would begin, and RL from
-nothing has more steps. Measured: greedy accuracy on 256 test questions and out of the distribution (longer, another
-convention), pass@1 and pass@32, entropy, KL from where the last phase began, test accuracy at equal sampled tokens and
-at equal FLOPs.
+Next-token prediction goes on where RL would begin, and RL from nothing has more steps, for about as many FLOPs if its
+samples kept their length; the table shows what they came to. Measured: greedy accuracy on 256 test questions and out of
+the distribution (longer, another convention), pass@1 and pass@32, entropy, KL from where the last phase began, test
+accuracy at equal sampled tokens and at equal FLOPs.
 
 Two predictions that contradict each other: arXiv 2502.19402 would have RL from nothing (rl, rl_likelihood) at least as
 good in the end as ntp_P_rl, and further out of the distribution; it is refuted where ntp_P_rl with a small P > 0 ends
@@ -29,7 +29,8 @@ Its threshold is 1/3, as if an answer without a trace began at once with one of 
 with the marker, which is likelier than the trace below P = 1/2. With P = 0 there is nothing to amplify: ntp_0_rl should
 stay where it is.
 
-Cost: about an hour on 2 quiet CPU cores by the parts that were tried; not run to an end.
+Cost: parity takes 4 CPU minutes a seed for two shares P, each with and without RL, and one for each arm from random
+weights. Results: docs/results/get_go.md.
 """
 
 import sys
@@ -58,13 +59,16 @@ def rl(algorithm: str, steps: int, *settings) -> Phase:
 
 
 FORMAT = ("algorithm.format_reward", 0.1)
+MARKER = ("algorithm.format_coef", 0.3)  # a likelihood says nothing about how a trace ends: all end without the marker
 ARMS = {
   **{f"ntp_{share}": (ntp(share, NTP_STEPS), ntp(share, NTP_MORE)) for share in SHARES},
   **{f"ntp_{share}_rl": (ntp(share, NTP_STEPS), rl("dr_grpo", RL_STEPS)) for share in SHARES},
   "rl": (rl("dr_grpo", SCRATCH_STEPS, FORMAT),),
-  "rl_likelihood": (rl("rl_logit", SCRATCH_STEPS),),
+  "rl_likelihood": (rl("rl_logit", SCRATCH_STEPS, MARKER),),
   "nft": (rl("nft", SCRATCH_STEPS),),
-  "nft_soft": (rl("nft", SCRATCH_STEPS, ("algorithm.verifier", "likelihood"), ("algorithm.answer_coef", 1.0)),),
+  "nft_soft": (
+    rl("nft", SCRATCH_STEPS, ("algorithm.verifier", "likelihood"), ("algorithm.answer_coef", 1.0), MARKER),
+  ),
 }
 
 

@@ -58,6 +58,7 @@ TEMPERATURE = 1.5  # of sampling, so that new symbols are tried
 # tries a new symbol.
 KNOWN = {"metric": "answer/logp", "bar": -0.25, "episodes": 1024}
 RULE = {"metric": "completion/accuracy", "episodes": 1024}
+DRAWN = 60  # points of a drawn course
 TITLE = f"alphabets of {', '.join(map(str, SIZES))}"
 ARMS = {
   "widen": {"order": "given"},
@@ -139,12 +140,15 @@ def course(rights: dict, steps: list, window: int) -> list:
   return points
 
 
+def drawn(curve: list) -> list:
+  """A course as `charts.figure` takes it, of at most DRAWN points, each a mean over its share of the samples."""
+  parts = np.array_split(np.array(curve), min(DRAWN, len(curve)))
+  return [(float(part[-1, 0]) / 1e3, float(part[:, 1].mean()), 0.0) for part in parts]
+
+
 def draw(path: str, lines: dict) -> None:
   """Saves the courses as SVG: a panel for each arm, a line for each seed."""
-  panels = {
-    arm: {f"seed {seed}": [(x / 1e3, y, 0) for x, y in line["curve"]] for (a, seed), line in lines.items() if a == arm}
-    for arm in ARMS
-  }
+  panels = {arm: {f"seed {s}": drawn(line["curve"]) for (a, s), line in lines.items() if a == arm} for arm in ARMS}
   rows = [("share of right answers in the alphabet at hand", {arm: own for arm, own in panels.items() if own})]
   write_text(path, charts.figure(TITLE, rows, along="thousands of samples"))
 

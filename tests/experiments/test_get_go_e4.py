@@ -58,6 +58,12 @@ def test_samples_are_those_of_the_reward_until_the_last_size_is_at_the_bar(tmp_p
   assert found["curve"] == [(n * per, pytest.approx(share)) for n, share in expected]
 
 
+def test_a_course_is_drawn_by_means_of_its_points(monkeypatch):
+  monkeypatch.setattr(e4, "DRAWN", 2)
+  assert e4.drawn([[1000, 0.0], [2000, 0.5], [3000, 1.0]]) == [(2.0, 0.25, 0.0), (3.0, 1.0, 0.0)]
+  assert e4.drawn([[1000, 0.5]]) == [(1.0, 0.5, 0.0)]
+
+
 def stage(size):
   values = e4.values_of("direct", "model", 0)
   values["stages"] = [{"name": "a", "data": {"task_options": {"alphabet": size}}}]
