@@ -51,7 +51,7 @@ def get_config():
   sampling.max_trace_length = 25  # [NOTES] 24 tokens of thought, and the marker
   sampling.temperature = 1.0  # [NOTES]
   sampling.top_p = 1.0  # unknown
-  config.environment = {"name": "fixed_length", "tokens": 24}  # [NOTES] every thought has the same length, the best
+  config.environment = {"name": "fixed_length", "tokens": 24}  # [NOTES] the best; there all are as long
 
   algorithm = config.algorithm
   algorithm.reward = "log_prob"  # [NOTES] of the tokens ahead

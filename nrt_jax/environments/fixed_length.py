@@ -1,7 +1,8 @@
-"""A fixed number of tokens to think, then the answer's place: nobody has to find the format by chance.
+"""A number of tokens to think, then the answer's place: nobody has to find the format by chance.
 
 With it, a policy that starts from nothing explores traces and answers alone: of V words, a random one finds a right
-answer of L tokens with probability V^-L, however rarely it would have written the marker.
+answer of L tokens with probability V^-L, however rarely it would have written the marker. A policy that writes the
+marker or an end token sooner ends its thought there.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from nrt_jax.errors import UserError
 class FixedLengthConfig:
   """`fixed_length`: the marker comes by itself."""
 
-  tokens: int = 4  # that the policy writes before the marker
+  tokens: int = 4  # behind which the marker comes, if the policy has not ended its thought before
 
   def __post_init__(self):
     if self.tokens < 1:
@@ -26,7 +27,7 @@ class FixedLengthConfig:
 
 @dataclass(frozen=True)
 class FixedLength(Environment):
-  """Writes the marker behind `tokens` tokens of the policy."""
+  """Writes the marker behind `tokens` tokens of the policy, if it has not ended before."""
 
   tokens: int
   marker_ids: tuple
