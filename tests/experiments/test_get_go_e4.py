@@ -55,7 +55,7 @@ def test_samples_are_those_of_the_reward_until_the_last_size_is_at_the_bar(tmp_p
   assert found["known_at"] == 2 and found["first"] == pytest.approx(0.95 if last == 3 else 0.375)
   per = e4.PROMPTS * e4.SAMPLES  # points lie a window of four steps apart, and never across stages
   expected = [(4, 0.0), (8, 0.0), (12, 0.95)] if last == 3 else [(4, 0.375), (8, 0.5), (12, 0.5)]
-  assert found["curve"] == [(n * per, pytest.approx(share)) for n, share in expected]
+  assert found["curve"] == [[n * per, pytest.approx(share)] for n, share in expected]
 
 
 def test_a_course_is_drawn_by_means_of_its_points(monkeypatch):

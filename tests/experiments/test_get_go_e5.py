@@ -39,7 +39,7 @@ def test_places_differ_in_where_the_facts_are(name, monkeypatch):
 
 
 def test_a_memory_with_a_small_window_runs(tmp_path, capsys):
-  e5.main(["--seeds", "0", "--tasks", "memory_window", "--steps", "0.02", "--workdir", str(tmp_path)])
+  e5.main(["--seeds", "0", "--tasks", "memory_window", "--steps", "0.002", "--workdir", str(tmp_path)])
   line = json.loads((tmp_path / "results.jsonl").read_text())
   assert {"test", "swapped", "hops", "far", "extra"} <= line["end"].keys() and line["curve"][-1]["sampled"] > 0
   config = json.loads((tmp_path / "memory_window" / "model" / "config.json").read_text())
