@@ -332,13 +332,8 @@ def read_flags(description: str, tasks: dict, workdir_name: str, argv=None):
   return args
 
 
-def by_task(found: dict) -> list:
-  """Rows of curves: one for each task, a curve for each arm. found: {task: {arm: its lines}}."""
-  return list(found.items())
-
-
-def main(description: str, tasks: dict, make_bench, workdir_name: str, argv=None, curves=by_task) -> None:
-  """The whole command: runs what is missing, then prints the tables. curves: how arms are drawn, see `by_task`."""
+def main(description: str, tasks: dict, make_bench, workdir_name: str, argv=None, curves=dict.items) -> None:
+  """Runs what is missing, then prints the tables. curves: {task: {arm: its lines}} -> rows for `report.draw`."""
   args = read_flags(description, tasks, workdir_name, argv)
   if not args.report_only:
     study(args, tasks, make_bench)
