@@ -57,10 +57,10 @@ def test_objects_come_and_go(cloud, tmp_path):
 
 def test_a_refusal_names_the_url(cloud):
   for status, says in ((403, "Forbidden"), (401, "injected, 401")):
-    refuse(cloud, status, says)
+    check_refused(cloud, status, says)
 
 
-def refuse(cloud, status, says):
+def check_refused(cloud, status, says):
   cloud.fail = lambda method, name: status
   for act in (buckets.read, buckets.exists, buckets.files, buckets.remove, lambda url: buckets.write(url, b"")):
     with pytest.raises(OSError, match=f"Cloud Storage: {says}") as error:

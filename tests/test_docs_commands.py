@@ -1,7 +1,7 @@
 """Every command and every code block of the docs is one of a known kind, and is tried as far as that kind can be.
 
-Commands of nrt-jax and of our scripts go through their own parsers; configs are loaded with the overrides shown. Reports
-are run here, and what trains in test_docs_run.py.
+Commands of nrt-jax and of our scripts go through their own parsers; configs are loaded with the overrides shown.
+Reports are run here, and what trains in test_docs_run.py.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def elsewhere(words: list) -> bool:
   return peers or words[1:3] == ["-m", "venv"] or words[0].removeprefix(".venv/bin/") == "mkdocs"
 
 
-def attempt(command: Command, place: pathlib.Path, monkeypatch) -> None:
+def check_command(command: Command, place: pathlib.Path, monkeypatch) -> None:
   """Tries a command as its kind can be; fails for one of no kind."""
   words = filled(command.words)
   program_name = words[0].removeprefix(".venv/bin/")
@@ -152,7 +152,7 @@ def test_commands_are_understood(page, tmp_path, monkeypatch):
   for command in SHOWN:
     if command.page == page:
       with monkeypatch.context() as patch:
-        attempt(command, tmp_path, patch)
+        check_command(command, tmp_path, patch)
 
 
 def test_there_are_commands_of_each_kind():
@@ -222,7 +222,7 @@ def resolve(name: str, attribute: str | None):
   return found
 
 
-def try_python(page: str, place: pathlib.Path) -> None:
+def check_python(page: str, place: pathlib.Path) -> None:
   """The python blocks of a page that test_docs.py does not run.
 
   A config file is loaded; lines that change a config change the one before. Of programs that need a device or a
@@ -248,7 +248,7 @@ def try_python(page: str, place: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("page", sorted({b.page for b in BLOCKS if b.language == "python"} - RUN_PAGES))
 def test_python_blocks_are_true(page, tmp_path):
-  try_python(page, tmp_path)
+  check_python(page, tmp_path)
 
 
 def test_pages_that_run_are_run():
@@ -286,7 +286,7 @@ def test_blocks_are_of_known_languages():
 def test_a_stale_command_fails(line, tmp_path, monkeypatch):
   (words,) = split(line)
   with pytest.raises((Exception, SystemExit, pytest.fail.Exception)) as caught:
-    attempt(Command("README.md", words), tmp_path, monkeypatch)
+    check_command(Command("README.md", words), tmp_path, monkeypatch)
   assert not isinstance(caught.value, (TypeError, NameError, KeyError)), caught.value
 
 

@@ -2,6 +2,8 @@
 
 import statistics
 
+from methods_report import cell
+
 COLUMNS = (  # head, measure at the end of an arm, digits
   ("hard, bare: log p", "hard_bare_logp", 3),
   ("right", "hard_bare_right", 3),
@@ -14,12 +16,6 @@ COLUMNS = (  # head, measure at the end of an arm, digits
   ("tokens of a thought, hard", "hard_sampled_length", 1),
   ("easy", "easy_sampled_length", 1),
 )
-
-
-def mean_std(values: list, digits: int = 3) -> str:
-  """Mean and unbiased deviation."""
-  deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-  return f"{statistics.fmean(values):.{digits}f}{deviation}"
 
 
 def markdown(rows: list) -> str:
@@ -35,7 +31,7 @@ def ends(lines: list) -> str:
   """What was measured at the end of each arm, and what it took."""
   rows = [["arm", "seeds", *(head for head, _, _ in COLUMNS), "of each seed", "sampled", "trained", "TFLOP", "CPU s"]]
   for arm, own in by_arm(lines).items():
-    measured = [mean_std([line["end"][key] for line in own], digits) for _, key, digits in COLUMNS]
+    measured = [cell([line["end"][key] for line in own], digits) for _, key, digits in COLUMNS]
     each = ", ".join(f"{line['end']['hard_right']:.2f}" for line in own)
     last = [line["curve"][-1] for line in own]
     used = ("sampled", "trained", "flops")
@@ -52,5 +48,5 @@ def curves(lines: list) -> str:
   rows = [["arm", "seeds", "before", *(f"{step} steps" for step in steps)]]
   for arm, own in by_arm(lines).items():
     shown = [[point["test"] for point in line["curve"] if "test" in point][-len(steps) - 1 :] for line in own]
-    rows.append([f"`{arm}`", str(len(own)), *(mean_std(list(values)) for values in zip(*shown))])
+    rows.append([f"`{arm}`", str(len(own)), *(cell(values, 3) for values in zip(*shown))])
   return markdown(rows)

@@ -16,7 +16,7 @@ from nrt_jax.data import endings, overlong
 from nrt_jax.errors import UserError, require_choice
 from nrt_jax.evaluation import held_out, summary
 from nrt_jax.evaluation.store import Store
-from nrt_jax.files import digest, json_lines, write_json, write_text
+from nrt_jax.files import cache_directory, digest, json_lines, write_json, write_text
 from nrt_jax.records import digests
 from nrt_jax.records.metrics import duration
 from nrt_jax.rollout.sampler import SamplingConfig
@@ -41,7 +41,7 @@ def run(args) -> None:
   if args.model is not None and args.step is not None:
     raise UserError(f"--step: found {args.step!r} with --model, which holds no checkpoints, allowed: --checkpoint")
   workdir, step = (None, None) if args.model is not None else find_checkpoint(args)
-  workdirs.keep_compiled(output.cache_directory() if workdir is None else workdir)
+  workdirs.keep_compiled(cache_directory() if workdir is None else workdir)
   setup, tokenizer = prepare(with_source(stage, args.model, workdir))
   if chosen:
     loaded = built_in_sets.load(setup, tokenizer, sampling_of(setup).max_trace_length, args.limit)

@@ -7,7 +7,7 @@ import os
 from nrt_jax import workdir as workdirs
 from nrt_jax.commands import output
 from nrt_jax.errors import UserError
-from nrt_jax.files import json_lines, write_json, write_text
+from nrt_jax.files import cache_directory, json_lines, write_json, write_text
 
 MODEL_FLAGS = ("checkpoint", "step", "compute_dtype", "data", "tensor", "marker", "max_trace_length", "max_length")
 
@@ -24,7 +24,7 @@ def run(args) -> None:
 
   names = [name.strip() for name in args.tasks.split(",") if name.strip()]
   tasks = open_tasks(names, args.include_path)
-  workdirs.keep_compiled(output.cache_directory() if args.model else workdirs.find_workdir(args.checkpoint))
+  workdirs.keep_compiled(cache_directory() if args.model else workdirs.find_workdir(args.checkpoint))
   source = {name: getattr(args, name) for name in MODEL_FLAGS}
   model = NrtLM(args.batch, args.keep_traces, args.seed, path=args.model, **source)
   output.note(f"harness: {', '.join(names)}; {describe_traces(model)}")

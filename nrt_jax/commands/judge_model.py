@@ -18,6 +18,7 @@ from nrt_jax.errors import UserError
 from nrt_jax.evaluation.judging import prompts
 from nrt_jax.evaluation.judging.asking import Refused
 from nrt_jax.evaluation.judging.cache import Reply
+from nrt_jax.files import cache_directory
 from nrt_jax.processes import fingerprint
 from nrt_jax.records import digests
 from nrt_jax.rollout.sampler import SamplingConfig
@@ -29,7 +30,7 @@ OTHER_TEMPERATURE = 0.7  # at least, where an unreadable reply is asked for agai
 
 def open_model(args, tokens: int) -> "Model":
   """The judge that --model or --checkpoint names."""
-  workdirs.keep_compiled(output.cache_directory())
+  workdirs.keep_compiled(cache_directory())
   if args.checkpoint:
     setup, tokenizer, params = open_checkpoint(args)
   else:

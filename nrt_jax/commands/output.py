@@ -5,7 +5,6 @@ import sys
 
 from nrt_jax import buckets
 from nrt_jax.errors import UserError
-from nrt_jax.files import cache_directory  # noqa: F401  where commands without a workdir keep compiled programs
 
 FOLDERS = ("checkpoints", "compiled", "evaluations", "export", "tensorboard", "tokenizer", "wandb")  # of a workdir
 FILES = ("config.json", "metrics.jsonl", "mlflow.db", "samples.jsonl", "trackers.jsonl")

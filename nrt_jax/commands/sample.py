@@ -17,6 +17,7 @@ from nrt_jax.data import batches, columns, endings, prompts
 from nrt_jax.data.prompts import PromptConfig
 from nrt_jax.data.readers import read_jsonl
 from nrt_jax.errors import UserError
+from nrt_jax.files import cache_directory
 from nrt_jax.model import hf_weights
 from nrt_jax.model.architecture import ModelConfig
 from nrt_jax.model.hf_config import read_json
@@ -32,7 +33,7 @@ def run(args) -> None:
   prompt, trace_length = read_settings(args)
   source = config.ModelSource(args.model, compute_dtype=args.compute_dtype)
   tokenizer, form = policy.open_tokenizer(source, prompt)
-  workdirs.keep_compiled(output.cache_directory())
+  workdirs.keep_compiled(cache_directory())
   mesh = None
   if args.tensor > 1:
     mesh = sharding.make_mesh(sharding.ParallelConfig(tensor=args.tensor), jax.devices()[: args.tensor])
