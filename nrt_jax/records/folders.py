@@ -109,7 +109,7 @@ class Bucket(Local):
     return buckets.exists(self.path(*names))
 
   def write_json(self, value, *names: str) -> None:
-    buckets.write(self.path(*names), files.json_text(value).encode())
+    buckets.write(self.path(*names), files.json_text(value).encode(errors="backslashreplace"))
 
   def set_aside(self, step: int) -> str:
     target = self.path(DAMAGED, str(step))

@@ -1,6 +1,7 @@
 """Checkpoints in a bucket, through the real clients, against those in a directory."""
 
 import errno
+import json
 import os
 import socket
 import subprocess
@@ -15,7 +16,7 @@ from checkpoints import SYNC, raw
 from paths import ROOT
 
 from nrt_jax.records.checkpoint import CheckpointConfig, Checkpoints
-from nrt_jax.records.folders import COMMITTED
+from nrt_jax.records.folders import COMMITTED, open_folder
 
 URL = "gs://bucket/runs/one/checkpoints"
 BEST = CheckpointConfig(keep_last=1, keep_best="score", async_save=False)
@@ -24,6 +25,14 @@ BEST = CheckpointConfig(keep_last=1, keep_best="score", async_save=False)
 @pytest.fixture
 def cloud(monkeypatch, tmp_path):
   return buckets.emptied(monkeypatch, tmp_path / "cache")
+
+
+def test_json_is_the_same_in_both(cloud, tmp_path):
+  """A lone surrogate, of half a character, too: as an escape, which JSON reads back."""
+  value = {"texts": ["ä", "\ud800"], "numbers": [1, 0.5]}
+  for folder in (open_folder(str(tmp_path)), open_folder(URL)):
+    folder.write_json(value, "record")
+    assert json.loads(folder.read("record")) == value
 
 
 def states(step):
