@@ -285,7 +285,7 @@ def benchmark_lines(report: dict) -> list[str]:
     shares = [f"{word} {phase[key]:.1%}" for word, key in words if key in phase]
     parts.append(" ".join([f"{phase['name']} {phase['seconds']['median']:.3f} s", *shares]))
   whole = f"step {step['seconds']['median']:.3f} s, MFU {step['mfu']:.1%}, compile {report['compile']['seconds']:.0f} s"
-  return [f"  {', '.join([whole, *rates, *gib])}", f"  {'; '.join(parts)}"]
+  return [f"  {', '.join([whole, *rates, *gib])}", f"  {'; '.join(parts) or 'stopped before its phases'}"]
 
 
 def short(value) -> str:

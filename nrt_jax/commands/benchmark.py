@@ -11,8 +11,12 @@ def run(args) -> None:
   output.check_file(args.json, "--json")
   if args.profile is not None:
     output.check_directory(args.profile, "--profile")
-  measured = benchmark.benchmark(runs, args.stage, args.repeats, args.profile)
+  measured = benchmark.benchmark(runs, args.stage, args.repeats, args.profile, lambda found: write(args.json, found))
   print(report.text(measured))
-  if args.json:
-    output.make_parent(args.json)
-    write_json(args.json, measured)
+  write(args.json, measured)
+
+
+def write(path: str | None, measured: dict) -> None:
+  if path is not None:
+    output.make_parent(path)
+    write_json(path, measured)

@@ -26,10 +26,14 @@ from nrt_jax.step import host_grading, programs, throughput
 PROFILED_STEPS = 2
 
 
-def benchmark(runs: list[RunConfig], stage_name: str | None = None, repeats: int = 5, profile: str | None = None):
+def benchmark(
+  runs: list[RunConfig], stage_name: str | None = None, repeats: int = 5, profile: str | None = None, keep=None
+) -> dict:
   """Times `repeats` steps of a stage (None: the last) after a warmup step, then its phases; returns the report.
 
-  profile: a directory for the profiler trace of PROFILED_STEPS more steps. Raises UserError as training does.
+  profile: a directory for the profiler trace of PROFILED_STEPS more steps. keep: is called with the report of the
+  steps, whose phases are an empty list, before the phases are compiled, which can take longer than all before it.
+  Raises UserError as training does.
   """
   names = [run.stage for run in runs]
   if stage_name is not None and stage_name not in names:
@@ -52,18 +56,21 @@ def benchmark(runs: list[RunConfig], stage_name: str | None = None, repeats: int
     peak = throughput.peak_bytes()  # before the phases, which may need more
     if profile:
       states = trace(step, states, batch, profile)
+    report = {
+      "run": describe_run(setup),
+      "compile": {**compiling, "recompiles": steps["recompiles"]},
+      "ceilings": peaks._asdict(),
+      "memory": {"peak_bytes": peak, **memory_of(compiled)},
+      "step": describe_step(work, steps, peaks),
+      "phases": [],
+    }
+    if keep is not None:
+      keep(report)
 
-    say("timing its phases")
+    say(f"a step takes {report['step']['seconds']['median']:.3f} s; timing its phases")
     grading = (compiled[0], tokenizer, host_grading.grader(setup.run)) if setup.grades_on_host else None
     measured = phases.measure(setup, states, batch, work.phases, repeats, grading)
-  return {
-    "run": describe_run(setup),
-    "compile": {**compiling, "recompiles": steps["recompiles"]},
-    "ceilings": peaks._asdict(),
-    "memory": {"peak_bytes": peak, **memory_of(compiled)},
-    "step": describe_step(work, steps, peaks),
-    "phases": describe_phases(work, measured, steps, peaks),
-  }
+  return {**report, "phases": describe_phases(work, measured, steps, peaks)}
 
 
 def say(text: str) -> None:

@@ -73,8 +73,16 @@ def test_a_host_grader_under_pmap(place, capsys):
   assert "grading (host)" in text and "score reference" in text and "score answers" not in text
 
 
-def test_sft_samples_nothing(place, capsys):
+def test_sft_samples_nothing_and_steps_are_kept_before_phases_are_compiled(place, capsys, monkeypatch):
+  kept, measure = [], phases.measure
+
+  def measure_then(*args):
+    kept.append(json.loads((place / "out" / "report.json").read_text()))
+    return measure(*args)
+
+  monkeypatch.setattr(phases, "measure", measure_then)
   report, text = run(place, capsys, "--repeats", "1", "--config.algorithm.name=sft")
+  assert kept == [report | {"phases": []}]
   assert [phase["name"] for phase in report["phases"]] == ["update", "host_batch"]
   assert "generated_tokens" not in report["step"] and "decode" not in text.splitlines()[8]
 

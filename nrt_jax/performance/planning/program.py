@@ -209,9 +209,11 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def read_overflow(message: str) -> Overflow | None:
-  """Parses "Used 120.5G of 95.7G hbm" from the compiler's error; None if it is a different error."""
-  found = re.search(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm", message)
-  if not found:
+  """Parses the bytes needed and available from the compiler's error; None if it is a different error."""
+  size = r"([\d.]+)([KMGT]?)"
+  forms = (rf"Used {size} of {size} hbm", rf"required for [^()]*\({size}\) exceeds available HBM \({size}\)")
+  found = next(filter(None, (re.search(form, message) for form in forms)), None)
+  if found is None:
     return None
   used, limit = (int(float(found[i]) * UNITS[found[i + 1]]) for i in (1, 3))
   return Overflow(used, limit, largest_allocations(message))

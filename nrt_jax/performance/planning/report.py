@@ -60,9 +60,9 @@ def as_data(plan: Plan) -> dict:
     "attention": attention_of(plan),
     "trained_rows": plan.rows.count, "row_length": plan.rows.length,
     "placeholder_tokenizer": plan.placeholder,
-    "fits": all(one.overflow is None for one in plan.compiled), "programs": programs_,
+    "fits": all(one["fits"] for one in programs_), "programs": programs_,
   }  # fmt: skip
-  if data["fits"]:
+  if all(one.overflow is None for one in plan.compiled):
     data["roofline"] = _roofline_data(plan, chip)
   return data
 
@@ -83,7 +83,7 @@ def _program_data(plan: Plan, one, chip) -> dict:
   weights = collectives.weight_gathers(found, plan.setup.model, plan.setup.mesh.shape)
   return {
     **data,
-    "fits": True,
+    "fits": one.memory.total <= chip.hbm_bytes,
     "memory": {**one.memory._asdict(), "total": one.memory.total, "hbm": chip.hbm_bytes},
     "flops": sum(plan.flops[one.name].values()),
     "flops_by_phase": plan.flops[one.name],
@@ -172,7 +172,7 @@ def as_text(data: dict) -> str:
     lines.append("no tokenizer: the vocabulary of config.json and the marker")
   for one in data["programs"]:
     lines += ["", f"{one['name']}: compiled in {one['compile_seconds']:.0f} s"]
-    lines += [*_memory_lines(one), *_network_lines(one, data)] if one["fits"] else _overflow_lines(one)
+    lines += _overflow_lines(one) if "overflow" in one else [*_memory_lines(one), *_network_lines(one, data)]
   if "roofline" in data:
     lines += ["", *_roofline_lines(data["roofline"], data["slices"])]
   lines += ["", "fits" if data["fits"] else "DOES NOT FIT"]
@@ -187,6 +187,8 @@ def _memory_lines(one: dict) -> list:
     f"  HBM per device  {_gib(memory['total'])} of {_gib(memory['hbm'])}: {parts}",
     f"  margin          {_gib(margin)} ({margin / memory['hbm']:.0%})",
   ]
+  if margin < 0:
+    lines.append("  DOES NOT FIT: XLA took it, since not all of this is in use at once, but don't rely on that")
   if memory["host"]:
     lines.append(f"  on its host     {_gib(memory['host'])} of the state")
   if not one["readable"]:

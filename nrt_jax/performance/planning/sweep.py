@@ -121,17 +121,20 @@ def sweep(run: RunConfig, topology: Topology, devices: list, count: int, say=lam
     tried = program.with_layout(run, *layout[:6])
     plans.append({"layout": layout._asdict(), **report.as_data(plan(tried, topology, devices, say))})
     say(outcome(plans[-1]))  # a sweep takes long: report each result at once
-  return sorted(plans, key=lambda p: (not p["fits"], p["roofline"]["step_seconds"] if p["fits"] else 0))
+  return sorted(plans, key=lambda p: (not p["fits"], p["roofline"]["step_seconds"] if p["fits"] else needed(p)))
 
 
 def outcome(one: dict) -> str:
   """A one-line summary of a compiled layout."""
-  layout = Layout(**one["layout"])
+  layout, gib = Layout(**one["layout"]), f"{needed(one) / report.GIB:.2f} GiB"
   if one["fits"]:
-    total = max(p["memory"]["total"] for p in one["programs"])
-    return f"{layout}: {one['roofline']['step_seconds']:.3g} s, {total / report.GIB:.2f} GiB"
-  over = next(p["overflow"] for p in one["programs"] if not p["fits"])
-  return f"{layout}: does not fit, {over['used'] / report.GIB:.2f} GiB"
+    return f"{layout}: {one['roofline']['step_seconds']:.3g} s, {gib}"
+  return f"{layout}: does not fit, {gib}"
+
+
+def needed(one: dict) -> int:
+  """Bytes per device of the largest program of a plan."""
+  return max(p["overflow"]["used"] if "overflow" in p else p["memory"]["total"] for p in one["programs"])
 
 
 def as_flags(layout: Layout) -> str:

@@ -49,6 +49,12 @@ def test_the_compilers_overflow_is_an_answer():
   assert program.read_overflow("INVALID_ARGUMENT: something else") is None
 
 
+def test_an_overflow_without_a_list_of_buffers():
+  message = "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (113.10G) "
+  over = program.read_overflow(message + "exceeds available HBM (95.74G).")
+  assert over == (int(113.10 * 2**30), int(95.74 * 2**30), "")
+
+
 def test_roofline_of_known_figures():
   """One phase at a time against figures worked out here: Llama-like sizes play no part, the formula does."""
   setup = toy.setup(parallel__data=2, parallel__fsdp=2, parallel__tensor=2, prompt__max_prompt_length=5)

@@ -9,7 +9,7 @@ import pytest
 import toy
 
 from nrt_jax.model import costs, decoder
-from nrt_jax.performance.planning import collectives, hlo, program, report, topology
+from nrt_jax.performance.planning import collectives, hlo, program, report, sweep, topology
 
 
 def compiled_step(**over):
@@ -98,7 +98,18 @@ def test_text_and_data(step):
   assert {"prefill", "decode", "score_answer", "update", "optimizer"} <= set(phases)
   assert data["roofline"]["step_seconds"] == pytest.approx(sum(phase["seconds"] for phase in phases.values()))
   text = report.as_text(json.loads(json.dumps(data)))
-  assert "HBM per device" in text and "roofline" in text and text.endswith("fits")
+  assert "HBM per device" in text and "roofline" in text and text.endswith("\nfits")
+
+
+def test_what_xla_takes_beyond_the_memory_does_not_fit(step):
+  setup, compiled = step
+  large = compiled._replace(memory=compiled.memory._replace(arguments=16 * 2**30))  # of a v5e's 16, with temporaries
+  plan = report.analyse(topology.parse("v5e-8"), setup, program.trained_rows(setup), True, [large])
+  data = report.as_data(plan)
+  text = report.as_text(data)
+  assert not data["fits"] and "roofline" in text and text.endswith("\nDOES NOT FIT")
+  layout = sweep.Layout(2, 2, 2, 1, 0, "full", 1.0, 1.0)._asdict()
+  assert sweep.outcome({"layout": layout, **data}).endswith("micro_batches 1: does not fit, 16.00 GiB")
 
 
 def test_of_two_slices_only_gradients_cross(step):
