@@ -7,7 +7,7 @@
              --config.data.source=PATH/train.jsonl --config.evaluation.data.source=PATH/test.jsonl
   cost       --on gpu: 4 runs side by side 9 minutes on an H100; on 2 CPU cores two hours for two seeds, by a step's
              time. To try it in minutes: --seeds 0 --steps 2 --questions 8
-  expected   log p(answer) per token from -6.1 to -1.7 (NRT) and -1.5 (SFT); no method learns to solve the problems,
+  expected   log p(answer) per token from -4.2 to -1.8 (NRT) and -1.6 (SFT); no method learns to solve the problems,
              and NRT's traces turn to noise: docs/results/smollm2_gsm8k.md says why
 
 The reference answer is the number behind "####"; no worked solution is read. Both methods start from the same weights,
@@ -42,11 +42,12 @@ STOPPED = 143  # exit code
 ANSWER = 8  # tokens
 EVALUATED = 200  # questions of the test file
 SHOWN = ("answer_logp", "answer_logp_gain", "accuracy", "marker_fraction", "trace_length")
-PANELS = {  # of the curves: head -> metric
-  "log p(answer), test": "eval/test/answer_logp",
-  "its gain by the trace, test": "eval/test/answer_logp_gain",
-  "tokens of a greedy trace, test": "eval/test/trace_length",
-  "entropy of sampled traces, nats": "policy/entropy",
+POINTS = 25  # of a curve
+PANELS = {  # of the curves: head -> metric of the training steps, which are many; evaluations are few
+  "log p(answer) of the step's questions": "answer/logp",
+  "its gain by the trace": "answer/logp_gain",
+  "tokens of a trace": "trace/length_mean",
+  "entropy of the traces, nats": "policy/entropy",
 }
 
 
@@ -137,7 +138,7 @@ def draw(path: str, places: list[str]) -> None:
     for name, run in found:
       if run is not None:
         label = f"{name.rpartition('_')[0]}, {os.path.basename(os.path.normpath(place))}"
-        curves.setdefault(label, []).append([*run["evaluations"], *run["steps"]])
+        curves.setdefault(label, []).append(run["steps"])
   panels = {
     head: {label: series for label, runs in curves.items() if (series := over_seeds(runs, metric))}
     for head, metric in PANELS.items()
@@ -146,12 +147,15 @@ def draw(path: str, places: list[str]) -> None:
 
 
 def over_seeds(runs: list[list[dict]], metric: str) -> list[tuple]:
-  """[(step, mean, deviation)] of a metric where all runs have it; every tenth of the training steps'."""
+  """[(step, mean, deviation)] over runs of a metric's means over windows of equally many steps, POINTS at most."""
   found = [{line["step"]: line[metric] for line in lines if metric in line} for lines in runs]
   steps = sorted(set.intersection(*map(set, found)))
-  thin = steps if metric.startswith("eval/") else steps[::10]
-  rows = [(step, [one[step] for one in found]) for step in thin]
-  return [(step, statistics.fmean(row), statistics.stdev(row) if len(row) > 1 else 0.0) for step, row in rows]
+  width = max(1, -(-len(steps) // POINTS))
+  points = []
+  for window in (steps[i : i + width] for i in range(0, len(steps), width)):
+    means = [statistics.fmean(one[step] for step in window) for one in found]
+    points.append((window[-1], statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else 0.0))
+  return points
 
 
 def files_in(data: str) -> dict:

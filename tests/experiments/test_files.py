@@ -166,10 +166,13 @@ def test_smollm2_gsm8k_compares_both_methods_from_one_start(tmp_path, capsys):
   assert [float(cell) for cell in table[2].split()[-5:]] == [float(f"{last[name]:.3f}") for name in figures]
 
 
-def test_smollm2_gsm8k_averages_curves_over_seeds():
-  lines = [[{"step": n, "eval/x": n + seed, "loss": 1.0} for n in range(1, 4)] + [{"step": 9}] for seed in (0, 2)]
-  assert smollm2_gsm8k.over_seeds(lines, "eval/x") == [(n, n + 1, pytest.approx(2**0.5)) for n in (1, 2, 3)]
-  assert smollm2_gsm8k.over_seeds(lines, "loss") == [(1, 1.0, 0.0)] and not smollm2_gsm8k.over_seeds(lines, "other")
+def test_smollm2_gsm8k_averages_curves_over_steps_and_seeds():
+  few, many = (
+    [[{"step": n, "x": n + seed} for n in range(1, steps + 1)] + [{"step": 90}] for seed in (0, 2)] for steps in (3, 50)
+  )
+  assert smollm2_gsm8k.over_seeds(few, "x") == [(n, n + 1, pytest.approx(2**0.5)) for n in (1, 2, 3)]
+  assert smollm2_gsm8k.over_seeds(many, "x") == [(2 * n, 2 * n + 0.5, pytest.approx(2**0.5)) for n in range(1, 26)]
+  assert not smollm2_gsm8k.over_seeds(few, "other") and smollm2_gsm8k.over_seeds(few[:1], "x")[0] == (1, 1, 0.0)
 
 
 @pytest.mark.parametrize("on", smollm2_gsm8k.SIZES)
