@@ -1,11 +1,12 @@
 """NRT against SFT from a real instruct model: SmolLM2-135M-Instruct on GSM8K's questions and final answers alone.
 
   command    python experiments/smollm2_gsm8k.py --model DIR --data PATH [--on gpu] [--workdir RUNS] [--seeds 0 1]
-             [--methods nrt sft] [--steps N] [--questions N] [--set KEY=VALUE ...] [--report_only]
+             [--methods nrt sft nrt_kl ...] [--steps N] [--questions N] [--set KEY=VALUE ...] [--report_only]
              DIR: SmolLM2-135M-Instruct in Hugging Face format. PATH: a directory with GSM8K's train.jsonl, test.jsonl.
   one run    nrt-jax train --config experiments/smollm2_gsm8k.py --workdir RUN --config.model.path=DIR
              --config.data.source=PATH/train.jsonl --config.evaluation.data.source=PATH/test.jsonl
-  cost       --on gpu: 4 runs side by side 9 minutes on an H100; on 2 CPU cores two hours for two seeds, by a step's
+  cost       --on gpu: 0.7 s a step of NRT on an H100, 0.08 s of SFT, and a minute to compile; processes beside it slow
+             that down, and the first takes most of the memory. On 2 CPU cores two hours for two seeds, by a step's
              time. To try it in minutes: --seeds 0 --steps 2 --questions 8
   expected   log p(answer) per token from -4.2 to -1.8 (NRT) and -1.6 (SFT); no method learns to solve the problems,
              and NRT's traces turn to noise: docs/results/smollm2_gsm8k.md says why
@@ -20,8 +21,8 @@ model's own trace, its gain over the empty trace, accuracy of greedy completions
 the training steps, which are measured before each step trains on its questions, are in each run's metrics.jsonl.
 
 Runs are directories METHOD_SEED in RUNS and go on where they stopped. Processes with other --methods or --seeds may
-share RUNS; --report_only prints the table of all that were evaluated twice. A cure to try is a --set, in RUNS of its
-own, and --curves FILE.svg [RUNS ...] draws RUNS and those beside it.
+share RUNS; --report_only prints the table of all that were evaluated twice. The methods nrt_... are cures, each one
+change of NRT. Another is a --set, in RUNS of its own, and --curves FILE.svg [RUNS ...] draws RUNS and those beside it.
 """
 
 import argparse
@@ -37,7 +38,22 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import read_json_lines
 from nrt_jax.reporting import charts
 
-METHODS = ("nrt", "sft")
+KL = {"algorithm.reference": "frozen", "algorithm.kl_coef": 0.05}
+SLOW = {"optimizer.learning_rate": 2e-6}
+UNSCALED = {"algorithm.scale": "none"}
+METHODS = {  # name -> what differs from the method itself; nrt_...: cures of NRT, one at a time, then three together
+  "nrt": {},
+  "sft": {},
+  "nrt_kl": KL,
+  "nrt_slow": SLOW,
+  "nrt_unscaled": UNSCALED,
+  "nrt_cool": {"sampling.temperature": 0.6},
+  "nrt_prob": {"algorithm.reward": "prob"},
+  "nrt_marker": {"prompt.marker": "#### "},
+  "nrt_samples": {},  # MORE times as many of each question, of as many fewer questions
+  "nrt_calm": {**KL, **SLOW, **UNSCALED},
+}
+MORE = 4
 STOPPED = 143  # exit code
 ANSWER = 8  # tokens
 EVALUATED = 200  # questions of the test file
@@ -69,8 +85,9 @@ SIZES = {"cpu": Size(100, 4, 4, 96, 50, 1), "gpu": Size(200, 16, 8, 256, 200, 4,
 
 
 def get_config(method: str = "nrt", on: str = "cpu"):
-  size = SIZES[on]
-  config = base_config(method, start="instruct")
+  size, more = SIZES[on], MORE if method == "nrt_samples" else 1
+  algorithm = method.partition("_")[0]
+  config = base_config(algorithm, start="instruct")
   config.model.path = None  # DIR
   config.total_steps = size.steps
 
@@ -81,12 +98,12 @@ def get_config(method: str = "nrt", on: str = "cpu"):
   config.prompt.answer_in = "completion"  # the grader reads the last number: a cold model never writes the marker
   config.sampling.max_trace_length = size.trace
 
-  config.prompts_per_step = size.prompts if method == "nrt" else size.prompts * size.samples
-  config.samples_per_prompt = size.samples
+  config.prompts_per_step = size.prompts // more if algorithm == "nrt" else size.prompts * size.samples
+  config.samples_per_prompt = size.samples * more
   config.optimizer.learning_rate = 1e-5
   config.optimizer.warmup_steps = 10
   config.optimizer.eps = 1e-8
-  if method == "nrt":
+  if algorithm == "nrt":
     config.algorithm.answer_weight = "one"  # the control's gradient on the answer
   config.algorithm.normalisation = "token"
 
@@ -97,7 +114,7 @@ def get_config(method: str = "nrt", on: str = "cpu"):
   config.evaluation.batch_prompts = size.batch
   config.checkpoint.every_steps = size.steps // 2
   config.logging.tensorboard = False
-  for key, value in size.settings:
+  for key, value in (*size.settings, *METHODS[method].items()):
     config.update_from_flattened_dict({key: value})
   return config
 
@@ -179,7 +196,8 @@ def read_flags(argv=None) -> argparse.Namespace:
   parser.add_argument("--data", metavar="PATH", help="directory with GSM8K's train.jsonl and test.jsonl")
   parser.add_argument("--on", default="cpu", help=f"sizes for: {', '.join(SIZES)} (%(default)s)")
   parser.add_argument("--workdir", default="runs/smollm2_gsm8k", metavar="RUNS", help="default: %(default)s")
-  parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="METHOD", help="default: nrt sft")
+  methods = f"{', '.join(METHODS)} (default: nrt sft)"
+  parser.add_argument("--methods", nargs="+", default=["nrt", "sft"], metavar="METHOD", help=methods)
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], metavar="SEED", help="default: 0 1")
   parser.add_argument("--steps", type=int, help="steps of each run, to try it")
   parser.add_argument("--questions", type=int, default=EVALUATED, help="of each evaluation (default: %(default)s)")

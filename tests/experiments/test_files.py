@@ -177,10 +177,15 @@ def test_smollm2_gsm8k_averages_curves_over_steps_and_seeds():
 
 @pytest.mark.parametrize("on", smollm2_gsm8k.SIZES)
 def test_smollm2_gsm8k_trains_on_equally_many_answers(on):
-  nrt, sft = (config.stages_of(smollm2_gsm8k.get_config(method, on))[0] for method in smollm2_gsm8k.METHODS)
-  assert nrt.prompts_per_step * nrt.samples_per_prompt == sft.prompts_per_step
+  runs = {name: config.stages_of(smollm2_gsm8k.get_config(name, on))[0] for name in smollm2_gsm8k.METHODS}
+  nrt, sft = runs.pop("nrt"), runs.pop("sft")
   for part in ("model", "prompt", "optimizer", "evaluation", "data"):
     assert getattr(nrt, part) == getattr(sft, part)
+  for one in (nrt, *runs.values()):
+    assert one.prompts_per_step * one.samples_per_prompt == sft.prompts_per_step
+  calm, cool, more = runs["nrt_calm"], runs["nrt_cool"], runs["nrt_samples"]
+  assert (calm.algorithm.scale, calm.algorithm.kl_coef, calm.optimizer.learning_rate) == ("none", 0.05, 2e-6)
+  assert cool.sampling.temperature == 0.6 and more.samples_per_prompt == 4 * nrt.samples_per_prompt
 
 
 def test_quickstart_runs_to_its_table_and_its_answers(tmp_path):
