@@ -17,7 +17,7 @@ from nrt_jax import startup
 from nrt_jax.config import RunConfig
 from nrt_jax.data import batches
 from nrt_jax.errors import UserError
-from nrt_jax.performance import ceilings, phases
+from nrt_jax.performance import ceilings, memory, phases
 from nrt_jax.performance.compilations import Compilations
 from nrt_jax.rollout import draws
 from nrt_jax.startup import Stage
@@ -161,20 +161,14 @@ def describe_run(setup) -> dict:
 
 
 def memory_of(compiled) -> dict:
-  """Bytes per device of the step's largest program, as planned by the compiler."""
+  """Bytes per device of the step's largest program, as planned by the compiler, without the program's code."""
   plans = [program.memory_analysis() for program in compiled]
   if any(plan is None for plan in plans):
     return {"planned_bytes": None}
-  parts = [
-    {
-      "arguments": plan.argument_size_in_bytes,
-      "outputs": plan.output_size_in_bytes - plan.alias_size_in_bytes,  # the rest reuses donated arguments
-      "temporaries": plan.temp_size_in_bytes,
-    }
-    for plan in plans
-  ]
-  largest = max(parts, key=lambda part: sum(part.values()))
-  return {"planned_bytes": {**largest, "total": sum(largest.values())}}
+  platform = jax.devices()[0].platform
+  largest = max((memory.read(plan, platform)._replace(code=0) for plan in plans), key=lambda one: one.total)
+  parts = {name: getattr(largest, name) for name in ("arguments", "outputs", "temporaries")}
+  return {"planned_bytes": {**parts, "total": largest.total}}
 
 
 def describe_step(work, steps: dict, peaks) -> dict:

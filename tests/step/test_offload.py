@@ -15,7 +15,7 @@ from paths import ROOT
 
 from nrt_jax import workdir
 from nrt_jax.errors import UserError
-from nrt_jax.performance.planning import program
+from nrt_jax.performance import memory
 from nrt_jax.records.checkpoint import CheckpointConfig, Checkpoints
 from nrt_jax.sharding import OFFLOADABLE, ParallelConfig
 from nrt_jax.step import offload, programs
@@ -135,7 +135,7 @@ def test_devices_without_such_memory_are_refused():
 
 
 def test_a_plan_counts_the_host_apart():
-  assert program.Memory(1, 20, 300, 4000, host=50000).total == 4321
+  assert memory.Memory(1, 20, 300, 4000, host=50000).total == 4321
 
 
 # ---- Compiled for a TPU --------------------------------------------------------------------------------------------

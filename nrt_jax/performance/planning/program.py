@@ -16,22 +16,8 @@ from nrt_jax.data import batches, packing, prompts
 from nrt_jax.data.critic_prompts import CriticForm
 from nrt_jax.errors import UserError
 from nrt_jax.model import hf_config
+from nrt_jax.performance import memory
 from nrt_jax.step import host_grading, opening, policy, programs, sizes, tools
-
-
-class Memory(NamedTuple):
-  """Bytes per device."""
-
-  arguments: int  # state and prompts; the returned state reuses their memory
-  outputs: int  # outputs that do not reuse it
-  temporaries: int
-  code: int
-  host: int = 0  # state in host memory (parallel.offload)
-
-  @property
-  def total(self) -> int:
-    """Bytes of device memory."""
-    return sum(self) - self.host
 
 
 class Overflow(NamedTuple):
@@ -47,7 +33,7 @@ class Compiled(NamedTuple):
 
   name: str
   seconds: float
-  memory: Memory | None
+  memory: memory.Memory | None
   text: str | None  # optimized HLO; None if libtpu is newer than JAX can read
   flops_once: float  # XLA's own counts, with every loop body counted once
   bytes_once: float
@@ -162,11 +148,12 @@ def compile_all(setup: programs.Setup, say=lambda text: None) -> list[Compiled]:
   start = time.monotonic()
   lowered = lower(setup)
   say(f"traced in {time.monotonic() - start:.0f} s")
-  return [compile_one(name, program, say) for name, program in lowered.items()]
+  platform = setup.mesh.devices.flat[0].platform
+  return [compile_one(name, program, platform, say) for name, program in lowered.items()]
 
 
-def compile_one(name: str, lowered, say=lambda text: None) -> Compiled:
-  """Compiles one program. Not fitting into a chip's memory is a result, not an error."""
+def compile_one(name: str, lowered, platform: str, say=lambda text: None) -> Compiled:
+  """Compiles one program for devices of `platform`. Not fitting into a chip's memory is a result, not an error."""
   say(f"compiling {name}, which takes minutes for large models")
   start = time.monotonic()
   try:
@@ -181,20 +168,9 @@ def compile_one(name: str, lowered, say=lambda text: None) -> Compiled:
   counts = compiled.cost_analysis() or {}
   counts = counts[0] if isinstance(counts, list) else counts
   return Compiled(
-    name, seconds, read_memory(compiled.memory_analysis()), program_text(compiled),
+    name, seconds, memory.read(compiled.memory_analysis(), platform), program_text(compiled),
     counts.get("flops", math.nan), counts.get("bytes accessed", math.nan),
   )  # fmt: skip
-
-
-def read_memory(stats) -> Memory:
-  """Converts XLA's memory statistics of one device."""
-  return Memory(
-    arguments=stats.argument_size_in_bytes,
-    outputs=max(stats.output_size_in_bytes - stats.alias_size_in_bytes, 0),
-    temporaries=stats.temp_size_in_bytes,
-    code=stats.generated_code_size_in_bytes,
-    host=stats.host_argument_size_in_bytes,
-  )
 
 
 def program_text(compiled) -> str | None:

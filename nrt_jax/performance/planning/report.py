@@ -187,8 +187,8 @@ def _memory_lines(one: dict) -> list:
     f"  HBM per device  {_gib(memory['total'])} of {_gib(memory['hbm'])}: {parts}",
     f"  margin          {_gib(margin)} ({margin / memory['hbm']:.0%})",
   ]
-  if margin < 0:
-    lines.append("  DOES NOT FIT: XLA took it, since not all of this is in use at once, but don't rely on that")
+  if memory["peak"]:
+    lines.append(f"  peak            {_gib(memory['peak'])} without code: not all temporaries are in use at once")
   if memory["host"]:
     lines.append(f"  on its host     {_gib(memory['host'])} of the state")
   if not one["readable"]:

@@ -26,7 +26,7 @@ def compiled_step(**over):
   )
   setup = setup._replace(model=dataclasses.replace(setup.model, layer_loop="scan"))
   (lowered,) = program.lower(setup).values()
-  return setup, program.compile_one("train_step", lowered)
+  return setup, program.compile_one("train_step", lowered, "cpu")
 
 
 @pytest.fixture(scope="module")
