@@ -42,15 +42,20 @@ def meshes(devices: int) -> list[tuple[int, int, int]]:
 def layouts(run: RunConfig, topology: Topology, devices: list) -> list[Layout]:
   """The layouts that divide, most promising first: those that should fit, by time; then the others, by memory.
 
-  For each mesh and each `model.remat`, takes the fewest micro-batches and the largest waves that should fit.
+  For each mesh and each `model.remat`, takes the fewest micro-batches and the largest waves that should fit. UserError
+  if no mesh can run the step.
   """
-  found, rows = [], None
+  found, rows, reasons, room = [], None, [], usable(topology)
   for mesh in meshes(len(devices)):
-    opened = _first_that_divides(run, devices, *mesh)
-    if opened is not None:
-      rows = rows or program.trained_rows(opened[0])  # the same on every mesh
-      found += [_of_mesh(*opened, rows, topology, remat) for remat in REMATS]
-  room = usable(topology)
+    try:
+      opened = _first_that_divides(run, devices, *mesh)
+    except UserError as error:  # of this mesh, or of the run on any
+      reasons.append(f"{error} (on data {mesh[0]} x fsdp {mesh[1]} x tensor {mesh[2]})")
+      continue
+    rows = rows or program.trained_rows(opened[0])  # the same on every mesh
+    found += [_of_mesh(*opened, rows, topology, remat) for remat in REMATS]
+  if not found:
+    raise UserError(f"--sweep: no mesh of {len(devices)} devices can run this step: {reasons[0]}")
   return sorted(found, key=lambda x: (x.bytes > room, x.seconds if x.bytes <= room else x.bytes, x.micro_batches))
 
 
@@ -60,15 +65,15 @@ def usable(topology: Topology) -> float:
 
 
 def _first_that_divides(run: RunConfig, devices: list, data: int, fsdp: int, tensor: int):
-  """(Setup, all numbers of micro-batches that may divide) on a mesh; None if nothing divides."""
+  """(Setup, all numbers of micro-batches that may divide) on a mesh; UserError: why the last of them does not."""
   rows = run.prompts_per_step * run.samples_per_prompt // (data * fsdp) // run.optimizer.minibatches
-  pieces = divisors(rows) if rows else []
+  pieces = divisors(max(rows, 1))  # with no row for each device, the setup says so
   for micro_batches in pieces:
     try:
       return program.open_setup(program.with_layout(run, data, fsdp, tensor, micro_batches, 0), devices)[0], pieces
-    except UserError:
-      continue
-  return None
+    except UserError as error:
+      reason = error
+  raise reason
 
 
 def _of_mesh(setup: programs.Setup, pieces: list, rows, topology: Topology, remat: str) -> Layout:
@@ -109,8 +114,6 @@ def plan(run: RunConfig, topology: Topology, devices: list, say=lambda text: Non
 def sweep(run: RunConfig, topology: Topology, devices: list, count: int, say=lambda text: None) -> list[dict]:
   """The plans of the `count` most promising layouts as data: first those that fit, by time, then those that do not."""
   ranked = layouts(run, topology, devices)
-  if not ranked:
-    raise UserError(f"--sweep: no mesh of {len(devices)} devices divides prompts_per_step {run.prompts_per_step}")
   divide = len({layout[:3] for layout in ranked})
   say(f"{divide} meshes divide; the likeliest layouts, with guesses of time and memory:")
   for layout in ranked[: 2 * count]:

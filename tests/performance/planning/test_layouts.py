@@ -122,6 +122,17 @@ def test_layouts_divide_and_are_ranked(tmp_path):
   assert [layout.seconds for layout in found] == sorted(layout.seconds for layout in found)  # all fit
 
 
+def test_a_run_that_no_mesh_can_run_says_why(tmp_path):
+  (tmp_path / "config.json").write_text(json.dumps(ARCHITECTURE))
+  slice_, devices = topology.parse("v5e:2x2"), jax.devices()[:4]
+  run = toy.run_config("nrt", prompts_per_step=3, model__path=str(tmp_path))
+  with pytest.raises(UserError, match="--sweep: no mesh of 4 devices .*: prompts_per_step: found 3, .*on data 4 x fsdp 1"):
+    sweep.layouts(run, slice_, devices)
+  run = toy.run_config("nrt", prompts_per_step=16, model__path=str(tmp_path), environment={"name": "fixed_length"})
+  with pytest.raises(UserError, match="no mesh of 4 devices can run this step: environment.name: .* prompt.tokenizer"):
+    sweep.layouts(run, slice_, devices)
+
+
 @pytest.mark.parametrize("tensor", [1, 2])
 def test_what_a_layer_saves_follows_remat(tensor):
   """In float32 entries of a token: the layer's input; and of matrix products all outputs but the last one's."""
