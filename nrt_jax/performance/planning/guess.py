@@ -92,6 +92,22 @@ def sampling_bytes(setup: programs.Setup, rows: Rows) -> float:
   return width * costs.parameter_count(model) / tensor + 2 * cache + hidden + scores
 
 
+def critic_bytes(setup: programs.Setup) -> float:
+  """Bytes of the critic's part of a wave besides the state: weights, caches once, for nobody scores behind them, and
+
+  three arrays of its prompts' hidden states. 0 without a critic.
+  """
+  run, model, tensor, n = setup.run, setup.model, setup.mesh.shape["tensor"], roofline.critic_lengths(setup)
+  if n is None:
+    return 0.0
+  width = jnp.dtype(model.compute_dtype).itemsize
+  prompts = n.prompts / roofline.waves_of(setup) / sharding.data_parallel_ways(setup.mesh)
+  slots = sampler.cache_sizes(n.trace, run.sampling.cache_stages)[-1]
+  cache = prompts * (n.prompt + n.samples * slots) * costs.cache_bytes_per_token(model, width) / tensor
+  hidden = 3 * prompts * n.prompt * model.hidden_size * width
+  return width * costs.parameter_count(model) / tensor + cache + hidden
+
+
 def state_bytes(setup: programs.Setup) -> float:
   """Bytes of the training state on one device: parameters, optimizer, and copies such as the reference."""
   leaves = jax.tree.leaves(programs.abstract_states(setup))
@@ -100,9 +116,9 @@ def state_bytes(setup: programs.Setup) -> float:
 
 
 def working_bytes(setup: programs.Setup, rows: Rows) -> float:
-  """Bytes that one device will need besides the state: the larger of sampling and update."""
+  """Bytes that one device will need besides the state: the largest of sampling, the critic's sampling and update."""
   sampling = sampling_bytes(setup, rows) if setup.algorithm.samples_traces else 0
-  return max(update_bytes(setup, rows), sampling)
+  return max(update_bytes(setup, rows), sampling, critic_bytes(setup))
 
 
 def update_flops(setup: programs.Setup, rows: Rows) -> float:

@@ -103,6 +103,9 @@ def test_a_critics_tokens_are_decoded_too():
   bytes_alone, bytes_both = (roofline.hbm_bytes(setup, rows)["decode"] for setup in (alone, both))
   read = costs.decode_bytes(c, judged / 4, judged / 4, costs.Lengths(judged, 1, width, 3, 0, 0))
   assert bytes_both - bytes_alone == pytest.approx(3 * sum(read.values()) / 2)
+  cache, hidden = judged / 4 * (width + 3) * 2 * 2 * 4 * c.num_hidden_layers * 4 / 2, 3 * judged / 4 * width * 16 * 4
+  assert guess.critic_bytes(both) == pytest.approx(4 * costs.parameter_count(c) / 2 + cache + hidden)
+  assert guess.critic_bytes(alone) == 0 and guess.working_bytes(both, rows) >= guess.critic_bytes(both)
 
 
 ARCHITECTURE = {
