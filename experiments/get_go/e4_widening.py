@@ -16,7 +16,7 @@ answer. A larger alphabet brings new symbols, whose rows start as the mean of th
     frozen    as widen, but only embedding and head are trained behind the supervised stage
 
 Measured: the samples of the reinforcement stages until 0.9 of the last 1024 answers are right with the alphabet of
-10, in its own stage; and how right the first and the last 1024 of that stage are. A run that never gets there counts
+6, in its own stage; and how right the first and the last 1024 of that stage are. A run that never gets there counts
 as "not reached". The supervised stage ends early on purpose: a model that is sure of its symbols never tries a new
 one.
 
