@@ -93,9 +93,9 @@ def sampling_bytes(setup: programs.Setup, rows: Rows) -> float:
 
 
 def critic_bytes(setup: programs.Setup) -> float:
-  """Bytes of the critic's part of a wave besides the state: weights, caches once, for nobody scores behind them, and
+  """Bytes of the critic's part of a wave besides the state, on one device; 0 without a critic.
 
-  three arrays of its prompts' hidden states. 0 without a critic.
+  Weights, three arrays of its prompts' hidden states, and caches once, for nobody scores behind them.
   """
   run, model, tensor, n = setup.run, setup.model, setup.mesh.shape["tensor"], roofline.critic_lengths(setup)
   if n is None:
