@@ -38,14 +38,17 @@ def complete(setup: Setup, params, prompts: Prompts, key):
 
 def _in_waves(setup: Setup, params, prompts: Prompts, key, whole: bool):
   """Runs in waves of `sampling.wave_prompts` prompts, so that the caches of a large step are bounded by one wave."""
-  run, G = setup.run, setup.samples_per_prompt
-  one_wave = functools.partial(wave, setup, rollout_weights(setup, params), key, whole)
-  B = prompts.prompt_BP.shape[0] * (jax.device_count() if setup.axis_name else 1)  # under pmap we see a device's share
-  waves = B // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
+  one_wave, waves = functools.partial(wave, setup, rollout_weights(setup, params), key, whole), waves_of(setup, prompts)
   if waves == 1:
     return one_wave(prompts)
   rollouts, scores, empty = jax.lax.map(one_wave, rows.cut_rows(prompts, waves))
-  return *rows.join_groups((rollouts, scores), G), rows.join_rows(empty)
+  return *rows.join_groups((rollouts, scores), setup.samples_per_prompt), rows.join_rows(empty)
+
+
+def waves_of(setup: Setup, prompts: Prompts) -> int:
+  """In how many waves of `sampling.wave_prompts` these prompts are sampled or scored."""
+  B = prompts.prompt_BP.shape[0] * (jax.device_count() if setup.axis_name else 1)  # under pmap we see a device's share
+  return B // setup.run.sampling.wave_prompts if setup.run.sampling.wave_prompts else 1
 
 
 def wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
@@ -144,9 +147,15 @@ def score_empty(setup: Setup, weights, prompts: Prompts, hidden_BD, cache):
 
 
 def score_empty_trace(setup: Setup, params, prompts: Prompts):
-  """log c_base of other parameters than the policy's, say a frozen base: AnswerScores [B]."""
-  weights = rollout_weights(setup, params)
-  return score_empty(setup, weights, prompts, *sampler.prefill(weights, setup.decoder, prompts))
+  """log c_base of other parameters than the policy's, say a frozen base, in waves: AnswerScores [B]."""
+  weights, waves = rollout_weights(setup, params), waves_of(setup, prompts)
+
+  def one_wave(prompts):
+    return score_empty(setup, weights, prompts, *sampler.prefill(weights, setup.decoder, prompts))
+
+  if waves == 1:
+    return one_wave(prompts)
+  return rows.join_rows(jax.lax.map(one_wave, rows.cut_rows(prompts, waves)))
 
 
 def score_bare(setup: Setup, params, prompts: Prompts):

@@ -43,6 +43,21 @@ def test_the_bare_prompt_has_neither_trace_open_nor_marker():
     np.testing.assert_allclose(found.answer_logp_NA[b, : len(answer)], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_what_another_policy_expects_is_scored_in_waves():
+  """All prompts at once would need the caches of a whole step, which is what waves are to avoid."""
+  prompts, params = toy.prompts(8, prompt_width=64), toy.params(MODEL)
+
+  def compiled(**over):
+    setup = toy.setup(model=MODEL, prompts_per_step=8, prompt__max_prompt_length=64, **over)
+    return jax.jit(functools.partial(tools.score_empty_trace, setup)).lower(params, prompts).compile()
+
+  whole, waves = compiled(), compiled(sampling__wave_prompts=2)
+  found, expected = waves(params, prompts), whole(params, prompts)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, expected)
+  needed = [program.memory_analysis().temp_size_in_bytes for program in (waves, whole)]
+  assert needed[0] < 0.5 * needed[1]
+
+
 def test_what_a_chat_template_opens_is_not_known():
   run = toy.run_config(algorithm__base_place="prompt", prompt__trace_open="<think>")
   form = dataclasses.replace(toy.form(), template="chat")
