@@ -148,14 +148,8 @@ def collect(setup: Setup, states, prompts, graded=None):
   return (made.batch, made.critic), calls, counts
 
 
-def waves(setup: Setup) -> int:
-  """The number of waves in which a draw of prompts is sampled."""
-  run = setup.run
-  return run.prompts_per_step // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
-
-
 def first_wave(setup: Setup, prompts):
-  count = waves(setup)
+  count = setup.waves
   return prompts if count == 1 else jax.tree.map(lambda a: a[0], rows.cut_rows(prompts, count))
 
 
@@ -183,7 +177,7 @@ def update_seconds(setup: Setup, policy, batch, repeats: int):
 
 def sampling_phases(setup: Setup, states, prompts, tool: str, present: tuple, repeats: int):
   """({name: Phase}, generated tokens) of sampling and scoring one wave, times the number of waves."""
-  whole, count, phases = tool == "complete", waves(setup), {}
+  whole, count, phases = tool == "complete", setup.waves, {}
   small = States(states.policy.replace(params=None, opt_state=None))  # all that a step's key depends on
 
   def timed(function, *arguments):

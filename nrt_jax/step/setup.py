@@ -60,6 +60,11 @@ class Setup(NamedTuple):
     return getattr(self.run.algorithm, "max_draws", 1)
 
   @property
+  def waves(self) -> int:
+    """In how many waves of `sampling.wave_prompts` prompts a draw is sampled and scored."""
+    return self.run.prompts_per_step // self.run.sampling.wave_prompts if self.run.sampling.wave_prompts else 1
+
+  @property
   def samples_per_prompt(self) -> int:
     return self.run.samples_per_prompt if self.algorithm.samples_traces else 1
 

@@ -38,17 +38,11 @@ def complete(setup: Setup, params, prompts: Prompts, key):
 
 def _in_waves(setup: Setup, params, prompts: Prompts, key, whole: bool):
   """Runs in waves of `sampling.wave_prompts` prompts, so that the caches of a large step are bounded by one wave."""
-  one_wave, waves = functools.partial(wave, setup, rollout_weights(setup, params), key, whole), waves_of(setup, prompts)
-  if waves == 1:
+  one_wave = functools.partial(wave, setup, rollout_weights(setup, params), key, whole)
+  if setup.waves == 1:
     return one_wave(prompts)
-  rollouts, scores, empty = jax.lax.map(one_wave, rows.cut_rows(prompts, waves))
+  rollouts, scores, empty = jax.lax.map(one_wave, rows.cut_rows(prompts, setup.waves))
   return *rows.join_groups((rollouts, scores), setup.samples_per_prompt), rows.join_rows(empty)
-
-
-def waves_of(setup: Setup, prompts: Prompts) -> int:
-  """In how many waves of `sampling.wave_prompts` these prompts are sampled or scored."""
-  B = prompts.prompt_BP.shape[0] * (jax.device_count() if setup.axis_name else 1)  # under pmap we see a device's share
-  return B // setup.run.sampling.wave_prompts if setup.run.sampling.wave_prompts else 1
 
 
 def wave(setup: Setup, weights, key, whole: bool, prompts: Prompts):
@@ -79,7 +73,6 @@ def sample_role(setup: Setup, params, prompts: Prompts, key, role: Role):
   """Completions of a second role, `[M * samples]`, in as many waves as the policy's. Answers are not scored."""
   run, weights = setup.run, rollout_weights(setup, params)
   B = run.prompts_per_step // (jax.device_count() if setup.axis_name else 1)
-  waves = run.prompts_per_step // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
   sampling = dataclasses.replace(
     role.sampling, cache_dtype=run.sampling.cache_dtype, cache_stages=run.sampling.cache_stages
   )
@@ -89,10 +82,10 @@ def sample_role(setup: Setup, params, prompts: Prompts, key, role: Role):
     return sampler.sample(weights, *how, prompts, key, role.samples)[0]
 
   with jax.named_scope("critic"):
-    if waves == 1:
+    if setup.waves == 1:
       return one_wave(prompts)
     of_prompt = len(prompts.prompt_length_B) // B
-    made = jax.lax.map(one_wave, rows.cut_groups(prompts, waves, of_prompt))
+    made = jax.lax.map(one_wave, rows.cut_groups(prompts, setup.waves, of_prompt))
     return rows.join_groups(made, of_prompt * role.samples)
 
 
@@ -148,14 +141,14 @@ def score_empty(setup: Setup, weights, prompts: Prompts, hidden_BD, cache):
 
 def score_empty_trace(setup: Setup, params, prompts: Prompts):
   """log c_base of other parameters than the policy's, say a frozen base, in waves: AnswerScores [B]."""
-  weights, waves = rollout_weights(setup, params), waves_of(setup, prompts)
+  weights = rollout_weights(setup, params)
 
   def one_wave(prompts):
     return score_empty(setup, weights, prompts, *sampler.prefill(weights, setup.decoder, prompts))
 
-  if waves == 1:
+  if setup.waves == 1:
     return one_wave(prompts)
-  return rows.join_rows(jax.lax.map(one_wave, rows.cut_rows(prompts, waves)))
+  return rows.join_rows(jax.lax.map(one_wave, rows.cut_rows(prompts, setup.waves)))
 
 
 def score_bare(setup: Setup, params, prompts: Prompts):

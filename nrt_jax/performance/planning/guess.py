@@ -82,7 +82,7 @@ def sampling_bytes(setup: programs.Setup, rows: Rows) -> float:
   """
   run, model, tensor = setup.run, setup.model, setup.mesh.shape["tensor"]
   n, width = roofline.lengths_of(setup, rows), jnp.dtype(model.compute_dtype).itemsize
-  prompts = n.prompts / roofline.waves_of(setup) / sharding.data_parallel_ways(setup.mesh)
+  prompts = n.prompts / setup.waves / sharding.data_parallel_ways(setup.mesh)
   slots = sampler.cache_sizes(run.sampling.max_trace_length, run.sampling.cache_stages)[-1]
   cache = prompts * (n.prompt + n.samples * slots) * costs.cache_bytes_per_token(model, width) / tensor
   hidden = 4 * prompts * max(n.prompt, n.samples * (n.marker + n.answer)) * model.hidden_size * width
@@ -101,7 +101,7 @@ def critic_bytes(setup: programs.Setup) -> float:
   if n is None:
     return 0.0
   width = jnp.dtype(model.compute_dtype).itemsize
-  prompts = n.prompts / roofline.waves_of(setup) / sharding.data_parallel_ways(setup.mesh)
+  prompts = n.prompts / setup.waves / sharding.data_parallel_ways(setup.mesh)
   slots = sampler.cache_sizes(n.trace, run.sampling.cache_stages)[-1]
   cache = prompts * (n.prompt + n.samples * slots) * costs.cache_bytes_per_token(model, width) / tensor
   hidden = 3 * prompts * n.prompt * model.hidden_size * width

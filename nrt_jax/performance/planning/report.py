@@ -148,7 +148,7 @@ def _roofline_data(plan: Plan, chip) -> dict:
     "phases": [{**p._asdict(), "seconds": p.seconds, "bottleneck": p.bottleneck} for p in phases],
   }
   if plan.setup.algorithm.samples_traces:
-    tokens = plan.setup.run.sampling.max_trace_length * roofline.waves_of(plan.setup)
+    tokens = plan.setup.run.sampling.max_trace_length * plan.setup.waves
     data["seconds_per_token_step"] = next(p.seconds for p in phases if p.phase == "decode") / tokens
   return data
 

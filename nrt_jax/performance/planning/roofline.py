@@ -47,11 +47,6 @@ def merged(by_phase: dict) -> dict:
   return total
 
 
-def waves_of(setup: programs.Setup) -> int:
-  run = setup.run
-  return run.prompts_per_step // run.sampling.wave_prompts if run.sampling.wave_prompts else 1
-
-
 def pieces_of(run) -> int:
   """Micro-batches per minibatch; 0 means one, except on CPUs."""
   return run.parallel.micro_batches or 1
@@ -110,7 +105,7 @@ def hbm_bytes(setup: programs.Setup, rows: Rows) -> dict:
   }
   if not setup.algorithm.samples_traces:
     return found
-  waves, n = waves_of(setup), lengths_of(setup, rows)
+  waves, n = setup.waves, lengths_of(setup, rows)
   prompts = n.prompts / waves / ways
   read = costs.decode_bytes(setup.decoder, prompts * n.samples, prompts, n)
   cache = (prompts * n.prompt + prompts * n.samples * n.trace) * costs.cache_bytes_per_token(model) / tensor
