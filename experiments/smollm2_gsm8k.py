@@ -21,8 +21,8 @@ model's own trace, its gain over the empty trace, accuracy of greedy completions
 the training steps, which are measured before each step trains on its questions, are in each run's metrics.jsonl.
 
 Runs are directories METHOD_SEED in RUNS and go on where they stopped. Processes with other --methods or --seeds may
-share RUNS; --report_only prints the table of all that were evaluated twice. The methods nrt_... are cures, each one
-change of NRT. Another is a --set, in RUNS of its own, and --curves FILE.svg [RUNS ...] draws RUNS and those beside it.
+share RUNS; --report_only prints the table of all that were evaluated twice. Of the methods nrt_..., nrt_trace and
+nrt_answer are NRT's two halves, and the others cures, each one change of NRT. Another is a --set, in RUNS of its own, and --curves FILE.svg [RUNS ...] draws RUNS and those beside it.
 """
 
 import argparse
@@ -41,9 +41,11 @@ from nrt_jax.reporting import charts
 KL = {"algorithm.reference": "frozen", "algorithm.kl_coef": 0.05}
 SLOW = {"optimizer.learning_rate": 2e-6}
 UNSCALED = {"algorithm.scale": "none"}
-METHODS = {  # name -> what differs from the method itself; nrt_...: cures of NRT, one at a time, then three together
+METHODS = {  # name -> what differs from the method itself; nrt_...: a part of NRT, or a cure, then three cures together
   "nrt": {},
   "sft": {},
+  "nrt_trace": {"algorithm.answer_weight": "none", "algorithm.format_coef": 0.0},  # the rewards alone
+  "nrt_answer": {"algorithm.trace_coef": 0.0},  # all but the rewards
   "nrt_kl": KL,
   "nrt_slow": SLOW,
   "nrt_unscaled": UNSCALED,

@@ -299,6 +299,13 @@ def dpo(chosen, chosen_ref, rejected, rejected_ref, beta):
 # --------------------------------------------------------------------------- verifiable rewards, negatives (NFT)
 
 
+def entropy_drift(logits, advantages):
+  """-Cov(log π, A) over the actions of one state: what a natural-gradient step changes its entropy by, per step size."""
+  p = softmax(logits)
+  log_p = np.log(p)
+  return -(np.sum(p * log_p * advantages) - np.sum(p * log_p) * np.sum(p * advantages))
+
+
 def truncated_importance(logp, behaviour_logp, advantage, low, high):
   """Loss of one token and its derivative by logp."""
   weight = min(np.exp(logp - behaviour_logp), high)

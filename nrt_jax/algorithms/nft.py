@@ -178,7 +178,8 @@ def prompt_weight(name: str, rate_N):
 def loss(tools: Tools, config: NftConfig, params, batch: TrainBatch):
   """losses.nft on the sampled tokens, and the terms that all methods share."""
 
-  def trace_loss(logp_NL):
+  def trace_loss(logp_NL, entropy_NL):
+    del entropy_NL
     logps = (logp_NL, pg.ratio_base(config, batch, logp_NL))
     arguments = (*logps, batch.trace_coef_NL, batch.extra["label_N"], batch.extra["rate_N"])
     settings = (config.floor, config.negative_weight, config.ratio)

@@ -3,6 +3,8 @@
     L = Σ trace loss(A, ρ)  +  kl_coef Σ k(π, π_ref)  -  entropy_coef Σ H  +  Σ s_i (-log π(y*_i))  +  format term
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -165,9 +167,11 @@ def loss(tools: Tools, config: PolicyGradientConfig, params, batch: TrainBatch, 
     logps = (logp_NL, ratio_base(config, batch, logp_NL))
     return losses.TRACE_LOSSES[config.trace_loss](*logps, batch.answer_coef_NL, *clip)
 
-  def trace_loss(logp_NL):
+  def trace_loss(logp_NL, entropy_NL):
     logps = (logp_NL, ratio_base(config, batch, logp_NL))
     stats = losses.ratio_stats(config.trace_loss, *logps, batch.trace_mask_NL, batch.trace_coef_NL, *clip)
+    drift = functools.partial(losses.entropy_drift, logp_NL, entropy_NL, batch.trace_coef_NL, batch.trace_weight_NL)
+    stats |= {f"{role}/entropy_drift": drift(own_NL) for role, own_NL in role_masks(batch).items()}
     return losses.TRACE_LOSSES[config.trace_loss](*logps, batch.trace_coef_NL, *clip), stats
 
   kl_in_loss = config.kl_place == "loss"
@@ -177,12 +181,13 @@ def loss(tools: Tools, config: PolicyGradientConfig, params, batch: TrainBatch, 
 def sum_terms(
   tools: Tools, config: UpdateConfig, params, batch: TrainBatch, trace_loss, kl_in_loss=True, answer_loss=None
 ) -> LossSums:
-  """All terms as sums: trace_loss(logp_NL) -> (loss_NL, metrics), KL, entropy, cross-entropy of answer and format.
+  """All terms as sums: the trace's, KL, entropy, cross-entropy of answer and format.
 
+  `trace_loss(logp_NL, entropy_NL) -> (loss_NL, metrics)` is the trace's, whose gradient is through `logp_NL` alone.
   `answer_loss(logp_NL) -> loss_NL` takes the place of the answer's cross-entropy.
   """
   logp_NL, entropy_NL, row_logp_NL = tools.log_probs(params, batch, entropy_gradient=config.entropy_coef != 0)
-  trace_loss_NL, metrics = trace_loss(logp_NL)
+  trace_loss_NL, metrics = trace_loss(logp_NL, entropy_NL)
   terms = {
     "loss/trace": trace_loss_NL.sum(),
     "loss/answer": (answer_loss(logp_NL) if answer_loss else losses.supervised(logp_NL, batch.answer_coef_NL)).sum(),

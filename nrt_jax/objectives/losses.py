@@ -212,6 +212,18 @@ def sampler_stats(logp_NL, sampled_logp_NL, mask_NL):
   }
 
 
+def entropy_drift(logp_NL, entropy_NL, coef_NL, weight_NL, mask_NL):
+  """-Cov(A, log π) in the states of the tokens of `mask_NL`, averaged by `weight_NL`, as (numerator, denominator).
+
+  A natural-gradient step of η on the logits changes a state's entropy by η times this, to first order (arXiv
+  2505.22617); above 0, unlikely tokens are rewarded. E[log π] is -H in each state, so -A (log π + H) of the sampled
+  tokens estimates it without bias where the paper subtracts means over a batch. `coef_NL` is A times `weight_NL`;
+  without gradient.
+  """
+  logp_NL, entropy_NL = jax.lax.stop_gradient((_float(logp_NL), _float(entropy_NL)))
+  return -masked_sum(coef_NL * (logp_NL + entropy_NL), mask_NL), masked_sum(weight_NL, mask_NL)
+
+
 def nft_stats(logp_NL, behaviour_logp_NL, weight_NL, label_N, rate_N, floor=1.0, negative_weight=1.0, ratio="token"):
   """The metrics of `ratio_stats` for `nft`, over the tokens with a weight.
 

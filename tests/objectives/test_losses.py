@@ -283,6 +283,28 @@ def test_sampler_stats_by_hand():
   assert not jax.grad(stat_sum)(logp_NL).any()
 
 
+def test_entropy_drift_is_the_derivative_of_the_entropy():
+  """Every action of a state once, weighed by its probability: the expectation over what is sampled."""
+  rng = np.random.default_rng(0)
+  logits, advantages = rng.normal(size=7), rng.normal(size=7)
+  entropy = lambda logits: -np.sum(reference.softmax(logits) * np.log(reference.softmax(logits)))
+  step = lambda size: entropy(logits + size * advantages)  # natural gradient: the logits move by A
+  derivative = (step(1e-5) - step(-1e-5)) / 2e-5
+  np.testing.assert_allclose(reference.entropy_drift(logits, advantages), derivative, rtol=1e-6)
+
+  p = reference.softmax(logits)
+  logp_NL, entropy_NL = jnp.log(jnp.array([p])), jnp.full((1, 7), entropy(logits))
+  rows = (jnp.array([p * advantages]), jnp.array([p]))
+  drift, weight = losses.entropy_drift(logp_NL, entropy_NL, *rows, jnp.ones((1, 7), bool))
+  np.testing.assert_allclose((drift, weight), (derivative, 1), rtol=1e-5)
+  # A baseline changes nothing, and what is off the mask counts for nothing.
+  shifted, _ = losses.entropy_drift(logp_NL, entropy_NL, rows[0] + 3 * rows[1], rows[1], jnp.ones((1, 7), bool))
+  np.testing.assert_allclose(shifted, drift, rtol=1e-4, atol=1e-6)
+  assert losses.entropy_drift(logp_NL * jnp.nan, entropy_NL, *rows, jnp.zeros((1, 7), bool)) == (0, 0)
+  total = lambda logp_NL: sum(losses.entropy_drift(logp_NL, entropy_NL, *rows, jnp.ones((1, 7), bool)))
+  assert not jax.grad(total)(logp_NL).any()
+
+
 @pytest.mark.parametrize("name", reference.AGGREGATION_NAMES)
 def test_two_term_gradient_of_an_enumerable_policy(name):
   toy = reference.ToyPolicy()
