@@ -22,7 +22,8 @@ the training steps, which are measured before each step trains on its questions,
 
 Runs are directories METHOD_SEED in RUNS and go on where they stopped. Processes with other --methods or --seeds may
 share RUNS; --report_only prints the table of all that were evaluated twice. Of the methods nrt_..., nrt_trace and
-nrt_answer are NRT's two halves, and the others cures, each one change of NRT. Another is a --set, in RUNS of its own, and --curves FILE.svg [RUNS ...] draws RUNS and those beside it.
+nrt_answer are NRT's two parts, and the others cures. Another is a --set, in RUNS of its own, and --curves FILE.svg
+[RUNS ...] draws RUNS and those beside it.
 """
 
 import argparse
@@ -38,22 +39,27 @@ from nrt_jax.errors import UserError, require_choice
 from nrt_jax.files import read_json_lines
 from nrt_jax.reporting import charts
 
-KL = {"algorithm.reference": "frozen", "algorithm.kl_coef": 0.05}
-SLOW = {"optimizer.learning_rate": 2e-6}
-UNSCALED = {"algorithm.scale": "none"}
-METHODS = {  # name -> what differs from the method itself; nrt_...: a part of NRT, or a cure, then three cures together
+KL = {"algorithm.reference": "frozen", "algorithm.kl_coef": 1.0}
+FORCED = {"algorithm.format_coef": 0.0}  # the marker is put in and never learnt
+METHODS = {  # name -> what differs from the method itself
   "nrt": {},
   "sft": {},
-  "nrt_trace": {"algorithm.answer_weight": "none", "algorithm.format_coef": 0.0},  # the rewards alone
-  "nrt_answer": {"algorithm.trace_coef": 0.0},  # all but the rewards
-  "nrt_kl": KL,
-  "nrt_slow": SLOW,
-  "nrt_unscaled": UNSCALED,
-  "nrt_cool": {"sampling.temperature": 0.6},
-  "nrt_prob": {"algorithm.reward": "prob"},
+  # Its parts: the rewards alone, and all but the rewards.
+  "nrt_trace": {"algorithm.answer_weight": "none", **FORCED},
+  "nrt_answer": {"algorithm.trace_coef": 0.0},
+  # Cures: of what the marker and the answer do to the traces,
+  "nrt_forced": FORCED,
   "nrt_marker": {"prompt.marker": "#### "},
+  "nrt_derived": {"algorithm.answer_weight": "derived"},
+  "nrt_kl": KL,
+  "nrt_forced_kl": {**FORCED, **KL},
+  "nrt_slow": {"optimizer.learning_rate": 2e-6},
+  # and of the rewards.
+  "nrt_reward": {"algorithm.trace_coef": 30.0},
+  "nrt_prob": {"algorithm.reward": "prob"},
+  "nrt_unscaled": {"algorithm.scale": "none"},
+  "nrt_cool": {"sampling.temperature": 0.6},
   "nrt_samples": {},  # MORE times as many of each question, of as many fewer questions
-  "nrt_calm": {**KL, **SLOW, **UNSCALED},
 }
 MORE = 4
 STOPPED = 143  # exit code

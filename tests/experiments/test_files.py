@@ -183,8 +183,8 @@ def test_smollm2_gsm8k_trains_on_equally_many_answers(on):
     assert getattr(nrt, part) == getattr(sft, part)
   for one in (nrt, *runs.values()):
     assert one.prompts_per_step * one.samples_per_prompt == sft.prompts_per_step
-  calm, cool, more = runs["nrt_calm"], runs["nrt_cool"], runs["nrt_samples"]
-  assert (calm.algorithm.scale, calm.algorithm.kl_coef, calm.optimizer.learning_rate) == ("none", 0.05, 2e-6)
+  held, cool, more = runs["nrt_forced_kl"], runs["nrt_cool"], runs["nrt_samples"]
+  assert (held.algorithm.format_coef, held.algorithm.kl_coef, held.algorithm.reference) == (0, 1, "frozen")
   assert cool.sampling.temperature == 0.6 and more.samples_per_prompt == 4 * nrt.samples_per_prompt
 
 
