@@ -148,7 +148,7 @@ def run(method: str, data: str, workdir: str, overrides: dict | None = None) -> 
   for key, text in {"data.source": data, "model.path": model, **(overrides or {})}.items():
     override(values, key.split("."), text)
   stages = config.stages_of(values)
-  training.train(stages, workdir, values)
+  training.train_to_end(stages, workdir, values)
   print_table(workdir, stages[0].total_steps)
 
 

@@ -50,19 +50,18 @@ METHODS = {  # name -> what differs from the method itself
   # Cures: of what the marker and the answer do to the traces,
   "nrt_forced": FORCED,
   "nrt_marker": {"prompt.marker": "#### "},
-  "nrt_derived": {"algorithm.answer_weight": "derived"},
+  "nrt_derived": {"algorithm.answer_weight": "derived", **FORCED},  # the paper's weights
   "nrt_kl": KL,
   "nrt_forced_kl": {**FORCED, **KL},
+  "nrt_light": {"algorithm.answer_coef": 0.03, "algorithm.format_coef": 0.01},  # gradients the size of the rewards'
   "nrt_slow": {"optimizer.learning_rate": 2e-6},
   # and of the rewards.
-  "nrt_reward": {"algorithm.trace_coef": 30.0},
   "nrt_prob": {"algorithm.reward": "prob"},
   "nrt_unscaled": {"algorithm.scale": "none"},
   "nrt_cool": {"sampling.temperature": 0.6},
   "nrt_samples": {},  # MORE times as many of each question, of as many fewer questions
 }
 MORE = 4
-STOPPED = 143  # exit code
 ANSWER = 8  # tokens
 EVALUATED = 200  # questions of the test file
 SHOWN = ("answer_logp", "answer_logp_gain", "accuracy", "marker_fraction", "trace_length")
@@ -133,8 +132,7 @@ def train(method: str, seed: int, on: str, workdir: str, overrides: dict) -> Non
   for key, text in {"seed": str(seed), **overrides}.items():
     override(values, key.split("."), text)
   print(f"\n== {method}, seed {seed}: {values['total_steps']} steps ==", file=sys.stderr)
-  if not training.train(config.stages_of(values), workdir, values):
-    sys.exit(STOPPED)  # by a signal, after saving; the same command resumes
+  training.train_to_end(config.stages_of(values), workdir, values)
 
 
 def read_run(workdir: str) -> dict | None:

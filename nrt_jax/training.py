@@ -87,6 +87,7 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
         saved = checkpoints.latest_step()
         again = "starts again" if saved is None else f"resumes from step {saved}"
         writer.note(f"stopped by a signal; the same command {again}")
+        stop.clear()
         return False
 
     # ---- 5. Export.
@@ -101,6 +102,12 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
     checkpoints.require_saved(progress.number)
     files.upload(exports=True)
   return True
+
+
+def train_to_end(runs: list[RunConfig], workdir: str, config_values: dict | None = None) -> None:
+  """`train` in a script of several runs. Where a signal stops this one, exits with 143, so that no other follows."""
+  if not train(runs, workdir, config_values):
+    raise SystemExit(stopping.STOPPED)
 
 
 # --------------------------------------------------------------------------------------------------------------- loop

@@ -1,7 +1,9 @@
 """Whole runs at toy size: stages, resuming after any interruption, saving and exporting."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -144,6 +146,33 @@ def test_the_same_command_again_changes_nothing(uninterrupted, values):
   before = {path: path.read_bytes() for path in uninterrupted.glob("*.jsonl")}
   train(values, uninterrupted)
   assert before == {path: path.read_bytes() for path in uninterrupted.glob("*.jsonl")}
+
+
+def test_a_signal_that_comes_too_late_is_passed_on(values, uninterrupted, monkeypatch):
+  """While the policy is exported: the run ends as it would have, and then whoever waits for the signal gets it."""
+  export, passed_on = training.workdirs.export, []
+
+  def interrupted(*arguments):
+    signal.raise_signal(signal.SIGTERM)
+    export(*arguments)
+    assert not passed_on
+
+  monkeypatch.setattr(training.workdirs, "export", interrupted)
+  before = signal.signal(signal.SIGTERM, lambda *_: passed_on.append(True))
+  try:
+    assert training.train(config.stages_of(values), str(uninterrupted), values)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert passed_on == [True]
+
+
+def test_a_script_of_several_runs_ends_with_the_one_that_is_stopped(monkeypatch):
+  for ended in (True, False):
+    monkeypatch.setattr(training, "train", lambda *_, ended=ended: ended)
+    with contextlib.nullcontext() if ended else pytest.raises(SystemExit, match="143"):
+      training.train_to_end([], "runs")
+  scripts = [*(ROOT / "experiments").rglob("*.py"), ROOT / "nrt_jax/commands/quickstart.py"]
+  assert not [path.name for path in scripts if "training.train(" in path.read_text()]  # it says what few would ask
 
 
 # Noticed one step later: in step 3, which is due an evaluation; at a stage's end; in a stage's first step; at the end.

@@ -60,7 +60,7 @@ def learnt(language: str, kind: str, steps: int, root: str):
   hf_weights.write_config(ModelConfig(vocab_size=len(tokenizer), **sizes), model)
   values = values_of("sft", language, kind, model)
   values["total_steps"], values["logging"]["tensorboard"] = steps, False
-  training.train(stages_of(values), os.path.join(root, "run"), values)
+  training.train_to_end(stages_of(values), os.path.join(root, "run"), values)
   return model, os.path.join(root, "run")
 
 

@@ -160,8 +160,7 @@ def run(root: str, arm: str, seed: int, steps: int, form_steps: int) -> dict:
   directory = os.path.join(root, f"{arm}_{seed}_{steps}_{form_steps}")
   values = values_of(arm, model, seed, steps, form_steps)
   runs = stages_of(values)
-  if not training.train(runs, directory, values):
-    raise SystemExit(143)
+  training.train_to_end(runs, directory, values)
   line = {"arm": arm, "seed": seed, "limit": steps, "form_steps": form_steps, **measure(directory, runs)}
   return {**line, "seconds": round(time.monotonic() - clock, 1)}
 

@@ -106,10 +106,10 @@ def run(args) -> list[dict]:
       if any(done.items() <= line.items() for line in read_json_lines(path)):
         continue
       values = pretraining(model, seed) | {"total_steps": args.pretrain_steps}
-      training.train(stages_of(values), start, values)
+      training.train_to_end(stages_of(values), start, values)
       place, clock = directory(args.workdir, done), time.process_time()
       values = method(name, model, start, seed, args.steps)
-      training.train(stages_of(values), place, values)
+      training.train_to_end(stages_of(values), place, values)
       append_json_line(path, done | {"cpu_seconds": round(time.process_time() - clock, 1)})
       print(f"seed {seed} {name}: {measured(place)}", file=sys.stderr, flush=True)
   return read_json_lines(path)

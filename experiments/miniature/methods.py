@@ -61,7 +61,7 @@ class Bench:
     if seed not in self._starts:
       directory = os.path.join(self.root, f"pretrain_{self.pretrain_steps}_{seed}")
       values = plain(methods_recipe.pretrain_config(self.task, self.model_path, self.pretrain_steps, seed), "")
-      training.train(stages_of(values), directory, values)
+      training.train_to_end(stages_of(values), directory, values)
       params = workdir.read_policy(directory, self.model)
       self._starts[seed] = params, self.evaluate(params, 0)
     return self._starts[seed]

@@ -185,7 +185,7 @@ def start_params(root: str, task: str, model: str, steps: int, seed: int, archit
   values["evaluation"].update(data=None)
   values["optimizer"].update(learning_rate=1e-3, warmup_steps=min(100, steps))
   values["logging"].update(every_steps=100)
-  training.train(stages_of(values), directory, values)
+  training.train_to_end(stages_of(values), directory, values)
   return workdir.read_policy(directory, architecture)
 
 

@@ -21,7 +21,6 @@ import sys
 from nrt_jax import training
 from nrt_jax.commands import flags, output, sample
 from nrt_jax.commands.configs import base_config, plain
-from nrt_jax.commands.train import STOPPED
 from nrt_jax.config import stages_of
 from nrt_jax.data.prompts import word_tokenizer
 from nrt_jax.errors import UserError
@@ -132,8 +131,7 @@ def train(name: str, config, root: str, seed: int) -> dict:
   print(f"\n== {name}: {config.total_steps} steps ({config.algorithm.name}) ==", file=sys.stderr)
   values = plain(config, "")
   workdir = os.path.join(root, name)
-  if not training.train(stages_of(values), workdir, values):
-    raise SystemExit(STOPPED)
+  training.train_to_end(stages_of(values), workdir, values)
   evaluations = [line for line in runs.read_metrics(workdir) if "eval/heldout/accuracy" in line]
   return {"before": evaluations[0], "after": evaluations[-1]}
 

@@ -7,8 +7,7 @@ import jax
 from nrt_jax import buckets, config, training
 from nrt_jax.commands import configs, output
 from nrt_jax.errors import UserError
-
-STOPPED = 143  # the exit code of a process ended by SIGTERM: tells a supervisor that the run is not finished
+from nrt_jax.records import stopping
 
 
 def run(args) -> None:
@@ -19,7 +18,7 @@ def run(args) -> None:
   output.check_workdir(args.workdir)
   workdir = args.workdir.rstrip("/") if buckets.is_url(args.workdir) else os.path.abspath(args.workdir)
   if not training.train(runs, workdir, values, args.allow_change):
-    raise SystemExit(STOPPED)
+    raise SystemExit(stopping.STOPPED)
 
 
 def join_processes(where: str, timeout: int) -> None:

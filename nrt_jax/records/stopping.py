@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from nrt_jax.errors import UserError
 
+STOPPED = 143  # the exit code of a process ended by SIGTERM: tells a supervisor that the run is not finished
 SHARES = ("accuracy", "_fraction")  # ends of the names of metrics in [0, 1]
 
 
@@ -55,6 +56,7 @@ class StopConfig:
 def stop_flag():
   """Yields a list that becomes non-empty on SIGTERM (a preemption notice): the loop then saves and stops.
 
+  Whoever heeds the signal clears the list. A signal that came too late for that goes to the handler of before.
   With several processes, JAX's preemption service handles the signal, so that all stop at the same step.
   """
   flag = []
@@ -70,6 +72,8 @@ def stop_flag():
     yield flag
   finally:
     signal.signal(signal.SIGTERM, before)
+  if flag:
+    signal.raise_signal(signal.SIGTERM)
 
 
 def must_stop(flag: list, step: int) -> bool:
