@@ -9,7 +9,7 @@
              that down, and the first takes most of the memory. On 2 CPU cores two hours for two seeds, by a step's
              time. To try it in minutes: --seeds 0 --steps 2 --questions 8
   expected   log p(answer) per token from -4.2 to -1.8 (NRT) and -1.6 (SFT); no method learns to solve the problems,
-             and NRT's traces turn to noise: docs/results/smollm2_gsm8k.md says why
+             and NRT's traces turn to noise without a KL term: docs/results/smollm2_gsm8k.md says why
 
 The reference answer is the number behind "####"; no worked solution is read. Both methods start from the same weights,
 chat with the model's own template and have the same marker, learning rate and number of steps. A step of NRT samples
