@@ -53,7 +53,7 @@ METHODS = {  # name -> what differs from the method itself
   "nrt_derived": {"algorithm.answer_weight": "derived", **FORCED},  # the paper's weights
   "nrt_kl": KL,
   "nrt_forced_kl": {**FORCED, **KL},
-  "nrt_light": {"algorithm.answer_coef": 0.03, "algorithm.format_coef": 0.01},  # gradients the size of the rewards'
+  "nrt_light": {"algorithm.answer_coef": 0.03, "algorithm.format_coef": 0.01},  # gradients not far from the rewards'
   "nrt_slow": {"optimizer.learning_rate": 2e-6},
   # and of the rewards.
   "nrt_prob": {"algorithm.reward": "prob"},

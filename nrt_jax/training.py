@@ -104,9 +104,9 @@ def train(runs: list[RunConfig], workdir: str, config_values: dict | None = None
   return True
 
 
-def train_to_end(runs: list[RunConfig], workdir: str, config_values: dict | None = None) -> None:
-  """`train` in a script of several runs. Where a signal stops this one, exits with 143, so that no other follows."""
-  if not train(runs, workdir, config_values):
+def train_to_end(runs: list[RunConfig], workdir: str, config_values: dict | None = None, allow_change=()) -> None:
+  """`train` for a process that has nothing more to do where a signal stops the run: it exits with 143 then."""
+  if not train(runs, workdir, config_values, allow_change):
     raise SystemExit(stopping.STOPPED)
 
 

@@ -7,7 +7,6 @@ import jax
 from nrt_jax import buckets, config, training
 from nrt_jax.commands import configs, output
 from nrt_jax.errors import UserError
-from nrt_jax.records import stopping
 
 
 def run(args) -> None:
@@ -17,8 +16,7 @@ def run(args) -> None:
   runs = config.stages_of(values)
   output.check_workdir(args.workdir)
   workdir = args.workdir.rstrip("/") if buckets.is_url(args.workdir) else os.path.abspath(args.workdir)
-  if not training.train(runs, workdir, values, args.allow_change):
-    raise SystemExit(stopping.STOPPED)
+  training.train_to_end(runs, workdir, values, args.allow_change)
 
 
 def join_processes(where: str, timeout: int) -> None:
